@@ -1,0 +1,56 @@
+# make demo   see it work: a node, the example model, a stream of events
+# make test   everything that must hold before a change lands
+#
+# Both install what they need where they may (apt, as root or by sudo), and name it where not.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+# Outside the checkout, so that RocksDB and Burn are compiled once for all clones.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/statehouse/target
+# Where there is a ccache it sits before the compilers on the path: a changed flag then
+# costs minutes, not a quarter of an hour.
+export PATH := /usr/lib/ccache:$(PATH)
+
+# One profile for everything: each further one would compile RocksDB again.
+CARGO_FLAGS := --release --locked
+STATEHOUSE := $(CARGO_TARGET_DIR)/release/statehouse
+
+.PHONY: help demo build test fmt check-fmt lint unit check-cuda doc fix needs bench clean-data
+
+help:
+	@sed -n '1,4p' Makefile
+
+needs:
+	@./.ci/needs
+
+build: needs
+	cargo build $(CARGO_FLAGS) --bin statehouse
+
+# EVENTS=FILE.csv[.gz] replays that file of bank transactions instead of a made-up stream.
+demo: build
+	$(STATEHOUSE) demo $(if $(EVENTS),--events $(EVENTS))
+
+test: needs check-fmt lint unit check-cuda doc
+
+check-fmt:
+	cargo fmt --all --check
+
+lint:
+	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+
+unit:
+	cargo test $(CARGO_FLAGS) --workspace
+
+check-cuda:
+	cargo check $(CARGO_FLAGS) --features cuda
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc $(CARGO_FLAGS) --workspace --no-deps
+
+fix:
+	cargo fmt --all
+
+# Micro benchmarks; benches/peers/ has the comparisons.
+bench: needs
+	cargo bench --profile release --locked --workspace

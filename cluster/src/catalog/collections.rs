@@ -1,0 +1,163 @@
+//! Collections: create, list, drop.
+//!
+//! A collection's id is the version of the write that created its row: unique, never used again.
+//! A drop first marks the row, then deletes the states in every shard, then the row, so that a
+//! crash in between is finished at the next start.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use statehouse_store::{CollectionId, Command, Condition};
+
+use super::rows::{self, Row};
+use super::{COLLECTIONS, Catalog};
+use crate::replica::unix_now_ms;
+use crate::{Error, META_SHARD};
+
+/// What a read of a missing state answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Missing {
+    /// An error.
+    Error,
+    /// A state of version 0 without fields.
+    Empty,
+}
+
+/// How a collection keeps its states.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// The largest state, in bytes of its fields.
+    pub state_bytes_max: u64,
+    /// States up to this many bytes lie in one row.
+    pub inline_bytes_max: u32,
+    /// Milliseconds until a write that names no expiry expires; `None`: never.
+    pub default_ttl_ms: Option<u64>,
+    /// What a read of a missing state answers.
+    pub missing: Missing,
+}
+
+/// A collection that exists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collection {
+    /// Never used again, not even after a drop.
+    pub id: CollectionId,
+    /// Its name.
+    pub name: String,
+    /// How it keeps its states.
+    pub settings: Settings,
+    /// Unix milliseconds.
+    pub created_at_ms: u64,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct CollectionRow {
+    format: u32,
+    /// Absent in the row as created: its version is the id.
+    id: Option<u64>,
+    settings: Settings,
+    created_at_ms: u64,
+    dropping: bool,
+}
+
+const FORMAT: u32 = 1;
+
+impl Catalog {
+    /// The collection of that name.
+    pub fn collection(&self, name: &str) -> Result<Arc<Collection>, Error> {
+        self.collections
+            .load()
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::Unknown { kind: "collection", name: name.to_owned() })
+    }
+
+    /// All collections, by name.
+    pub fn collections(&self) -> Arc<BTreeMap<String, Arc<Collection>>> {
+        self.collections.load_full()
+    }
+
+    /// Creates a collection. With `if_not_exists`, one with the same settings is as good.
+    pub async fn create_collection(
+        &self,
+        name: &str,
+        settings: Settings,
+        if_not_exists: bool,
+    ) -> Result<Arc<Collection>, Error> {
+        let _change = self.change.lock().await;
+        let row = CollectionRow {
+            format: FORMAT,
+            id: None,
+            settings: settings.clone(),
+            created_at_ms: unix_now_ms(),
+            dropping: false,
+        };
+        let written = rows::put(&self.shards, COLLECTIONS, name, &row, Condition::Absent).await?;
+        self.reload_collections()?;
+        match (written, self.collection(name)) {
+            (Some(_), found) => found,
+            (None, Ok(found)) if if_not_exists && found.settings == settings => Ok(found),
+            (None, found) => {
+                let difference = match found {
+                    Ok(found) if if_not_exists => format!(" with settings {:?}", found.settings),
+                    _ => String::new(),
+                };
+                Err(Error::Exists { kind: "collection", name: name.to_owned(), difference })
+            }
+        }
+    }
+
+    /// Drops a collection and every state in it.
+    pub async fn drop_collection(&self, name: &str) -> Result<(), Error> {
+        let _change = self.change.lock().await;
+        let unknown = || Error::Unknown { kind: "collection", name: name.to_owned() };
+        let row: Row<CollectionRow> =
+            rows::get(&self.shards, COLLECTIONS, name.as_bytes())?.ok_or_else(unknown)?;
+        let id = row.value.id.unwrap_or(row.version);
+        let marked = CollectionRow { id: Some(id), dropping: true, ..row.value };
+        let condition = Condition::Version(row.version);
+        rows::put(&self.shards, COLLECTIONS, name, &marked, condition)
+            .await?
+            .ok_or_else(unknown)?;
+        // From here on nobody finds it.
+        self.reload_collections()?;
+        self.finish_drop(name, CollectionId(id)).await
+    }
+
+    pub(super) async fn finish_drops(&self) -> Result<(), Error> {
+        for row in rows::scan::<CollectionRow>(&self.shards, COLLECTIONS)? {
+            if row.value.dropping {
+                let id = CollectionId(row.value.id.unwrap_or(row.version));
+                tracing::info!(collection = row.key, "finishing an interrupted drop");
+                self.finish_drop(&row.key, id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn finish_drop(&self, name: &str, collection: CollectionId) -> Result<(), Error> {
+        for shard in self.shards.map().all().filter(|shard| *shard != META_SHARD) {
+            self.shards.propose(shard, Command::DropCollection { collection }).await?;
+        }
+        rows::delete(&self.shards, COLLECTIONS, name).await
+    }
+
+    pub(super) fn reload_collections(&self) -> Result<(), Error> {
+        let found = rows::scan::<CollectionRow>(&self.shards, COLLECTIONS)?
+            .into_iter()
+            .filter(|row| !row.value.dropping)
+            .map(|row| {
+                let collection = Collection {
+                    id: CollectionId(row.value.id.unwrap_or(row.version)),
+                    name: row.key.clone(),
+                    settings: row.value.settings,
+                    created_at_ms: row.value.created_at_ms,
+                };
+                (row.key, Arc::new(collection))
+            })
+            .collect();
+        self.collections.store(Arc::new(found));
+        Ok(())
+    }
+}

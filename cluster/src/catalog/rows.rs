@@ -1,0 +1,117 @@
+//! One row of the catalog: a state with one field, JSON under a format number.
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use statehouse_store::{
+    CollectionId, Command, Condition, Delete, Expiry, Field, Put, Reply, Selection, Target, Value,
+    Write, WriteLimits,
+};
+
+use crate::{Error, META_SHARD, Shards};
+
+/// The field that holds a row's JSON.
+const FIELD: &str = "row";
+
+/// Rows read at a time.
+const SCAN_ROWS: usize = 256;
+
+/// What a system collection's state may hold: model files are the largest.
+const LIMITS: WriteLimits = WriteLimits { state_bytes_max: 1 << 30, inline_bytes_max: 16 << 10 };
+
+/// A row and the version it was read at.
+pub struct Row<T> {
+    pub key: String,
+    pub version: u64,
+    pub value: T,
+}
+
+/// All rows of a system collection.
+pub fn scan<T: DeserializeOwned>(
+    shards: &Shards,
+    collection: CollectionId,
+) -> Result<Vec<Row<T>>, Error> {
+    let reader = shards.meta().reader();
+    let mut rows = Vec::new();
+    let mut after: Option<Bytes> = None;
+    loop {
+        let keys = reader.scan(collection, after.as_deref(), SCAN_ROWS)?;
+        let Some(last) = keys.last().cloned() else { return Ok(rows) };
+        for key in keys {
+            if let Some(row) = get(shards, collection, &key)? {
+                rows.push(row);
+            }
+        }
+        after = Some(last);
+    }
+}
+
+/// One row, if it is there.
+pub fn get<T: DeserializeOwned>(
+    shards: &Shards,
+    collection: CollectionId,
+    key: &[u8],
+) -> Result<Option<Row<T>>, Error> {
+    let now_ms = crate::replica::unix_now_ms();
+    let state = shards.meta().reader().get_whole(collection, key, &Selection::all(), now_ms)?;
+    let Some(state) = state else { return Ok(None) };
+    let name = String::from_utf8_lossy(key).into_owned();
+    let json = state
+        .fields
+        .iter()
+        .find(|field| field.name == FIELD)
+        .map(|field| field.value.bytes().clone())
+        .ok_or_else(|| Error::Invalid(format!("catalog row {name:?} has no field {FIELD:?}")))?;
+    let value = serde_json::from_slice(&json)
+        .map_err(|error| Error::Invalid(format!("read catalog row {name:?}: {error}")))?;
+    Ok(Some(Row { key: name, version: state.version, value }))
+}
+
+/// Writes a row; answers its new version, or `None` if the condition did not hold.
+pub async fn put<T: Serialize>(
+    shards: &Shards,
+    collection: CollectionId,
+    key: &str,
+    value: &T,
+    condition: Condition,
+) -> Result<Option<u64>, Error> {
+    let json = serde_json::to_vec(value).expect("catalog rows become JSON");
+    let fields = vec![Field { name: FIELD.into(), value: Value::Bytes(Bytes::from(json)) }];
+    put_fields(shards, collection, key, fields, condition).await
+}
+
+/// Writes a state of a system collection; answers as [`put`].
+pub async fn put_fields(
+    shards: &Shards,
+    collection: CollectionId,
+    key: &str,
+    fields: Vec<Field>,
+    condition: Condition,
+) -> Result<Option<u64>, Error> {
+    let write = write(collection, key, condition);
+    match shards.propose(META_SHARD, Command::Put(Put { write, fields })).await? {
+        Reply::Written { version, .. } => Ok(Some(version)),
+        Reply::Conflict { .. } => Ok(None),
+        other => Err(Error::Invalid(format!("catalog write of {key:?} answered {other:?}"))),
+    }
+}
+
+/// Deletes a row, whatever its version.
+pub async fn delete(shards: &Shards, collection: CollectionId, key: &str) -> Result<(), Error> {
+    let write = write(collection, key, Condition::Any);
+    shards.propose(META_SHARD, Command::Delete(Delete { write })).await?;
+    Ok(())
+}
+
+fn write(collection: CollectionId, key: &str, condition: Condition) -> Write {
+    Write {
+        target: Target { collection, key: Bytes::copy_from_slice(key.as_bytes()) },
+        condition,
+        request: None,
+        expiry: Expiry::Never,
+        writer: 0,
+        model: None,
+        limits: LIMITS,
+        answer: Bytes::new(),
+    }
+}

@@ -1,0 +1,32 @@
+//! How we agree: shards, their replicas, and the catalog that all nodes share.
+//!
+//! A node keeps one replica of each shard it holds. A write is *proposed* to the shard's replica,
+//! batched with its neighbours into one log entry, *appended* (and fsynced) by the store's one
+//! commit thread, then *applied* by the driver thread, and only then answered.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `shard_map.rs` * | key → slot → shard |
+//! | `proposals.rs` * | which waiting commands ride in the next entry |
+//! | `replica.rs` | one shard's copy here: propose, read |
+//! | `driver.rs` | the thread that applies what is durable |
+//! | `shards.rs` | all replicas of a node: open, locate, close |
+//! | `catalog.rs` | collections and models, kept as states of shard 0 |
+//!
+//! Files marked * are pure.
+//!
+//! Not done: replication. A replica is its own quorum; what is durable here is committed. The
+//! path is the one that Raft drives: `Log::append` with a callback, then `Shard::apply`.
+
+pub mod catalog;
+mod driver;
+mod error;
+mod proposals;
+mod replica;
+mod shard_map;
+mod shards;
+
+pub use error::Error;
+pub use replica::{Done, Replica};
+pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
+pub use shards::{Config, Shards};

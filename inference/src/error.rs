@@ -1,0 +1,92 @@
+//! Everything this room can refuse, one variant per thing a caller does differently.
+
+use crate::tensor::{DType, ShapeError};
+use std::time::Duration;
+
+/// Why a model was not loaded or a row was not scored.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// `model.toml` is wrong. The message carries line numbers where there are any.
+    #[error("model.toml: {reason}")]
+    Manifest { reason: String },
+    /// The graph or weights file is corrupt, over a limit, or not what the manifest says.
+    #[error("{file}: {reason}")]
+    Weights { file: String, reason: String },
+    /// The graph uses an operator that is not interpreted.
+    #[error("unsupported operator {op} (domain '{domain}', opset {opset}) in node '{node}'")]
+    UnsupportedOperator { op: String, domain: String, node: String, opset: i64 },
+    /// A trial run at load failed.
+    #[error("self-test failed at output '{output}': {reason}")]
+    SelfTest { output: String, reason: String },
+    /// The request's tensors are not what the model declares.
+    #[error(transparent)]
+    Input(#[from] InputError),
+    /// This row's result holds NaN or infinity where the manifest forbids it.
+    #[error("output '{output}' is not finite")]
+    NotFinite { output: String },
+    /// The queue is full.
+    #[error("the worker's queue is full: {queued} rows wait, at most {queued_max} may")]
+    Overloaded { queued: usize, queued_max: usize },
+    /// By the measured cost the answer would come after the deadline.
+    #[error("deadline can't be met: {needed:?} needed, {left:?} left")]
+    DeadlineUnmeetable { needed: Duration, left: Duration },
+    /// The model was unloaded or the worker has shut down.
+    #[error("{what} is gone")]
+    Gone { what: String },
+    /// The device failed or a run panicked.
+    #[error("inference failed: {reason}")]
+    Internal { reason: String },
+}
+
+/// What is wrong with a request's tensors.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// The model has no input of this name.
+    #[error("unknown input '{name}'{}", suggest(.nearest))]
+    Unknown { name: String, nearest: Option<String> },
+    /// An input was given twice.
+    #[error("input '{name}' is given twice")]
+    Duplicate { name: String },
+    /// A declared input was not given.
+    #[error("missing input '{name}': expected {dtype} {shape}")]
+    Missing { name: String, dtype: DType, shape: String },
+    /// Another element type.
+    #[error("input '{name}': expected {expected}, got {actual}")]
+    DType { name: String, expected: DType, actual: DType },
+    /// Another shape. The expectation shows free axes as `?`.
+    #[error("input '{name}': expected shape {expected}, got {actual:?}")]
+    Shape { name: String, expected: String, actual: Vec<usize> },
+    /// Bytes that don't fill the shape.
+    #[error("input '{name}': {source}")]
+    Bytes { name: String, source: ShapeError },
+    /// NaN or infinity where the manifest forbids it.
+    #[error("input '{name}': element {element} is not finite")]
+    NotFinite { name: String, element: usize },
+    /// An index outside the table it selects from.
+    #[error("input '{name}': index {value} is out of range, expected {min}..={max}")]
+    Index { name: String, value: i64, min: i64, max: i64 },
+    /// A number of tensors other than declared.
+    #[error("expected {expected} {what}, got {actual}")]
+    Count { what: &'static str, expected: usize, actual: usize },
+}
+
+fn suggest(nearest: &Option<String>) -> String {
+    nearest.as_ref().map(|name| format!(", nearest is '{name}'")).unwrap_or_default()
+}
+
+impl Error {
+    /// A [`Error::Manifest`] with this reason.
+    pub(crate) fn manifest(reason: impl Into<String>) -> Error {
+        Error::Manifest { reason: reason.into() }
+    }
+
+    /// A [`Error::Weights`] about `model.onnx`.
+    pub(crate) fn onnx(reason: impl Into<String>) -> Error {
+        Error::Weights { file: "model.onnx".into(), reason: reason.into() }
+    }
+
+    /// A [`Error::Internal`] with this reason.
+    pub(crate) fn internal(reason: impl Into<String>) -> Error {
+        Error::Internal { reason: reason.into() }
+    }
+}

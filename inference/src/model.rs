@@ -1,0 +1,510 @@
+//! A model: its program, and how rows and states are bound to it. Checked without a device.
+
+use crate::architecture;
+use crate::device::DeviceKind;
+use crate::error::{Error, InputError};
+use crate::manifest::{self, Format, Initial, Manifest, NotFinite, nearest};
+use crate::onnx::graph::{Axis, Graph};
+use crate::onnx::host::HostTensor;
+use crate::onnx::plan::{Port, Program};
+use crate::tensor::{DType, Tensor, byte_count};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use xxhash_rust::xxh3::Xxh3;
+
+pub use crate::manifest::NotFinite as NotFinitePolicy;
+
+/// The largest initial state.
+pub const STATE_BYTES_MAX: usize = 1 << 30;
+
+/// A request input: what the caller gives beside the state.
+#[derive(Clone, Debug, PartialEq)]
+pub struct InputSpec {
+    /// Its name in the graph.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// One row's shape, without the batch axis; `None` where any length will do.
+    pub row_shape: Vec<Option<usize>>,
+    /// What happens to NaN or infinity.
+    pub nan: NotFinite,
+    /// Indices into a table of this length, if it is one.
+    pub index_limit: Option<usize>,
+}
+
+/// A tensor that is kept between calls.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateSpec {
+    /// The field of the stored state.
+    pub field: String,
+    /// The graph input that reads it.
+    pub input: String,
+    /// The graph output that replaces it.
+    pub output: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// One row's shape, without the batch axis; `None` where it may change from step to step.
+    pub row_shape: Vec<Option<usize>>,
+    /// What a missing state starts from: one row.
+    pub initial: Tensor,
+}
+
+/// A tensor that is answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutputSpec {
+    /// Its name in the graph.
+    pub name: String,
+    /// Its element type.
+    pub dtype: DType,
+    /// One row's shape, without the batch axis; `None` where it depends on the inputs.
+    pub row_shape: Vec<Option<usize>>,
+}
+
+/// How a model's rows are batched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Rows per batch.
+    pub batch_rows_max: usize,
+    /// How long the oldest row may wait for a batch to fill.
+    pub batch_wait_max: Duration,
+}
+
+/// Where a graph input comes from or an output goes: a position among the request's tensors, or among
+/// the states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Request(usize),
+    State(usize),
+}
+
+/// How a graph input or output is cut into rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Binding {
+    pub name: String,
+    pub place: Place,
+    pub batch_axis: usize,
+    pub nan: NotFinite,
+}
+
+/// A checked model. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    parts: Arc<Parts>,
+}
+
+#[derive(Clone, Debug)]
+struct Parts {
+    name: String,
+    digest: String,
+    program: Arc<Program>,
+    inputs: Vec<InputSpec>,
+    states: Vec<StateSpec>,
+    outputs: Vec<OutputSpec>,
+    graph_inputs: Vec<Binding>,
+    graph_outputs: Vec<Binding>,
+    rows_max: Option<usize>,
+    limits: Limits,
+    batch_is_one: bool,
+}
+
+impl Model {
+    /// Reads a model directory's files: `model.toml` and the file that its format names. Other files
+    /// are ignored.
+    pub fn from_files(files: &BTreeMap<String, Bytes>) -> Result<Model, Error> {
+        let file = |name: &str| {
+            files.get(name).ok_or_else(|| Error::manifest(format!("expected a file {name}")))
+        };
+        let text = std::str::from_utf8(file("model.toml")?)
+            .map_err(|_| Error::manifest("expected UTF-8 text"))?;
+        let manifest = Manifest::parse(text)?;
+        let (weights, graph) = match (&manifest.format, &manifest.architecture) {
+            (Format::Onnx, _) | (Format::Safetensors, None) => {
+                let weights = file("model.onnx")?;
+                (weights, Graph::parse(weights.clone())?)
+            }
+            (Format::Safetensors, Some(architecture)) => {
+                let weights = file("model.safetensors")?;
+                (weights, architecture::build(architecture, weights)?)
+            }
+        };
+        let mut digest = Xxh3::new();
+        digest.update(text.as_bytes());
+        digest.update(&[0]);
+        digest.update(weights);
+        let program = Arc::new(Program::plan(graph)?);
+        Model::bind(manifest, program, format!("{:032x}", digest.digest128()))
+    }
+
+    fn bind(manifest: Manifest, program: Arc<Program>, digest: String) -> Result<Model, Error> {
+        check_names(&manifest, &program)?;
+        let mut inputs = Vec::new();
+        let mut states: Vec<Option<StateSpec>> = vec![None; manifest.states.len()];
+        let mut graph_inputs = Vec::new();
+        let mut batch_is_one = false;
+        for port in &program.inputs {
+            let state = manifest.states.iter().position(|state| state.input == port.name);
+            let written = manifest.inputs.iter().find(|written| written.name == port.name);
+            let batch_axis = match state {
+                Some(position) => manifest.states[position].batch_axis,
+                None => written.map_or(0, |written| written.batch_axis),
+            };
+            let (row_shape, is_one) = input_rows(port, batch_axis)?;
+            batch_is_one |= is_one;
+            let nan = written.map(|written| written.nan).unwrap_or_default();
+            let place = match state {
+                Some(position) => {
+                    let state = &manifest.states[position];
+                    states[position] = Some(state_spec(state, port, row_shape)?);
+                    Place::State(position)
+                }
+                None => {
+                    let index_limit = program.index_limits.get(&port.name).copied();
+                    let (name, dtype) = (port.name.clone(), port.dtype);
+                    inputs.push(InputSpec { name, dtype, row_shape, nan, index_limit });
+                    Place::Request(inputs.len() - 1)
+                }
+            };
+            graph_inputs.push(Binding { name: port.name.clone(), place, batch_axis, nan });
+        }
+        let states: Vec<StateSpec> = states
+            .into_iter()
+            .map(|state| state.expect("check_names found every state's input"))
+            .collect();
+        let (outputs, graph_outputs) = bind_outputs(&manifest, &program, &states)?;
+        let mut parts = Parts {
+            name: manifest.name.clone(),
+            digest,
+            program,
+            inputs,
+            states,
+            outputs,
+            graph_inputs,
+            graph_outputs,
+            rows_max: manifest.batch.rows_max,
+            limits: Limits { batch_rows_max: 1, batch_wait_max: manifest.wait_max() },
+            batch_is_one,
+        };
+        parts.limits.batch_rows_max = parts.rows_on(DeviceKind::Cpu);
+        Ok(Model { parts: Arc::new(parts) })
+    }
+
+    /// The manifest's name.
+    pub fn name(&self) -> &str {
+        &self.parts.name
+    }
+
+    /// The request inputs, in graph order.
+    pub fn inputs(&self) -> &[InputSpec] {
+        &self.parts.inputs
+    }
+
+    /// The states, in the manifest's order.
+    pub fn states(&self) -> &[StateSpec] {
+        &self.parts.states
+    }
+
+    /// The answered outputs, in graph order, without the states.
+    pub fn outputs(&self) -> &[OutputSpec] {
+        &self.parts.outputs
+    }
+
+    /// How rows are batched; before loading, as on a CPU.
+    pub fn limits(&self) -> Limits {
+        self.parts.limits
+    }
+
+    /// The bytes of weights as they are computed (f32, i64).
+    pub fn weights_bytes(&self) -> usize {
+        self.parts.program.constant_bytes()
+    }
+
+    /// A hash of manifest and weights, 32 hex digits. Not cryptographic.
+    pub fn digest(&self) -> &str {
+        &self.parts.digest
+    }
+
+    /// The planned graph.
+    pub fn program(&self) -> &Arc<Program> {
+        &self.parts.program
+    }
+
+    /// A paragraph for people.
+    pub fn describe(&self) -> String {
+        let parts = &self.parts;
+        let steps = parts.program.steps.len();
+        let batching = if parts.batch_is_one {
+            "row by row: the graph's batch axis is fixed to 1".to_string()
+        } else {
+            format!("up to {} rows per batch", parts.limits.batch_rows_max)
+        };
+        let input = |spec: &InputSpec| {
+            format!("{} {} {}", spec.name, spec.dtype, shape_text(&spec.row_shape))
+        };
+        let state = |spec: &StateSpec| {
+            format!("{} {} {}", spec.field, spec.dtype, shape_text(&spec.row_shape))
+        };
+        let output = |spec: &OutputSpec| format!("{} {}", spec.name, spec.dtype);
+        format!(
+            "{}: inputs {}; states {}; outputs {}; {steps} steps, {} bytes of weights; {batching}",
+            parts.name,
+            listed(parts.inputs.iter().map(input)),
+            listed(parts.states.iter().map(state)),
+            listed(parts.outputs.iter().map(output)),
+            self.weights_bytes(),
+        )
+    }
+
+    /// Checks one row's inputs, given by name, and puts them in declared order.
+    pub fn check_inputs<N: AsRef<str>>(
+        &self,
+        given: impl IntoIterator<Item = (N, Tensor)>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let specs = &self.parts.inputs;
+        let mut found: Vec<Option<Tensor>> = vec![None; specs.len()];
+        for (name, tensor) in given {
+            let name = name.as_ref();
+            let Some(position) = specs.iter().position(|spec| spec.name == name) else {
+                let nearest = nearest(name, specs.iter().map(|spec| spec.name.as_str()));
+                return Err(InputError::Unknown { name: name.into(), nearest }.into());
+            };
+            check_input(&specs[position], &tensor)?;
+            if found[position].replace(tensor).is_some() {
+                return Err(InputError::Duplicate { name: name.into() }.into());
+            }
+        }
+        found
+            .into_iter()
+            .zip(specs)
+            .map(|(tensor, spec)| {
+                tensor.ok_or_else(|| {
+                    let (name, shape) = (spec.name.clone(), shape_text(&spec.row_shape));
+                    InputError::Missing { name, dtype: spec.dtype, shape }.into()
+                })
+            })
+            .collect()
+    }
+
+    pub(crate) fn graph_inputs(&self) -> &[Binding] {
+        &self.parts.graph_inputs
+    }
+
+    pub(crate) fn graph_outputs(&self) -> &[Binding] {
+        &self.parts.graph_outputs
+    }
+
+    /// This model with the limits of a device, and the shapes seen in a trial where the graph declares
+    /// none.
+    pub(crate) fn on_device(&self, kind: DeviceKind, seen: &[Vec<usize>]) -> Model {
+        let mut parts = Parts::clone(&self.parts);
+        parts.limits.batch_rows_max = parts.rows_on(kind);
+        for ((port, binding), shape) in
+            parts.program.outputs.iter().zip(&parts.graph_outputs).zip(seen)
+        {
+            if let (None, Place::Request(position)) = (&port.shape, binding.place) {
+                parts.outputs[position].row_shape = shape.iter().copied().map(Some).collect();
+            }
+        }
+        Model { parts: Arc::new(parts) }
+    }
+}
+
+impl Parts {
+    fn rows_on(&self, kind: DeviceKind) -> usize {
+        match (self.batch_is_one, self.rows_max) {
+            (true, _) => 1,
+            (false, Some(rows)) => rows,
+            (false, None) => kind.batch_rows_default(),
+        }
+    }
+}
+
+/// A shape for messages: `[4, ?]`.
+pub(crate) fn shape_text(shape: &[Option<usize>]) -> String {
+    let axis = |axis: &Option<usize>| axis.map_or("?".to_string(), |length| length.to_string());
+    format!("[{}]", shape.iter().map(axis).collect::<Vec<_>>().join(", "))
+}
+
+/// Whether a row's shape is as declared.
+pub(crate) fn shape_fits(declared: &[Option<usize>], actual: &[usize]) -> bool {
+    declared.len() == actual.len()
+        && declared.iter().zip(actual).all(|(axis, length)| axis.is_none_or(|axis| axis == *length))
+}
+
+fn listed(items: impl Iterator<Item = String>) -> String {
+    let items: Vec<String> = items.collect();
+    if items.is_empty() { "none".into() } else { items.join(", ") }
+}
+
+fn check_input(spec: &InputSpec, tensor: &Tensor) -> Result<(), InputError> {
+    let name = || spec.name.clone();
+    if tensor.dtype != spec.dtype {
+        let (expected, actual) = (spec.dtype, tensor.dtype);
+        return Err(InputError::DType { name: name(), expected, actual });
+    }
+    if !shape_fits(&spec.row_shape, &tensor.shape) {
+        let (expected, actual) = (shape_text(&spec.row_shape), tensor.shape.clone());
+        return Err(InputError::Shape { name: name(), expected, actual });
+    }
+    Tensor::new(tensor.dtype, tensor.shape.clone(), tensor.data.clone())
+        .map_err(|source| InputError::Bytes { name: name(), source })?;
+    if spec.nan == NotFinite::Reject
+        && let Some(element) = tensor.first_not_finite()
+    {
+        return Err(InputError::NotFinite { name: name(), element });
+    }
+    if let Some(limit) = spec.index_limit {
+        let limit = limit as i64;
+        let indices = crate::onnx::host::ints(tensor.dtype, &tensor.data);
+        if let Some(&value) = indices.iter().find(|value| !(-limit..limit).contains(*value)) {
+            let (min, max) = (-limit, limit - 1);
+            return Err(InputError::Index { name: name(), value, min, max });
+        }
+    }
+    Ok(())
+}
+
+/// Every name in the manifest must be in the graph.
+fn check_names(manifest: &Manifest, program: &Program) -> Result<(), Error> {
+    let inputs = manifest.states.iter().map(|state| &state.input);
+    let inputs = inputs.chain(manifest.inputs.iter().map(|input| &input.name));
+    let outputs = manifest.states.iter().map(|state| &state.output);
+    let outputs = outputs.chain(manifest.outputs.iter().map(|output| &output.name));
+    known("input", inputs, &program.inputs)?;
+    known("output", outputs, &program.outputs)?;
+    for (position, state) in manifest.states.iter().enumerate() {
+        let dtype = |ports: &[Port], name: &str| {
+            ports.iter().find(|port| port.name == name).map(|port| port.dtype)
+        };
+        let (read, write) =
+            (dtype(&program.inputs, &state.input), dtype(&program.outputs, &state.output));
+        if read != write {
+            return Err(Error::manifest(format!(
+                "state {position} '{}': input '{}' and output '{}' have different types",
+                state.field, state.input, state.output
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn known<'a>(
+    what: &str,
+    names: impl Iterator<Item = &'a String>,
+    ports: &[Port],
+) -> Result<(), Error> {
+    for name in names {
+        if ports.iter().any(|port| port.name == *name) {
+            continue;
+        }
+        let nearest = nearest(name, ports.iter().map(|port| port.name.as_str()));
+        let nearest = nearest.map(|name| format!(", nearest is '{name}'")).unwrap_or_default();
+        return Err(Error::manifest(format!("the graph has no {what} '{name}'{nearest}")));
+    }
+    Ok(())
+}
+
+/// A row's shape, and whether the batch axis is fixed to one.
+fn input_rows(port: &Port, batch_axis: usize) -> Result<(Vec<Option<usize>>, bool), Error> {
+    let wrong = |reason: String| Error::onnx(format!("input '{}': {reason}", port.name));
+    let shape = port.shape.as_ref().ok_or_else(|| wrong("expected a declared shape".into()))?;
+    let batch = shape
+        .get(batch_axis)
+        .ok_or_else(|| wrong(format!("expected a batch axis {batch_axis}")))?;
+    let is_one = match batch {
+        Axis::Free(_) => false,
+        Axis::Fixed(1) => true,
+        Axis::Fixed(rows) => {
+            return Err(wrong(format!("batch axis is fixed to {rows}: export it as dynamic")));
+        }
+    };
+    Ok((without_axis(shape, batch_axis), is_one))
+}
+
+fn without_axis(shape: &[Axis], batch_axis: usize) -> Vec<Option<usize>> {
+    let rest = shape.iter().enumerate().filter(|(at, _)| *at != batch_axis);
+    rest.map(|(_, axis)| match axis {
+        Axis::Fixed(length) => Some(*length),
+        Axis::Free(_) => None,
+    })
+    .collect()
+}
+
+fn state_spec(
+    state: &manifest::State,
+    port: &Port,
+    row_shape: Vec<Option<usize>>,
+) -> Result<StateSpec, Error> {
+    let wrong = |reason: String| Error::manifest(format!("state '{}': {reason}", state.field));
+    let shape = match &state.shape {
+        Some(shape) if shape_fits(&row_shape, shape) => shape.clone(),
+        Some(shape) => {
+            let declared = shape_text(&row_shape);
+            return Err(wrong(format!("shape {shape:?} does not fit the graph's {declared}")));
+        }
+        None => row_shape.iter().copied().collect::<Option<Vec<usize>>>().ok_or_else(|| {
+            let declared = shape_text(&row_shape);
+            wrong(format!("the graph leaves {declared} open: give shape = [...]"))
+        })?,
+    };
+    if byte_count(port.dtype, &shape).map_or(true, |bytes| bytes > STATE_BYTES_MAX) {
+        return Err(wrong(format!("shape {shape:?} is over the limit of {STATE_BYTES_MAX} bytes")));
+    }
+    let elements = shape.iter().product();
+    let values: Vec<f64> = match &state.initial {
+        Initial::Number(number) => vec![*number; elements],
+        Initial::Word(word) if word == "zeros" => vec![0.0; elements],
+        Initial::Word(word) => {
+            return Err(wrong(format!("initial: expected \"zeros\", a number or a list, got \"{word}\"")));
+        }
+        Initial::List(values) if values.len() == elements => values.clone(),
+        Initial::List(values) => {
+            let given = values.len();
+            return Err(wrong(format!("initial: expected {elements} numbers, got {given}")));
+        }
+    };
+    let values = values.into_iter().map(|value| value as f32).collect();
+    let initial = HostTensor::floats(shape, values)
+        .to_tensor(port.dtype)
+        .map_err(|error| wrong(error.to_string()))?;
+    Ok(StateSpec {
+        field: state.field.clone(),
+        input: state.input.clone(),
+        output: state.output.clone(),
+        dtype: port.dtype,
+        row_shape,
+        initial,
+    })
+}
+
+fn bind_outputs(
+    manifest: &Manifest,
+    program: &Program,
+    states: &[StateSpec],
+) -> Result<(Vec<OutputSpec>, Vec<Binding>), Error> {
+    let mut outputs = Vec::new();
+    let mut bindings = Vec::new();
+    for port in &program.outputs {
+        let written = manifest.outputs.iter().find(|written| written.name == port.name);
+        let mut nan = written.map(|written| written.nan).unwrap_or_default();
+        let mut batch_axis = written.map_or(0, |written| written.batch_axis);
+        let place = match states.iter().position(|state| state.output == port.name) {
+            Some(position) => {
+                nan = manifest.states[position].nan;
+                batch_axis = manifest.states[position].batch_axis;
+                Place::State(position)
+            }
+            None => {
+                let row_shape = match &port.shape {
+                    Some(shape) => without_axis(shape, batch_axis),
+                    None => Vec::new(),
+                };
+                outputs.push(OutputSpec { name: port.name.clone(), dtype: port.dtype, row_shape });
+                Place::Request(outputs.len() - 1)
+            }
+        };
+        bindings.push(Binding { name: port.name.clone(), place, batch_axis, nan });
+    }
+    Ok((outputs, bindings))
+}

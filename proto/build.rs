@@ -1,0 +1,25 @@
+//! Compiles the `.proto` files without a `protoc` on the machine.
+
+use std::path::PathBuf;
+
+use prost::Message as _;
+
+const FILES: &[&str] = &[
+    "statehouse/v1/types.proto",
+    "statehouse/v1/state.proto",
+    "statehouse/v1/score.proto",
+    "statehouse/v1/models.proto",
+    "statehouse/v1/pipeline.proto",
+    "statehouse/bench/v1/echo.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    for file in FILES {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(FILES, ["."])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(out.join("statehouse.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! What we say: the gRPC services and messages of `statehouse.v1`, generated from the `.proto`
+//! files beside this crate.
+//!
+//! No logic lives here. Generated types stop at the `convert.rs` of the crate that speaks them:
+//! nothing inside a node passes them on.
+
+/// Version 1 of the public protocol.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod v1 {
+    tonic::include_proto!("statehouse.v1");
+}
+
+/// What the load generator measures gRPC itself with.
+#[allow(clippy::all, clippy::pedantic, missing_docs)]
+pub mod bench {
+    /// Version 1.
+    pub mod v1 {
+        tonic::include_proto!("statehouse.bench.v1");
+    }
+}
+
+/// The file descriptors of everything above, for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/statehouse.bin"));

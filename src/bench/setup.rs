@@ -1,0 +1,161 @@
+//! What a load needs before it starts: a collection, a model, states under every key.
+
+use anyhow::{Context as _, bail};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use rand::rngs::SmallRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use statehouse_client::v1::pipeline_request::Call;
+use statehouse_client::v1::pipeline_response::Result as Answer;
+use statehouse_client::v1::{self, DataType};
+use statehouse_client::{Client, Config};
+
+use super::redis::RedisLane;
+use super::workload::{self, Kind, Payload, key};
+
+/// The collection that loads use.
+pub const COLLECTION: &str = "bench";
+
+/// States written in one call while loading.
+const LOAD_BATCH: u64 = 64;
+
+/// Loading calls under way.
+const LOAD_IN_FLIGHT: usize = 16;
+
+/// Payloads of `state_bytes`, with the state fields and inputs of `model` if one is named.
+pub async fn prepare(
+    client: Option<&Client>,
+    model: Option<&str>,
+    state_bytes: usize,
+    seed: u64,
+) -> anyhow::Result<Payload> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut value = BytesMut::zeroed(state_bytes);
+    random.fill_bytes(&mut value);
+    let value = value.freeze();
+    let (mut fields, mut inputs) = (Vec::new(), Vec::new());
+    if let Some(name) = model {
+        let client = client.context("scores need a node")?;
+        let version = describe(client, name).await?;
+        for state in &version.states {
+            fields.push(v1::Field {
+                name: state.field.clone(),
+                value: Some(v1::field::Value::Tensor(zeros(state.dtype, &state.shape)?)),
+            });
+        }
+        for input in &version.inputs {
+            let tensor = Some(random_tensor(&mut random, input)?);
+            inputs.push(v1::NamedTensor { name: input.name.clone(), tensor });
+        }
+    }
+    let taken: usize = fields.iter().map(field_bytes).sum();
+    let Some(rest) = state_bytes.checked_sub(taken) else {
+        bail!("a state of {state_bytes} bytes is less than the {taken} that the model keeps");
+    };
+    if rest > 0 {
+        let rest = v1::field::Value::Bytes(value.slice(..rest));
+        fields.push(v1::Field { name: "value".to_owned(), value: Some(rest) });
+    }
+    Ok(Payload { fields, value, model: model.unwrap_or_default().to_owned(), inputs })
+}
+
+async fn describe(client: &Client, name: &str) -> anyhow::Result<v1::ModelVersion> {
+    let request = v1::DescribeModelRequest { name: name.to_owned() };
+    let model = client.models().describe(request).await;
+    let model = model.map_err(|status| client.error(&status))?.into_inner();
+    let active = model.versions.into_iter().find(|v| v.version == model.active_version && v.loaded);
+    active.with_context(|| format!("model {name:?} has no active version that is loaded"))
+}
+
+fn axes(shape: &[i64]) -> Vec<u64> {
+    shape.iter().map(|axis| u64::try_from(*axis).unwrap_or(1)).collect()
+}
+
+fn zeros(dtype: i32, shape: &[i64]) -> anyhow::Result<v1::Tensor> {
+    let shape = axes(shape);
+    let bytes = shape.iter().product::<u64>() as usize * size_of_dtype(dtype)?;
+    Ok(v1::Tensor { dtype, shape, data: Bytes::from(vec![0; bytes]) })
+}
+
+fn random_tensor(random: &mut SmallRng, spec: &v1::TensorSpec) -> anyhow::Result<v1::Tensor> {
+    let mut tensor = zeros(spec.dtype, &spec.shape)?;
+    if spec.dtype == DataType::F32 as i32 {
+        let count = tensor.data.len() / 4;
+        let mut data = BytesMut::with_capacity(count * 4);
+        for _ in 0..count {
+            data.put_f32_le(random.random_range(0.0..4.0));
+        }
+        tensor.data = data.freeze();
+    }
+    Ok(tensor)
+}
+
+fn size_of_dtype(dtype: i32) -> anyhow::Result<usize> {
+    let dtype = crate::dtype::from_proto(dtype).context("the model has a tensor of no dtype")?;
+    Ok(dtype.size_bytes())
+}
+
+fn field_bytes(field: &v1::Field) -> usize {
+    match &field.value {
+        Some(v1::field::Value::Tensor(tensor)) => tensor.data.len(),
+        Some(v1::field::Value::Bytes(bytes)) => bytes.len(),
+        None => 0,
+    }
+}
+
+/// A client of the node, with the load's collection made.
+pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    let client = Client::connect(Config::new(endpoint)).await?;
+    let request = v1::CreateCollectionRequest {
+        name: COLLECTION.to_owned(),
+        settings: None,
+        if_not_exists: true,
+    };
+    client.create_collection(request).await?;
+    Ok(client)
+}
+
+/// Puts a state under every key of a node.
+pub async fn load(client: &Client, payload: &Payload, keys: u64) -> anyhow::Result<()> {
+    let mut under_way = std::collections::VecDeque::new();
+    let mut next = 1;
+    while next <= keys || !under_way.is_empty() {
+        if next <= keys && under_way.len() < LOAD_IN_FLIGHT {
+            let until = (next + LOAD_BATCH).min(keys + 1);
+            let put = |rank| v1::PutRequest {
+                collection: COLLECTION.to_owned(),
+                key: key(rank),
+                fields: payload.fields.clone(),
+                options: None,
+            };
+            let puts = (next..until).map(put).collect();
+            let call = Call::BatchPut(v1::BatchPutRequest { puts });
+            under_way.push_back(client.send(call).await?);
+            next = until;
+            continue;
+        }
+        let Some(answer) = under_way.pop_front() else { continue };
+        let Answer::BatchPut(answer) = answer.await? else { bail!("not the answer of a put") };
+        for item in answer.items {
+            if let Some(v1::batch_put_response::item::Result::Error(error)) = item.result {
+                bail!("load: {}: {}", error.reason, error.message);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Sets a value under every key of a Redis server.
+pub async fn load_redis(endpoint: &str, payload: &Payload, keys: u64) -> anyhow::Result<()> {
+    let mut lane = RedisLane::connect(endpoint, payload.value.clone()).await?;
+    let mut next = 1;
+    while next <= keys {
+        let until = (next + LOAD_BATCH).min(keys + 1);
+        let call = workload::Call { kind: Kind::BatchPut, keys: (next..until).map(key).collect() };
+        lane.start(next, &call)?;
+        if let (_, Err(error)) = lane.next().await? {
+            bail!("load: {error}");
+        }
+        next = until;
+    }
+    Ok(())
+}

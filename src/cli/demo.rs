@@ -1,0 +1,165 @@
+//! `statehouse demo`: a node in a temporary directory, the example model, a stream of events, and
+//! what came of it.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use indicatif::ProgressBar;
+use statehouse_client::{Client, Config as ClientConfig, v1};
+
+use super::output::print_state;
+use super::replay::{ensure_collection, print_outcome, progress_bar};
+use super::text::show_count;
+use crate::config::Config;
+use crate::node::Node;
+use crate::replay::generate::{Generated, Shape, generate};
+use crate::replay::{Events, Map, Options, Outcome, run as replay, write_report};
+
+/// The example model, so that the binary alone can show it.
+const MODEL_TOML: &str = include_str!("../../examples/bank/model.toml");
+const MODEL_ONNX: &[u8] = include_bytes!("../../examples/bank/model.onnx");
+const MAP: &str = include_str!("../../examples/bank/map.toml");
+
+/// What `demo` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Replay this file of bank transactions instead of a made-up stream.
+    #[arg(long)]
+    events: Option<PathBuf>,
+    /// How the columns of --events become requests; the example's map if not given.
+    #[arg(long, requires = "events")]
+    map: Option<PathBuf>,
+    /// Events of the made-up stream.
+    #[arg(long, default_value_t = 50_000)]
+    count: u64,
+    /// Accounts of the made-up stream.
+    #[arg(long, default_value_t = 1_000)]
+    accounts: u64,
+    /// Anomalies planted in the made-up stream.
+    #[arg(long, default_value_t = 20)]
+    anomalies: u64,
+    /// Repeats a made-up stream.
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// Events under way at a time.
+    #[arg(long, default_value_t = 256)]
+    in_flight: usize,
+    /// Where the page with plots goes.
+    #[arg(long, default_value = "statehouse-demo.html")]
+    report: PathBuf,
+}
+
+/// The exponent of the made-up stream's Zipf distribution.
+const ZIPF: f64 = 0.9;
+
+/// Runs the subcommand.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    ensure!(args.accounts > 0, "a stream needs accounts");
+    let map = match &args.map {
+        Some(path) => Map::read(path)?,
+        None => Map::parse(MAP).context("the example's map")?,
+    };
+    let dir = tempfile::Builder::new().prefix("statehouse-demo-").tempdir()?;
+    let config = Config {
+        data: dir.path().join("node"),
+        listen: ([127, 0, 0, 1], 0).into(),
+        http_listen: ([127, 0, 0, 1], 0).into(),
+        ..Config::default()
+    };
+    let started = std::time::Instant::now();
+    let node = Node::start(config).await?;
+    println!(
+        "node       ready in {:.2} s at {}, scoring on {}",
+        started.elapsed().as_secs_f64(),
+        node.address,
+        node.device
+    );
+    let shown = show(&args, &map, &node).await;
+    node.stop().await?;
+    shown
+}
+
+async fn show(args: &Args, map: &Map, node: &Node) -> anyhow::Result<()> {
+    let client = Client::connect(ClientConfig::new(format!("http://{}", node.address))).await?;
+    let files = vec![
+        ("model.toml".to_owned(), Bytes::from_static(MODEL_TOML.as_bytes())),
+        ("model.onnx".to_owned(), Bytes::from_static(MODEL_ONNX)),
+    ];
+    let pushed = client.push_model(files, true).await?;
+    let name = pushed.model.unwrap_or_default().name;
+    println!("model      {name}:{} pushed, {} bytes of ONNX", pushed.version, MODEL_ONNX.len());
+    ensure_collection(&client, map).await?;
+    let (source, made, events) = open(args, map)?;
+    let count = made.as_ref().map(|_| args.count);
+    println!("events     {source}");
+    let options = Options {
+        in_flight: args.in_flight.max(1),
+        peek: false,
+        run_id: "demo".to_owned(),
+        // Twice the anomalies, to see how many of them are there.
+        top: made.as_ref().map_or(10, |made| (made.anomalies.len() * 2).max(10)),
+        limit: None,
+    };
+    let progress: ProgressBar = progress_bar(count);
+    let outcome = replay(&client, map, events, &options, &progress).await;
+    progress.finish_and_clear();
+    let mut outcome = outcome.context(source.clone())?;
+    write_report(&args.report, &source, map, &outcome)?;
+    let found = made.map(|made| found(&made, &outcome));
+    outcome.surprises.truncate(10);
+    print_outcome(&outcome);
+    if let Some((found, planted, among)) = found {
+        println!(
+            "anomalies  {found} of {planted} planted are among the {among} most surprising of {}",
+            show_count(outcome.events)
+        );
+    }
+    show_account(&client, map, &outcome).await?;
+    println!("report     {}", args.report.display());
+    Ok(())
+}
+
+/// The events, where they come from, and what was planted in them.
+fn open(args: &Args, map: &Map) -> anyhow::Result<(String, Option<Generated>, Events)> {
+    if let Some(path) = &args.events {
+        return Ok((path.display().to_string(), None, Events::open(path, map)?));
+    }
+    let shape = Shape {
+        events: args.count,
+        accounts: args.accounts,
+        zipf: ZIPF,
+        anomalies: args.anomalies,
+        seed: args.seed,
+    };
+    let made = generate(&shape);
+    let source = format!(
+        "{} made-up transactions of {} accounts, {} anomalies planted, seed {}",
+        show_count(args.count),
+        show_count(args.accounts),
+        made.anomalies.len(),
+        args.seed
+    );
+    let events = Events::new(Box::new(std::io::Cursor::new(made.csv.clone())), map)?;
+    Ok((source, Some(made), events))
+}
+
+fn found(made: &Generated, outcome: &Outcome) -> (usize, usize, usize) {
+    let planted: HashSet<u64> = made.anomalies.iter().copied().collect();
+    let found = outcome.surprises.iter().filter(|event| planted.contains(&event.line)).count();
+    (found, planted.len(), outcome.surprises.len())
+}
+
+/// What is kept of the account with the most surprising event.
+async fn show_account(client: &Client, map: &Map, outcome: &Outcome) -> anyhow::Result<()> {
+    let Some(first) = outcome.surprises.first() else { return Ok(()) };
+    let request = v1::GetRequest {
+        collection: map.collection.clone(),
+        key: first.key.clone().into_bytes().into(),
+        ..Default::default()
+    };
+    print!("state      of account {}: ", first.key);
+    print_state(&client.get(request).await?);
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! `statehouse score`: one event, next to its state.
+
+use serde_json::{Map, Value as Json, json};
+use statehouse_client::v1;
+
+use super::output::{print_json, show_tensor, tensor_json};
+use super::{Remote, field};
+
+/// What `score` takes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The model, or MODEL:VERSION.
+    model: String,
+    /// The collection that holds the state.
+    collection: String,
+    /// Whose state.
+    key: String,
+    /// NAME=VALUE: JSON numbers or @file.npy, one row each.
+    inputs: Vec<String>,
+    /// Also write the model's new state back, and answer after the commit.
+    #[arg(long)]
+    step: bool,
+    /// An idempotency key for --step: the same id steps once.
+    #[arg(long, requires = "step")]
+    request_id: Option<String>,
+    /// An output to answer. Repeat for more; none: all.
+    #[arg(long = "output")]
+    outputs: Vec<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs the subcommand.
+pub async fn run(args: Args) -> anyhow::Result<()> {
+    let (model, version) = super::model::name_and_version(&args.model)?;
+    let mode = if args.step { v1::ScoreMode::Step } else { v1::ScoreMode::Peek };
+    let request = v1::ScoreRequest {
+        model,
+        model_version: version,
+        collection: args.collection,
+        key: args.key.into_bytes().into(),
+        inputs: args
+            .inputs
+            .iter()
+            .map(|text| field::parse_tensor(text))
+            .collect::<anyhow::Result<_>>()?,
+        mode: mode as i32,
+        request_id: args.request_id.unwrap_or_default().into(),
+        outputs: args.outputs,
+    };
+    let scored = args.remote.connect().await?.score(request).await?;
+    if args.remote.json {
+        print_json(&score_json(&scored));
+    } else {
+        print_score(&scored);
+    }
+    Ok(())
+}
+
+fn score_json(scored: &v1::ScoreResponse) -> Json {
+    let outputs: Map<String, Json> = scored
+        .outputs
+        .iter()
+        .map(|output| {
+            let tensor = output.tensor.as_ref().map_or(Json::Null, tensor_json);
+            (output.name.clone(), tensor)
+        })
+        .collect();
+    json!({
+        "outputs": outputs,
+        "state_version": scored.state_version,
+        "model_version": scored.model_version,
+        "from_initial_state": scored.from_initial_state,
+        "repeated": scored.repeated_request,
+    })
+}
+
+fn print_score(scored: &v1::ScoreResponse) {
+    for output in &scored.outputs {
+        let shown = output.tensor.as_ref().map_or_else(String::new, show_tensor);
+        println!("{}  {shown}", output.name);
+    }
+    let from = if scored.from_initial_state { ", from the initial state" } else { "" };
+    println!(
+        "state version {}, model version {}{from}",
+        scored.state_version, scored.model_version
+    );
+}

@@ -1,0 +1,258 @@
+//! `statehouse get`, `put`, `patch`, `delete`: one state each.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
+use serde_json::json;
+use statehouse_client::v1;
+use statehouse_client::v1::{edit, field::Value, write_options};
+
+use super::output::{print_json, print_state, state_json};
+use super::{Remote, field, npy, text};
+
+/// Whose state.
+#[derive(Debug, clap::Args)]
+struct Target {
+    /// The collection.
+    collection: String,
+    /// The key, 1 to 512 bytes.
+    key: String,
+}
+
+impl Target {
+    fn key(&self) -> Bytes {
+        Bytes::copy_from_slice(self.key.as_bytes())
+    }
+}
+
+/// What every write takes.
+#[derive(Debug, clap::Args)]
+struct Write {
+    /// Only if the state's version is this one.
+    #[arg(long, conflicts_with = "if_absent")]
+    if_version: Option<u64>,
+    /// Only if there is no state.
+    #[arg(long)]
+    if_absent: bool,
+    /// Expire after this long, such as 30s or 7d.
+    #[arg(long, value_parser = text::duration)]
+    ttl: Option<Duration>,
+    /// An idempotency key: the same id twice has one effect and one answer.
+    #[arg(long)]
+    request_id: Option<String>,
+}
+
+impl Write {
+    fn options(&self) -> v1::WriteOptions {
+        use write_options::{Condition, Expiry};
+        let absent = self.if_absent.then_some(Condition::IfAbsent(true));
+        v1::WriteOptions {
+            condition: self.if_version.map(Condition::IfVersion).or(absent),
+            expiry: self.ttl.map(|ttl| Expiry::TtlMs((ttl.as_millis() as u64).max(1))),
+            request_id: self.request_id.clone().unwrap_or_default().into(),
+        }
+    }
+}
+
+/// What `get` takes.
+#[derive(Debug, clap::Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    target: Target,
+    /// A field to read, or bytes of it: NAME or NAME@OFFSET+LENGTH. Repeat for more.
+    #[arg(long = "field")]
+    fields: Vec<String>,
+    /// Write the one field read to this file; a tensor as .npy if the name ends so.
+    #[arg(long)]
+    out: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs `get`.
+pub async fn get(args: GetArgs) -> anyhow::Result<()> {
+    let request = v1::GetRequest {
+        collection: args.target.collection.clone(),
+        key: args.target.key(),
+        fields: args.fields.iter().map(|text| selector(text)).collect::<anyhow::Result<_>>()?,
+        ..Default::default()
+    };
+    let state = args.remote.connect().await?.get(request).await?;
+    if let Some(path) = &args.out {
+        let [field] = &state.fields[..] else {
+            bail!(
+                "--out takes one field, the state has {}: name it with --field",
+                state.fields.len()
+            );
+        };
+        let npy = path.extension().is_some_and(|extension| extension == "npy");
+        let data = match &field.value {
+            Some(Value::Tensor(tensor)) if npy => npy::encode(tensor)?.into(),
+            Some(value) => field::raw_bytes(value.clone()),
+            None => bail!("field {:?} came without a value", field.name),
+        };
+        return std::fs::write(path, data).with_context(|| format!("write {}", path.display()));
+    }
+    if args.remote.json {
+        print_json(&state_json(&state));
+    } else {
+        print_state(&state);
+    }
+    Ok(())
+}
+
+fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
+    let Some((name, range)) = text.split_once('@') else {
+        return Ok(v1::FieldSelector { name: text.to_owned(), ..Default::default() });
+    };
+    let (offset, length) = match range.split_once('+') {
+        Some((offset, length)) => (offset, Some(length.parse().context("LENGTH")?)),
+        None => (range, None),
+    };
+    let offset = Some(offset.parse().context("expected NAME@OFFSET+LENGTH")?);
+    Ok(v1::FieldSelector { name: name.to_owned(), offset, length })
+}
+
+/// What `put` takes.
+#[derive(Debug, clap::Args)]
+pub struct PutArgs {
+    #[command(flatten)]
+    target: Target,
+    /// NAME=VALUE: JSON numbers (NAME:i64=[1,2] for another type), @file.npy, @file, text:… or
+    /// hex:….
+    #[arg(required = true)]
+    fields: Vec<String>,
+    #[command(flatten)]
+    write: Write,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs `put`.
+pub async fn put(args: PutArgs) -> anyhow::Result<()> {
+    let request = v1::PutRequest {
+        collection: args.target.collection.clone(),
+        key: args.target.key(),
+        fields: args.fields.iter().map(|text| field::parse(text)).collect::<anyhow::Result<_>>()?,
+        options: Some(args.write.options()),
+    };
+    let written = args.remote.connect().await?.put(request).await?;
+    print_written(&args.remote, written);
+    Ok(())
+}
+
+/// What `patch` takes. Edits are done in the order: set, remove, write, append.
+#[derive(Debug, clap::Args)]
+pub struct PatchArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Set a field: NAME=VALUE, as `put` takes it. Repeat for more.
+    #[arg(long)]
+    set: Vec<String>,
+    /// Remove a field. Repeat for more.
+    #[arg(long)]
+    remove: Vec<String>,
+    /// Overwrite bytes of a field: NAME@OFFSET=VALUE. Repeat for more.
+    #[arg(long)]
+    write: Vec<String>,
+    /// Append to a field: NAME=VALUE. Repeat for more.
+    #[arg(long)]
+    append: Vec<String>,
+    /// What appended fields may hold; more is dropped from their front.
+    #[arg(long, value_parser = text::bytes)]
+    max_bytes: Option<u64>,
+    #[command(flatten)]
+    options: Write,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs `patch`.
+pub async fn patch(args: PatchArgs) -> anyhow::Result<()> {
+    let request = v1::PatchRequest {
+        collection: args.target.collection.clone(),
+        key: args.target.key(),
+        edits: edits(&args)?,
+        options: Some(args.options.options()),
+    };
+    let written = args.remote.connect().await?.patch(request).await?;
+    print_written(&args.remote, written);
+    Ok(())
+}
+
+fn edits(args: &PatchArgs) -> anyhow::Result<Vec<v1::Edit>> {
+    let mut edits = Vec::new();
+    for text in &args.set {
+        edits.push(edit::Edit::Set(field::parse(text)?));
+    }
+    for name in &args.remove {
+        edits.push(edit::Edit::Remove(name.clone()));
+    }
+    for text in &args.write {
+        let (place, value) = text.split_once('=').context("expected NAME@OFFSET=VALUE")?;
+        let (name, offset) = place.split_once('@').context("expected NAME@OFFSET=VALUE")?;
+        let offset = offset.parse().context("OFFSET")?;
+        let data = bytes_of(&format!("{name}={value}"))?;
+        let name = name.split(':').next().unwrap_or(name).to_owned();
+        edits.push(edit::Edit::WriteRange(edit::WriteRange { field: name, offset, data }));
+    }
+    for text in &args.append {
+        let name = text.split(['=', ':']).next().unwrap_or_default().to_owned();
+        let (data, max_bytes) = (bytes_of(text)?, args.max_bytes);
+        edits.push(edit::Edit::Append(edit::Append { field: name, data, max_bytes }));
+    }
+    Ok(edits.into_iter().map(|edit| v1::Edit { edit: Some(edit) }).collect())
+}
+
+fn bytes_of(text: &str) -> anyhow::Result<Bytes> {
+    let value = field::parse(text)?.value.context("a value")?;
+    Ok(field::raw_bytes(value))
+}
+
+/// What `delete` takes.
+#[derive(Debug, clap::Args)]
+pub struct DeleteArgs {
+    #[command(flatten)]
+    target: Target,
+    /// Only if the state's version is this one.
+    #[arg(long)]
+    if_version: Option<u64>,
+    /// An idempotency key.
+    #[arg(long)]
+    request_id: Option<String>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs `delete`.
+pub async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
+    let options = v1::WriteOptions {
+        condition: args.if_version.map(write_options::Condition::IfVersion),
+        expiry: None,
+        request_id: args.request_id.clone().unwrap_or_default().into(),
+    };
+    let request = v1::DeleteRequest {
+        collection: args.target.collection.clone(),
+        key: args.target.key(),
+        options: Some(options),
+    };
+    let deleted = args.remote.connect().await?.delete(request).await?;
+    if args.remote.json {
+        print_json(&json!({ "existed": deleted.existed }));
+    } else {
+        println!("{}", if deleted.existed { "deleted" } else { "there was none" });
+    }
+    Ok(())
+}
+
+fn print_written(remote: &Remote, written: v1::WriteResponse) {
+    let v1::WriteResponse { version, repeated_request } = written;
+    if remote.json {
+        print_json(&json!({ "version": version, "repeated": repeated_request }));
+    } else if repeated_request {
+        println!("version {version} (this request id was answered before)");
+    } else {
+        println!("version {version}");
+    }
+}

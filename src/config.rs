@@ -1,0 +1,221 @@
+//! What a node is told: a TOML file, overridden by `STATEHOUSE_*`, overridden by flags.
+//!
+//! An unknown key is an error that names the nearest known one. Every limit here has a default.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// Which device scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// A CUDA device if one works, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device, or the node does not start.
+    Cuda,
+}
+
+/// Everything a node is told.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where the node keeps its data.
+    pub data: PathBuf,
+    /// gRPC listener.
+    pub listen: SocketAddr,
+    /// HTTP listener: /metrics, /livez, /readyz.
+    pub http_listen: SocketAddr,
+    /// Shards of a new data directory; an existing one keeps its own.
+    pub shards: NonZeroU16,
+    /// A `tracing` filter.
+    pub log: String,
+    /// Text or JSON.
+    pub log_format: LogFormat,
+    /// Auto, CPU or CUDA.
+    pub device: DeviceChoice,
+    /// Which CUDA device.
+    pub device_index: usize,
+    /// Bytes of RocksDB's block cache, memtables within it.
+    pub block_cache_bytes: usize,
+    /// Bytes of all memtables together.
+    pub memtable_bytes_max: usize,
+    /// Free bytes on the disk below which writes are refused.
+    pub disk_reserve_bytes: u64,
+    /// Threads that wait for the disk on cold reads.
+    pub read_threads: usize,
+    /// Cold reads that may wait for those threads.
+    pub read_queue_max: usize,
+    /// Rows that may wait for the device.
+    pub score_queue_rows_max: usize,
+    /// Proposals that may wait in one shard.
+    pub proposals_waiting_max: usize,
+    /// Bytes of one gRPC message.
+    pub message_bytes_max: usize,
+    /// Streams of one connection.
+    pub streams_per_connection_max: u32,
+    /// Calls under way on one pipeline.
+    pub pipeline_calls_max: usize,
+    /// Seconds between sweeps of expired states and old request ids.
+    pub sweep_interval_s: u64,
+    /// Seconds that calls under way get when the node stops.
+    pub shutdown_grace_s: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            data: PathBuf::from("statehouse-data"),
+            listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
+            http_listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            shards: NonZeroU16::new(16).expect("16 is not zero"),
+            log: "info".into(),
+            log_format: LogFormat::Text,
+            device: DeviceChoice::Auto,
+            device_index: 0,
+            block_cache_bytes: 256 << 20,
+            memtable_bytes_max: 64 << 20,
+            disk_reserve_bytes: 512 << 20,
+            read_threads: 8,
+            read_queue_max: 4_096,
+            score_queue_rows_max: 16_384,
+            proposals_waiting_max: 16_384,
+            message_bytes_max: 64 << 20,
+            streams_per_connection_max: 1_024,
+            pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
+            sweep_interval_s: 30,
+            shutdown_grace_s: 10,
+        }
+    }
+}
+
+/// Every key of the file, for the error on an unknown one.
+const KEYS: &[&str] = &[
+    "data",
+    "listen",
+    "http_listen",
+    "shards",
+    "log",
+    "log_format",
+    "device",
+    "device_index",
+    "block_cache_bytes",
+    "memtable_bytes_max",
+    "disk_reserve_bytes",
+    "read_threads",
+    "read_queue_max",
+    "score_queue_rows_max",
+    "proposals_waiting_max",
+    "message_bytes_max",
+    "streams_per_connection_max",
+    "pipeline_calls_max",
+    "sweep_interval_s",
+    "shutdown_grace_s",
+];
+
+/// What every override in the environment starts with.
+const ENV_PREFIX: &str = "STATEHOUSE_";
+
+/// Variables with that prefix which speak to the command line, not to a node.
+const ENV_OF_CLIENTS: &[&str] = &["STATEHOUSE_ENDPOINT"];
+
+impl Config {
+    /// Reads the file, if there is one, and lays the environment over it.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+    ) -> anyhow::Result<Self> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| anyhow::anyhow!("read {}: {error}", path.display()))?;
+                toml::from_str(&text)
+                    .map_err(|error| anyhow::anyhow!("read {}: {error}", path.display()))?
+            }
+        };
+        for (name, value) in env {
+            let ours = name.strip_prefix(ENV_PREFIX).filter(|_| !is_clients(&name));
+            let Some(key) = ours.map(str::to_ascii_lowercase) else { continue };
+            table.insert(key, env_value(&value));
+        }
+        for key in table.keys() {
+            check_key(key)?;
+        }
+        let config: Config =
+            table.try_into().map_err(|error| anyhow::anyhow!("config: {error}"))?;
+        Ok(config)
+    }
+}
+
+fn is_clients(name: &str) -> bool {
+    ENV_OF_CLIENTS.contains(&name)
+}
+
+/// A number stays a number; everything else is a string.
+fn env_value(value: &str) -> toml::Value {
+    value.parse().map_or_else(|_| toml::Value::String(value.to_owned()), toml::Value::Integer)
+}
+
+fn check_key(key: &str) -> anyhow::Result<()> {
+    if KEYS.contains(&key) {
+        return Ok(());
+    }
+    let nearest = KEYS
+        .iter()
+        .max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)))
+        .expect("there are keys");
+    anyhow::bail!("config has no key {key:?}; the nearest is {nearest:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, env: &[(&str, &str)]) -> anyhow::Result<Config> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(file.path()), env)
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let config = load(
+            "shards = 4\nlisten = \"127.0.0.1:1\"",
+            &[("STATEHOUSE_SHARDS", "8"), ("STATEHOUSE_ENDPOINT", "x"), ("HOME", "/root")],
+        );
+        let config = config.unwrap();
+        assert_eq!(config.shards.get(), 8);
+        assert_eq!(config.listen.port(), 1);
+        assert_eq!(config.read_threads, Config::default().read_threads);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest() {
+        let error = load("lissten = \"127.0.0.1:1\"", &[]).unwrap_err().to_string();
+        assert_eq!(error, "config has no key \"lissten\"; the nearest is \"listen\"");
+        let error = load("", &[("STATEHOUSE_SHARD", "1")]).unwrap_err().to_string();
+        assert!(error.contains("\"shards\""), "{error}");
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused() {
+        assert!(load("shards = 0", &[]).is_err());
+        assert!(load("device = \"tpu\"", &[]).is_err());
+    }
+}

@@ -1,0 +1,200 @@
+//! What a caller is told when something can't be done: one reason per thing a caller does
+//! differently, with the gRPC code it travels under.
+//!
+//! `docs/ERRORS.md` is the same table for users; a test holds the two together.
+
+use std::time::Duration;
+
+use statehouse_cluster as cluster;
+use statehouse_inference as inference;
+use statehouse_store as store;
+use tonic::Code;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal, $code:ident;)*) => {
+        /// A stable name for why a call failed.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// Every reason there is.
+            pub const ALL: &'static [Reason] = &[$(Reason::$variant,)*];
+
+            /// The name that travels as `ErrorInfo.reason`.
+            pub fn name(self) -> &'static str {
+                match self { $(Reason::$variant => $name,)* }
+            }
+
+            /// The gRPC code that it travels under.
+            pub fn code(self) -> Code {
+                match self { $(Reason::$variant => Code::$code,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// No collection of that name.
+    CollectionNotFound = "COLLECTION_NOT_FOUND", NotFound;
+    /// A collection of that name is there, perhaps with other settings.
+    CollectionExists = "COLLECTION_EXISTS", AlreadyExists;
+    /// No state under that key.
+    StateNotFound = "STATE_NOT_FOUND", NotFound;
+    /// The state has no field of that name.
+    FieldNotFound = "FIELD_NOT_FOUND", NotFound;
+    /// A field is of another kind than the edit needs.
+    FieldMismatch = "FIELD_MISMATCH", FailedPrecondition;
+    /// A range reaches past the end of its field.
+    RangePastEnd = "RANGE_PAST_END", OutOfRange;
+    /// `if_version` or `if_absent` did not hold.
+    VersionConflict = "VERSION_CONFLICT", Aborted;
+    /// The request id was used for another request on this key.
+    RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument;
+    /// The state would be larger than its collection allows.
+    StateTooLarge = "STATE_TOO_LARGE", InvalidArgument;
+    /// A key of no or too many bytes.
+    InvalidKey = "INVALID_KEY", InvalidArgument;
+    /// A request that says something that can't be.
+    InvalidRequest = "INVALID_REQUEST", InvalidArgument;
+    /// A tensor whose bytes do not fit its type and shape.
+    InvalidTensor = "INVALID_TENSOR", InvalidArgument;
+    /// No model of that name.
+    ModelNotFound = "MODEL_NOT_FOUND", NotFound;
+    /// The model has no such version, or none is active.
+    ModelVersionNotFound = "MODEL_VERSION_NOT_FOUND", NotFound;
+    /// The model version is active and can't be deleted.
+    ModelActive = "MODEL_ACTIVE", FailedPrecondition;
+    /// The model's files can't be read, hold an unknown operator, or fail the self-test.
+    InvalidModel = "INVALID_MODEL", InvalidArgument;
+    /// An input that is unknown, missing, or of the wrong type or shape.
+    InvalidInput = "INVALID_INPUT", InvalidArgument;
+    /// NaN or infinity where the model's manifest forbids it.
+    NotFinite = "NOT_FINITE", InvalidArgument;
+    /// A stored field does not fit the model's state input.
+    StateMismatch = "STATE_MISMATCH", FailedPrecondition;
+    /// A bounded queue is full: retry after the time given.
+    Overloaded = "OVERLOADED", ResourceExhausted;
+    /// The disk is nearly full: writes are refused, reads go on.
+    DiskFull = "DISK_FULL", ResourceExhausted;
+    /// The deadline passed, or can't be met.
+    DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded;
+    /// The write may or may not have happened: retry with the same request id.
+    OutcomeUnknown = "OUTCOME_UNKNOWN", Unknown;
+    /// The node is stopping or its disk failed.
+    Unavailable = "UNAVAILABLE", Unavailable;
+    /// What was read is not what was written.
+    Corrupt = "CORRUPT", DataLoss;
+    /// A fault of ours.
+    Internal = "INTERNAL", Internal;
+}
+
+/// Why a call failed, with what its caller may want to know.
+#[derive(Debug, Clone)]
+pub struct Failure {
+    /// What a caller decides by.
+    pub reason: Reason,
+    /// What a person reads.
+    pub message: String,
+    /// Names and values, such as the current version of a conflict.
+    pub metadata: Vec<(&'static str, String)>,
+    /// When a retry may succeed; `None`: not by waiting.
+    pub retry_after: Option<Duration>,
+}
+
+/// How long a caller waits after a full queue.
+const RETRY_OVERLOADED: Duration = Duration::from_millis(50);
+
+/// How long a caller waits for space on the disk.
+const RETRY_DISK_FULL: Duration = Duration::from_secs(10);
+
+impl Failure {
+    /// A failure without metadata.
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Failure { reason, message: message.into(), metadata: Vec::new(), retry_after: None }
+    }
+
+    /// With a name and value for programs.
+    #[must_use]
+    pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
+        self.metadata.push((name, value.to_string()));
+        self
+    }
+
+    /// With a time after which a retry may succeed.
+    #[must_use]
+    pub fn retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// A full queue or a spent limit.
+    pub fn overloaded(message: impl Into<String>) -> Self {
+        Failure::new(Reason::Overloaded, message).retry_after(RETRY_OVERLOADED)
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason.name(), self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<&store::Error> for Failure {
+    fn from(error: &store::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            store::Error::Overloaded { .. } => Failure::overloaded(message),
+            store::Error::DiskFull { free, reserve } => Failure::new(Reason::DiskFull, message)
+                .with("free_bytes", free)
+                .with("reserve_bytes", reserve)
+                .retry_after(RETRY_DISK_FULL),
+            store::Error::Corrupt { .. } => Failure::new(Reason::Corrupt, message),
+            store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
+            _ => Failure::new(Reason::Internal, message),
+        }
+    }
+}
+
+impl From<store::Error> for Failure {
+    fn from(error: store::Error) -> Self {
+        Failure::from(&error)
+    }
+}
+
+impl From<cluster::Error> for Failure {
+    fn from(error: cluster::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            cluster::Error::Overloaded { .. } => Failure::overloaded(message),
+            cluster::Error::Closed { .. } => Failure::new(Reason::Unavailable, message),
+            cluster::Error::OutcomeUnknown { .. } => Failure::new(Reason::OutcomeUnknown, message),
+            cluster::Error::Store(error) => Failure::from(&*error),
+            cluster::Error::Unknown { kind, name } => {
+                let reason = match kind {
+                    "collection" => Reason::CollectionNotFound,
+                    "model" => Reason::ModelNotFound,
+                    _ => Reason::ModelVersionNotFound,
+                };
+                Failure::new(reason, message).with("name", name)
+            }
+            cluster::Error::Exists { name, .. } => {
+                Failure::new(Reason::CollectionExists, message).with("name", name)
+            }
+            cluster::Error::Active { name, version } => Failure::new(Reason::ModelActive, message)
+                .with("name", name)
+                .with("version", version),
+            cluster::Error::Changed { .. } => {
+                Failure::new(Reason::VersionConflict, message).retry_after(RETRY_OVERLOADED)
+            }
+            cluster::Error::Invalid(_) => Failure::new(Reason::Internal, message),
+        }
+    }
+}
+
+impl From<inference::Error> for Failure {
+    fn from(error: inference::Error) -> Self {
+        crate::models::failure_of(&error)
+    }
+}

@@ -1,0 +1,18 @@
+//! What we say on the wire: the services of `statehouse.v1` over the use cases.
+//!
+//! Generated types stop at `convert.rs`; failures become statuses in `status.rs`. A service here
+//! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
+
+mod calls;
+mod convert;
+mod models;
+mod pipeline;
+mod score;
+mod state;
+mod status;
+
+pub use calls::Calls;
+pub use models::ModelsService;
+pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PipelineService};
+pub use score::ScoreService;
+pub use state::StateService;

@@ -1,0 +1,262 @@
+//! Between the protocol's messages and the use cases' own types: the only place that knows both.
+
+use std::time::Instant;
+
+use statehouse_cluster::catalog::{Collection, Missing, Settings};
+use statehouse_inference::Tensor;
+use statehouse_proto::v1;
+use statehouse_store::{Condition, Edit, Expiry, Field, Value, WholeState};
+
+use crate::clock::unix_now_ms;
+use crate::dtype;
+use crate::failure::{Failure, Reason};
+use crate::score::{Mode, ScoreQuery, Scored};
+use crate::states::{
+    DeleteCommand, FieldSelector, GetQuery, PatchCommand, PutCommand, StateKey, WriteOptions,
+};
+
+/// The largest state of a collection that names none, in bytes.
+pub const STATE_BYTES_MAX_DEFAULT: u64 = 1 << 30;
+
+/// The inline limit of a collection that names none, in bytes.
+pub const INLINE_BYTES_MAX_DEFAULT: u32 = 16 << 10;
+
+/// The largest inline limit, in bytes.
+const INLINE_BYTES_MAX_MAX: u32 = 64 << 10;
+
+type Result<T> = std::result::Result<T, Failure>;
+
+fn invalid(message: impl Into<String>) -> Failure {
+    Failure::new(Reason::InvalidRequest, message)
+}
+
+pub fn get_query(request: v1::GetRequest) -> GetQuery {
+    GetQuery {
+        target: StateKey { collection: request.collection, key: request.key },
+        fields: request.fields.into_iter().map(selector).collect(),
+    }
+}
+
+/// One query per key of a batch.
+pub fn get_queries(request: v1::BatchGetRequest) -> Vec<GetQuery> {
+    let fields: Vec<FieldSelector> = request.fields.into_iter().map(selector).collect();
+    let query = |key| GetQuery {
+        target: StateKey { collection: request.collection.clone(), key },
+        fields: fields.clone(),
+    };
+    request.keys.into_iter().map(query).collect()
+}
+
+fn selector(selector: v1::FieldSelector) -> FieldSelector {
+    let range = (selector.offset.is_some() || selector.length.is_some())
+        .then(|| (selector.offset.unwrap_or(0), selector.length));
+    FieldSelector { name: selector.name, range }
+}
+
+pub fn state(found: WholeState) -> v1::StoredState {
+    let (model, model_version) = found.model.map_or_else(Default::default, |m| (m.name, m.version));
+    v1::StoredState {
+        version: found.version,
+        fields: found.fields.into_iter().map(field_out).collect(),
+        expires_at_ms: found.expires_at_ms,
+        model,
+        model_version,
+    }
+}
+
+fn field_out(field: Field) -> v1::Field {
+    let value = match field.value {
+        Value::Bytes(bytes) => v1::field::Value::Bytes(bytes),
+        Value::Tensor { dtype, shape, data } => v1::field::Value::Tensor(v1::Tensor {
+            dtype: dtype::to_proto(dtype) as i32,
+            shape,
+            data,
+        }),
+    };
+    v1::Field { name: field.name, value: Some(value) }
+}
+
+fn field_in(field: v1::Field) -> Result<Field> {
+    let value = match field.value {
+        Some(v1::field::Value::Bytes(bytes)) => Value::Bytes(bytes),
+        Some(v1::field::Value::Tensor(tensor)) => Value::Tensor {
+            dtype: dtype_in(&field.name, tensor.dtype)?,
+            shape: tensor.shape,
+            data: tensor.data,
+        },
+        None => {
+            return Err(invalid(format!("field {:?} needs a tensor or bytes", field.name)));
+        }
+    };
+    Ok(Field { name: field.name, value })
+}
+
+fn dtype_in(name: &str, number: i32) -> Result<statehouse_store::DType> {
+    dtype::from_proto(number).ok_or_else(|| {
+        let message = format!("tensor {name:?} has no known dtype: {number}");
+        Failure::new(Reason::InvalidTensor, message).with("field", name)
+    })
+}
+
+pub fn put(request: v1::PutRequest) -> Result<PutCommand> {
+    Ok(PutCommand {
+        target: StateKey { collection: request.collection, key: request.key },
+        fields: request.fields.into_iter().map(field_in).collect::<Result<_>>()?,
+        options: options(request.options)?,
+    })
+}
+
+pub fn patch(request: v1::PatchRequest) -> Result<PatchCommand> {
+    Ok(PatchCommand {
+        target: StateKey { collection: request.collection, key: request.key },
+        edits: request.edits.into_iter().map(edit).collect::<Result<_>>()?,
+        options: options(request.options)?,
+    })
+}
+
+pub fn delete(request: v1::DeleteRequest) -> Result<DeleteCommand> {
+    Ok(DeleteCommand {
+        target: StateKey { collection: request.collection, key: request.key },
+        options: options(request.options)?,
+    })
+}
+
+fn edit(edit: v1::Edit) -> Result<Edit> {
+    match edit.edit {
+        Some(v1::edit::Edit::Set(field)) => Ok(Edit::Set(field_in(field)?)),
+        Some(v1::edit::Edit::Remove(name)) => Ok(Edit::Remove { name }),
+        Some(v1::edit::Edit::WriteRange(range)) => {
+            Ok(Edit::WriteRange { name: range.field, offset: range.offset, bytes: range.data })
+        }
+        Some(v1::edit::Edit::Append(append)) => {
+            Ok(Edit::Append { name: append.field, bytes: append.data, max_bytes: append.max_bytes })
+        }
+        None => Err(invalid("an edit is one of set, remove, write_range or append")),
+    }
+}
+
+fn options(options: Option<v1::WriteOptions>) -> Result<WriteOptions> {
+    use v1::write_options::{Condition as If, Expiry as Until};
+    let options = options.unwrap_or_default();
+    let condition = match options.condition {
+        None => Condition::Any,
+        Some(If::IfVersion(0)) => {
+            return Err(invalid("if_version 0 is no version: use if_absent"));
+        }
+        Some(If::IfVersion(version)) => Condition::Version(version),
+        Some(If::IfAbsent(true)) => Condition::Absent,
+        Some(If::IfAbsent(false)) => return Err(invalid("if_absent is true or not given")),
+    };
+    let expiry = match options.expiry {
+        None => None,
+        Some(Until::TtlMs(0)) => return Err(invalid("ttl_ms is above 0")),
+        Some(Until::TtlMs(ttl_ms)) => Some(Expiry::At(unix_now_ms().saturating_add(ttl_ms))),
+        Some(Until::ExpiresAtMs(at_ms)) => Some(Expiry::At(at_ms)),
+        Some(Until::NeverExpires(true)) => Some(Expiry::Never),
+        Some(Until::NeverExpires(false)) => {
+            return Err(invalid("never_expires is true or not given"));
+        }
+    };
+    Ok(WriteOptions { condition, expiry, request_id: options.request_id })
+}
+
+pub fn score_query(request: v1::ScoreRequest, deadline: Option<Instant>) -> Result<ScoreQuery> {
+    let mode = match v1::ScoreMode::try_from(request.mode) {
+        Ok(v1::ScoreMode::Unspecified | v1::ScoreMode::Peek) => Mode::Peek,
+        Ok(v1::ScoreMode::Step) => Mode::Step,
+        Err(_) => return Err(invalid(format!("mode {} is neither PEEK nor STEP", request.mode))),
+    };
+    Ok(ScoreQuery {
+        model: request.model,
+        model_version: request.model_version,
+        target: StateKey { collection: request.collection, key: request.key },
+        inputs: request.inputs.into_iter().map(input).collect::<Result<_>>()?,
+        mode,
+        request_id: request.request_id,
+        outputs: request.outputs,
+        deadline,
+    })
+}
+
+fn input(input: v1::NamedTensor) -> Result<(String, Tensor)> {
+    let tensor =
+        input.tensor.ok_or_else(|| invalid(format!("input {:?} needs a tensor", input.name)))?;
+    let dtype = dtype::to_inference(dtype_in(&input.name, tensor.dtype)?);
+    let shape = tensor.shape.iter().map(|axis| *axis as usize).collect();
+    let tensor = Tensor::new(dtype, shape, tensor.data).map_err(|error| {
+        Failure::new(Reason::InvalidTensor, format!("input {:?}: {error}", input.name))
+            .with("input", &input.name)
+    })?;
+    Ok((input.name, tensor))
+}
+
+pub fn scored(scored: Scored) -> v1::ScoreResponse {
+    v1::ScoreResponse {
+        outputs: scored.outputs.into_iter().map(output).collect(),
+        state_version: scored.state_version,
+        model_version: scored.model_version,
+        from_initial_state: scored.from_initial_state,
+        repeated_request: scored.repeated,
+        batch_rows: scored.ran.batch_rows,
+        queue_us: scored.ran.queued.as_micros() as u32,
+        run_us: scored.ran.took.as_micros() as u32,
+    }
+}
+
+fn output((name, tensor): (String, Tensor)) -> v1::NamedTensor {
+    let tensor = v1::Tensor {
+        dtype: dtype::to_proto(dtype::to_store(tensor.dtype)) as i32,
+        shape: tensor.shape.iter().map(|axis| *axis as u64).collect(),
+        data: tensor.data,
+    };
+    v1::NamedTensor { name, tensor: Some(tensor) }
+}
+
+pub fn settings(settings: Option<v1::CollectionSettings>) -> Result<Settings> {
+    let settings = settings.unwrap_or_default();
+    let missing = match v1::MissingState::try_from(settings.missing) {
+        Ok(v1::MissingState::Unspecified | v1::MissingState::Error) => Missing::Error,
+        Ok(v1::MissingState::Empty) => Missing::Empty,
+        Err(_) => return Err(invalid(format!("missing {} is not known", settings.missing))),
+    };
+    if settings.inline_bytes_max > INLINE_BYTES_MAX_MAX {
+        return Err(invalid(format!(
+            "inline_bytes_max is at most {INLINE_BYTES_MAX_MAX}, got {}",
+            settings.inline_bytes_max
+        )));
+    }
+    if settings.state_bytes_max > STATE_BYTES_MAX_DEFAULT {
+        return Err(invalid(format!(
+            "state_bytes_max is at most {STATE_BYTES_MAX_DEFAULT}, got {}",
+            settings.state_bytes_max
+        )));
+    }
+    Ok(Settings {
+        state_bytes_max: or_default(settings.state_bytes_max, STATE_BYTES_MAX_DEFAULT),
+        inline_bytes_max: or_default(settings.inline_bytes_max, INLINE_BYTES_MAX_DEFAULT),
+        default_ttl_ms: (settings.default_ttl_ms > 0).then_some(settings.default_ttl_ms),
+        missing,
+    })
+}
+
+fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
+    if value == T::default() { default } else { value }
+}
+
+pub fn collection(collection: &Collection) -> v1::Collection {
+    let missing = match collection.settings.missing {
+        Missing::Error => v1::MissingState::Error,
+        Missing::Empty => v1::MissingState::Empty,
+    };
+    v1::Collection {
+        name: collection.name.clone(),
+        settings: Some(v1::CollectionSettings {
+            state_bytes_max: collection.settings.state_bytes_max,
+            inline_bytes_max: collection.settings.inline_bytes_max,
+            default_ttl_ms: collection.settings.default_ttl_ms.unwrap_or(0),
+            missing: missing as i32,
+        }),
+        id: collection.id.0,
+        created_at_ms: collection.created_at_ms,
+    }
+}

@@ -1,0 +1,143 @@
+//! `statehouse.v1.Pipeline`: many calls under way on one stream.
+//!
+//! The answers are a stream that is also what reads the requests: it takes a request, polls its
+//! call once (which is all that a hot read needs), and keeps it if it must wait. When the client
+//! does not read its answers, nothing polls, so nothing more is taken from it. Requests beyond
+//! the limit under way stay unread in the same way.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use statehouse_proto::v1;
+use statehouse_proto::v1::pipeline_request::Call;
+use statehouse_proto::v1::pipeline_response::Result as Answer;
+use statehouse_proto::v1::pipeline_server::Pipeline;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Calls, status};
+use crate::failure::{Failure, Reason};
+
+/// Calls under way on one stream, unless configured.
+pub const CALLS_IN_FLIGHT_MAX_DEFAULT: usize = 4_096;
+
+/// Serves pipelines.
+pub struct PipelineService {
+    calls: Calls,
+    in_flight_max: usize,
+}
+
+impl PipelineService {
+    /// Over the calls of a node, with at most `in_flight_max` under way on one stream.
+    pub fn new(calls: Calls, in_flight_max: usize) -> Self {
+        PipelineService { calls, in_flight_max }
+    }
+}
+
+#[tonic::async_trait]
+impl Pipeline for PipelineService {
+    type RunStream = Answers;
+
+    async fn run(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        Ok(Response::new(Answers {
+            calls: self.calls.clone(),
+            requests: Some(request.into_inner()),
+            under_way: FuturesUnordered::new(),
+            in_flight_max: self.in_flight_max,
+        }))
+    }
+}
+
+type UnderWay = Pin<Box<dyn Future<Output = v1::PipelineResponse> + Send>>;
+
+/// The answers of one stream, in the order they are ready.
+pub struct Answers {
+    calls: Calls,
+    /// `None` once the client has sent its last.
+    requests: Option<Streaming<v1::PipelineRequest>>,
+    under_way: FuturesUnordered<UnderWay>,
+    in_flight_max: usize,
+}
+
+impl Stream for Answers {
+    type Item = Result<v1::PipelineResponse, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        if let Poll::Ready(Some(answer)) = this.under_way.poll_next_unpin(cx) {
+            return Poll::Ready(Some(Ok(answer)));
+        }
+        while this.under_way.len() < this.in_flight_max {
+            let Some(requests) = &mut this.requests else { break };
+            match requests.poll_next_unpin(cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Some(Ok(request))) => {
+                    let mut call: UnderWay = Box::pin(run(this.calls.clone(), request));
+                    match call.as_mut().poll(cx) {
+                        Poll::Ready(answer) => return Poll::Ready(Some(Ok(answer))),
+                        // Pushed woken: the set registers its own waker at the next poll.
+                        Poll::Pending => this.under_way.push(call),
+                    }
+                }
+                Poll::Ready(Some(Err(broken))) => {
+                    this.requests = None;
+                    return Poll::Ready(Some(Err(broken)));
+                }
+                Poll::Ready(None) => this.requests = None,
+            }
+        }
+        match this.under_way.poll_next_unpin(cx) {
+            Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(answer))),
+            Poll::Ready(None) if this.requests.is_none() => Poll::Ready(None),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+async fn run(calls: Calls, request: v1::PipelineRequest) -> v1::PipelineResponse {
+    let id = request.id;
+    let deadline = match request.timeout_ms {
+        0 => None,
+        timeout_ms => Some(Instant::now() + Duration::from_millis(u64::from(timeout_ms))),
+    };
+    let answer = match deadline {
+        None => call(&calls, request.call, None).await,
+        Some(at) => {
+            let call = call(&calls, request.call, Some(at));
+            tokio::time::timeout_at(at.into(), call).await.unwrap_or_else(|_| {
+                let message = format!("no answer within {} ms", request.timeout_ms);
+                Err(Failure::new(Reason::DeadlineExceeded, message))
+            })
+        }
+    };
+    let result = answer.unwrap_or_else(|failure| Answer::Error(status::error(failure)));
+    v1::PipelineResponse { id, result: Some(result) }
+}
+
+async fn call(
+    calls: &Calls,
+    call: Option<Call>,
+    deadline: Option<Instant>,
+) -> Result<Answer, Failure> {
+    match call {
+        Some(Call::Get(get)) => calls.get(get).await.map(Answer::Get),
+        Some(Call::BatchGet(get)) => calls.batch_get(get).await.map(Answer::BatchGet),
+        Some(Call::Put(put)) => calls.put(put).await.map(Answer::Write),
+        Some(Call::BatchPut(puts)) => calls.batch_put(puts).await.map(Answer::BatchPut),
+        Some(Call::Patch(patch)) => calls.patch(patch).await.map(Answer::Write),
+        Some(Call::Delete(delete)) => calls.delete(delete).await.map(Answer::Delete),
+        Some(Call::Score(score)) => calls.score(score, deadline).await.map(Answer::Score),
+        Some(Call::ScoreBatch(scores)) => {
+            calls.score_batch(scores, deadline).await.map(Answer::ScoreBatch)
+        }
+        None => Err(Failure::new(
+            Reason::InvalidRequest,
+            "a pipeline request holds a call; this one holds none that this node knows",
+        )),
+    }
+}

@@ -1,0 +1,110 @@
+//! `statehouse.v1.State`: unary calls on states, and the collections they lie in.
+
+use statehouse_proto::v1;
+use statehouse_proto::v1::state_server::State;
+use tonic::{Request, Response, Status};
+
+use super::{Calls, convert, status::status};
+use crate::failure::Failure;
+use crate::states::check_collection_name;
+
+/// Serves states.
+pub struct StateService {
+    calls: Calls,
+}
+
+impl StateService {
+    /// Over the calls of a node.
+    pub fn new(calls: Calls) -> Self {
+        StateService { calls }
+    }
+}
+
+#[tonic::async_trait]
+impl State for StateService {
+    async fn get(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<v1::GetResponse>, Status> {
+        self.calls.get(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<v1::BatchGetRequest>,
+    ) -> Result<Response<v1::BatchGetResponse>, Status> {
+        self.calls.batch_get(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn put(
+        &self,
+        request: Request<v1::PutRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        self.calls.put(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn batch_put(
+        &self,
+        request: Request<v1::BatchPutRequest>,
+    ) -> Result<Response<v1::BatchPutResponse>, Status> {
+        self.calls.batch_put(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn patch(
+        &self,
+        request: Request<v1::PatchRequest>,
+    ) -> Result<Response<v1::WriteResponse>, Status> {
+        self.calls.patch(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn delete(
+        &self,
+        request: Request<v1::DeleteRequest>,
+    ) -> Result<Response<v1::DeleteResponse>, Status> {
+        self.calls.delete(request.into_inner()).await.map(Response::new).map_err(status)
+    }
+
+    async fn create_collection(
+        &self,
+        request: Request<v1::CreateCollectionRequest>,
+    ) -> Result<Response<v1::Collection>, Status> {
+        let request = request.into_inner();
+        let create = async {
+            check_collection_name(&request.name)?;
+            let settings = convert::settings(request.settings)?;
+            self.calls.states().shards().store().check_space()?;
+            let catalog = self.calls.states().catalog();
+            let created =
+                catalog.create_collection(&request.name, settings, request.if_not_exists).await?;
+            Ok::<_, Failure>(convert::collection(&created))
+        };
+        create.await.map(Response::new).map_err(status)
+    }
+
+    async fn list_collections(
+        &self,
+        _: Request<v1::ListCollectionsRequest>,
+    ) -> Result<Response<v1::ListCollectionsResponse>, Status> {
+        let collections = self.calls.states().catalog().collections();
+        let collections = collections.values().map(|found| convert::collection(found)).collect();
+        Ok(Response::new(v1::ListCollectionsResponse { collections }))
+    }
+
+    async fn describe_collection(
+        &self,
+        request: Request<v1::DescribeCollectionRequest>,
+    ) -> Result<Response<v1::Collection>, Status> {
+        let found = self.calls.states().collection(&request.into_inner().name).map_err(status)?;
+        Ok(Response::new(convert::collection(&found)))
+    }
+
+    async fn drop_collection(
+        &self,
+        request: Request<v1::DropCollectionRequest>,
+    ) -> Result<Response<v1::DropCollectionResponse>, Status> {
+        let name = request.into_inner().name;
+        let dropped = self.calls.states().catalog().drop_collection(&name).await;
+        dropped.map_err(|error| status(error.into()))?;
+        Ok(Response::new(v1::DropCollectionResponse {}))
+    }
+}

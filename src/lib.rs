@@ -1,0 +1,38 @@
+//! Statehouse: a stateful model-state store that scores where the state lies.
+//!
+//! This crate is how a node runs: the process, its services and its command line. Read `node.rs`
+//! first; `score.rs` reads top to bottom as the product's main use case.
+//!
+//! | module | concept |
+//! |---|---|
+//! | `node` | composes the rooms in order, stops them in reverse |
+//! | `config` | what a node is told: file, environment, flags |
+//! | `states` | the State use case |
+//! | `score` | the Score use case |
+//! | `models` | the models a node has loaded |
+//! | `failure` | every reason a caller can be given |
+//! | `grpc` | the services; generated types stop there |
+//! | `http` | `/metrics`, `/livez`, `/readyz` |
+//! | `replay` | steps through a file of events |
+//! | `bench` | load and what it cost |
+//! | `cli` | one file per subcommand |
+//!
+//! Not done: replication and admin commands (one node serves every shard), streaming reads and
+//! writes of large states, TLS.
+
+pub mod bench;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod dtype;
+pub mod failure;
+pub mod grpc;
+pub mod http;
+pub mod metrics;
+pub mod models;
+pub mod node;
+pub mod replay;
+pub mod score;
+pub mod states;
+pub mod svg;
+pub mod telemetry;

@@ -1,0 +1,44 @@
+//! What `/metrics` shows: calls as they are counted, and the rooms' own counters, read at each
+//! scrape so that they cost nothing on the way of a request.
+
+mod calls;
+mod models;
+mod rooms;
+
+use std::sync::Arc;
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+use statehouse_cluster::Shards;
+use statehouse_inference::Handle;
+
+pub use calls::{CallKind, CallMetrics};
+use rooms::Rooms;
+
+/// A node's metrics.
+pub struct Metrics {
+    registry: Registry,
+}
+
+impl Metrics {
+    /// Over the counters of a node's rooms, and of its calls.
+    pub fn new(device: &str, shards: Arc<Shards>, worker: Handle, calls: &CallMetrics) -> Self {
+        let mut registry = Registry::with_prefix("statehouse");
+        let labels = vec![
+            ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("device".to_owned(), device.to_owned()),
+        ];
+        registry.register("build", "What runs here", Info::new(labels));
+        calls.register(&mut registry);
+        registry.register_collector(Box::new(Rooms::new(shards, worker)));
+        Metrics { registry }
+    }
+
+    /// All metrics in the OpenMetrics text format.
+    pub fn encode(&self) -> String {
+        let mut out = String::with_capacity(16 << 10);
+        encode(&mut out, &self.registry).expect("writing to a string does not fail");
+        out
+    }
+}

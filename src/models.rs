@@ -1,0 +1,201 @@
+//! The models of a node: pushed, checked, loaded on the device, found by name.
+//!
+//! A version is loaded when it is pushed, when the node starts (the active ones) or when a score
+//! first names it; loading is single-flight and never on an async thread.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use statehouse_cluster::catalog::{Catalog, ModelEntry, ModelFiles};
+use statehouse_inference as inference;
+use statehouse_inference::{Handle, LoadedModel, Model};
+use statehouse_store::Store;
+use tokio::sync::OnceCell;
+
+use crate::failure::{Failure, Reason};
+
+/// The largest model: all files together, in bytes.
+pub const MODEL_BYTES_MAX: usize = 256 << 20;
+
+/// Files in a model.
+pub const MODEL_FILES_MAX: usize = 16;
+
+/// A loaded version.
+#[derive(Clone)]
+pub struct Version {
+    /// Which version of the model.
+    pub version: u64,
+    /// Ready to score.
+    pub loaded: LoadedModel,
+}
+
+/// One version's place: filled by the first who needs it, shared by all.
+type Slot = Arc<OnceCell<Result<LoadedModel, Failure>>>;
+
+/// The models that this node can score with.
+pub struct Models {
+    catalog: Arc<Catalog>,
+    worker: Handle,
+    store: Store,
+    slots: Mutex<HashMap<(String, u64), Slot>>,
+}
+
+impl Models {
+    /// Over the node's catalog, its device's worker, and the store whose space a push takes.
+    pub fn new(catalog: Arc<Catalog>, worker: Handle, store: Store) -> Arc<Self> {
+        Arc::new(Models { catalog, worker, store, slots: Mutex::default() })
+    }
+
+    /// The worker that drives the device.
+    pub fn worker(&self) -> &Handle {
+        &self.worker
+    }
+
+    /// The catalog.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// Loads every active version; one that fails is logged, and answers its failure when used.
+    pub async fn load_active(&self) {
+        for entry in self.catalog.models().values() {
+            let Some(version) = entry.active else { continue };
+            if let Err(failure) = self.load(&entry.name, version).await {
+                tracing::error!(model = entry.name, version, %failure, "model not loaded");
+            }
+        }
+    }
+
+    /// A version of a model, loaded; version 0 is the active one.
+    pub async fn find(&self, name: &str, version: u64) -> Result<Version, Failure> {
+        let entry = self.catalog.model(name)?;
+        let version = match (version, entry.active) {
+            (0, Some(active)) => active,
+            (0, None) => {
+                let message = format!("model {name:?} has no active version");
+                return Err(Failure::new(Reason::ModelVersionNotFound, message).with("name", name));
+            }
+            (version, _) => known(&entry, version)?,
+        };
+        let loaded = self.load(name, version).await?;
+        Ok(Version { version, loaded })
+    }
+
+    /// Checks and loads the files, stores them as a new version, and activates it if asked for.
+    pub async fn push(
+        &self,
+        files: ModelFiles,
+        activate: bool,
+    ) -> Result<(Arc<ModelEntry>, u64), Failure> {
+        let worker = self.worker.clone();
+        let checked = files.clone();
+        let (name, loaded) = blocking(move || {
+            let model = Model::from_files(&checked)?;
+            let name = model.name().to_owned();
+            Ok((name, worker.load(model)?))
+        })
+        .await?;
+        self.store.check_space()?;
+        let pushed = self.catalog.push_model(&name, &files, activate).await?;
+        let slot = Slot::new(OnceCell::new_with(Some(Ok(loaded))));
+        self.slots.lock().insert((name.clone(), pushed.version), slot);
+        Ok((self.catalog.model(&name)?, pushed.version))
+    }
+
+    /// Makes a version the active one, once it is loaded.
+    pub async fn activate(&self, name: &str, version: u64) -> Result<Arc<ModelEntry>, Failure> {
+        known(&*self.catalog.model(name)?, version)?;
+        self.load(name, version).await?;
+        self.catalog.activate_model(name, version).await?;
+        Ok(self.catalog.model(name)?)
+    }
+
+    /// Deletes a version, or all with version 0, and frees what was loaded.
+    pub async fn delete(&self, name: &str, version: u64) -> Result<(), Failure> {
+        let only = (version != 0).then_some(version);
+        self.catalog.delete_model(name, only).await?;
+        let gone: Vec<Slot> = {
+            let mut slots = self.slots.lock();
+            let doomed = slots
+                .keys()
+                .filter(|(model, found)| model == name && only.is_none_or(|v| v == *found))
+                .cloned()
+                .collect::<Vec<_>>();
+            doomed.iter().filter_map(|key| slots.remove(key)).collect()
+        };
+        for slot in gone {
+            if let Some(Ok(loaded)) = slot.get() {
+                self.worker.unload(loaded);
+            }
+        }
+        Ok(())
+    }
+
+    /// What loading a version came to, if it was tried.
+    pub fn loaded(&self, name: &str, version: u64) -> Option<Result<LoadedModel, Failure>> {
+        let slot = self.slots.lock().get(&(name.to_owned(), version)).cloned()?;
+        slot.get().cloned()
+    }
+
+    async fn load(&self, name: &str, version: u64) -> Result<LoadedModel, Failure> {
+        let slot = {
+            let mut slots = self.slots.lock();
+            slots.entry((name.to_owned(), version)).or_default().clone()
+        };
+        if let Some(done) = slot.get() {
+            return done.clone();
+        }
+        let load = || async {
+            let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
+            let model = name.to_owned();
+            blocking(move || {
+                let files = catalog.model_files(&model, version)?;
+                Ok(worker.load(Model::from_files(&files)?)?)
+            })
+            .await
+        };
+        slot.get_or_init(load).await.clone()
+    }
+}
+
+fn known(entry: &ModelEntry, version: u64) -> Result<u64, Failure> {
+    if entry.versions.iter().any(|found| found.version == version) {
+        return Ok(version);
+    }
+    let message = format!("model {:?} has no version {version}", entry.name);
+    Err(Failure::new(Reason::ModelVersionNotFound, message)
+        .with("name", &entry.name)
+        .with("version", version))
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|_| Err(Failure::new(Reason::Internal, "loading a model panicked")))
+}
+
+/// The reason under which a caller learns of an inference error.
+pub fn failure_of(error: &inference::Error) -> Failure {
+    use inference::{Error, InputError};
+    let message = error.to_string();
+    match error {
+        Error::Manifest { .. }
+        | Error::Weights { .. }
+        | Error::UnsupportedOperator { .. }
+        | Error::SelfTest { .. } => Failure::new(Reason::InvalidModel, message),
+        Error::Input(InputError::NotFinite { name, .. }) => {
+            Failure::new(Reason::NotFinite, message).with("input", name)
+        }
+        Error::Input(_) => Failure::new(Reason::InvalidInput, message),
+        Error::NotFinite { output } => {
+            Failure::new(Reason::NotFinite, message).with("output", output)
+        }
+        Error::Overloaded { .. } => Failure::overloaded(message),
+        Error::DeadlineUnmeetable { .. } => Failure::new(Reason::DeadlineExceeded, message),
+        Error::Gone { .. } => Failure::new(Reason::Unavailable, message),
+        Error::Internal { .. } => Failure::new(Reason::Internal, message),
+    }
+}

@@ -1,0 +1,285 @@
+//! One node: the rooms composed in order, stopped in reverse. Read this file first.
+//!
+//! store → shards → catalog → device and worker → models → services. Ports are bound before
+//! anything is opened, so that a taken port costs nothing; the node says it is ready only once
+//! every active model is loaded and warm.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use statehouse_cluster::catalog::Catalog;
+use statehouse_cluster::{self as cluster, Replica, Shards};
+use statehouse_inference::{self as inference, Device, Handle};
+use statehouse_proto::v1;
+use statehouse_store::{self as store, Command, Store, Sweep};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::config::{Config, DeviceChoice};
+use crate::grpc::{Calls, ModelsService, PipelineService, ScoreService, StateService};
+use crate::http;
+use crate::metrics::{CallMetrics, Metrics};
+use crate::models::Models;
+use crate::score::Scorer;
+use crate::states::States;
+
+/// States that one sweep of a shard deletes.
+const SWEEP_STATES_MAX: u32 = 1_024;
+
+/// HTTP/2 windows: large enough that one stream fills a loopback or a data-centre link.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// How often an idle connection is asked whether it lives, and how long it may take to answer.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the health service and `/readyz` go by.
+#[derive(Clone, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Whether the node may receive traffic.
+    pub fn is_ready(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Release);
+    }
+}
+
+/// A running node.
+pub struct Node {
+    /// Where gRPC is served, the port filled in.
+    pub address: SocketAddr,
+    /// Where HTTP is served, the port filled in.
+    pub http_address: SocketAddr,
+    /// The device that scores.
+    pub device: String,
+    config: Config,
+    store: Store,
+    shards: Arc<Shards>,
+    worker: Handle,
+    readiness: Readiness,
+    stop: watch::Sender<bool>,
+    tasks: Vec<JoinHandle<()>>,
+    failed: watch::Receiver<Option<String>>,
+}
+
+impl Node {
+    /// Starts a node and returns once it is ready.
+    pub async fn start(config: Config) -> anyhow::Result<Node> {
+        let listener = bind(config.listen).await?;
+        let http_listener = bind(config.http_listen).await?;
+        let (address, http_address) = (listener.local_addr()?, http_listener.local_addr()?);
+        let (stop, stopped) = watch::channel(false);
+        let readiness = Readiness::default();
+
+        let (store, shards, failed) = open_store(&config).await?;
+        let catalog = Catalog::open(shards.clone()).await?;
+        let device = open_device(config.device, config.device_index)?;
+        let device_name = device.name();
+        let worker_config = inference::Config {
+            queue_rows_max: config.score_queue_rows_max,
+            ..inference::Config::default()
+        };
+        let worker = inference::Worker::start(device, worker_config)?;
+        let models = Models::new(catalog.clone(), worker.clone(), store.clone());
+        models.load_active().await;
+
+        let states = States::new(shards.clone(), catalog);
+        let scorer = Scorer::new(states.clone(), models.clone());
+        let counted = CallMetrics::default();
+        let metrics = Metrics::new(&device_name, shards.clone(), worker.clone(), &counted);
+        let metrics = Arc::new(metrics);
+        let calls = Calls::new(states, scorer, counted);
+
+        let mut tasks = Vec::new();
+        tasks.push(serve_grpc(&config, listener, calls, models, stopped.clone()).await?);
+        tasks.push(tokio::spawn(http::serve(
+            http_listener,
+            metrics,
+            readiness.clone(),
+            stopped.clone(),
+        )));
+        let interval = Duration::from_secs(config.sweep_interval_s.max(1));
+        tasks.push(tokio::spawn(sweep(shards.clone(), interval, stopped)));
+        readiness.set(true);
+        Ok(Node {
+            address,
+            http_address,
+            device: device_name,
+            config,
+            store,
+            shards,
+            worker,
+            readiness,
+            stop,
+            tasks,
+            failed,
+        })
+    }
+
+    /// Resolves with the reason when the disk under the node fails: it must stop then.
+    pub async fn failure(&self) -> String {
+        let mut failed = self.failed.clone();
+        let reason = failed.wait_for(Option::is_some).await;
+        reason.map_or_else(
+            |_| "the store is gone".to_owned(),
+            |reason| reason.clone().unwrap_or_default(),
+        )
+    }
+
+    /// Stops in reverse: no new calls, calls under way get their grace, then worker, shards, disk.
+    pub async fn stop(self) -> anyhow::Result<()> {
+        self.readiness.set(false);
+        self.stop.send_replace(true);
+        let grace = Duration::from_secs(self.config.shutdown_grace_s);
+        let all = futures::future::join_all(self.tasks);
+        if tokio::time::timeout(grace, all).await.is_err() {
+            tracing::warn!(?grace, "calls were still under way when the grace ended");
+        }
+        let (worker, shards, store) = (self.worker, self.shards, self.store);
+        tokio::task::spawn_blocking(move || {
+            worker.shutdown();
+            shards.close();
+            drop(shards);
+            store.close()
+        })
+        .await??;
+        Ok(())
+    }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
+}
+
+/// Opens the disk and every replica on it, off the async threads.
+async fn open_store(
+    config: &Config,
+) -> anyhow::Result<(Store, Arc<Shards>, watch::Receiver<Option<String>>)> {
+    let store_config = store::Config {
+        block_cache_bytes: config.block_cache_bytes,
+        memtable_bytes_max: config.memtable_bytes_max,
+        disk_reserve_bytes: config.disk_reserve_bytes,
+        read_threads: config.read_threads,
+        read_queue_max: config.read_queue_max,
+        ..store::Config::default()
+    };
+    let shards_config = cluster::Config {
+        shards: config.shards,
+        proposals_waiting_max: config.proposals_waiting_max,
+        ..cluster::Config::default()
+    };
+    let data = config.data.clone();
+    let (failed, failure) = watch::channel(None);
+    tokio::task::spawn_blocking(move || {
+        let store = Store::open(&data, store_config)?;
+        store.on_failure(Box::new(move |error| {
+            failed.send_replace(Some(error.to_string()));
+        }));
+        let shards = Shards::open(store.clone(), &shards_config)?;
+        Ok((store, shards, failure))
+    })
+    .await?
+}
+
+fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Device>> {
+    if choice != DeviceChoice::Cpu {
+        match statehouse_cuda::open(index) {
+            Ok(device) => return Ok(device),
+            Err(unavailable) if choice == DeviceChoice::Cuda => {
+                anyhow::bail!("device = \"cuda\" and none works: {unavailable}");
+            }
+            Err(unavailable) => tracing::info!(%unavailable, "no CUDA device: scoring on the CPU"),
+        }
+    }
+    Ok(inference::flex()?)
+}
+
+async fn serve_grpc(
+    config: &Config,
+    listener: TcpListener,
+    calls: Calls,
+    models: Arc<Models>,
+    mut stopped: watch::Receiver<bool>,
+) -> anyhow::Result<JoinHandle<()>> {
+    let max = config.message_bytes_max;
+    let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
+        .max_decoding_message_size(max)
+        .max_encoding_message_size(max);
+    let score = v1::score_server::ScoreServer::new(ScoreService::new(calls.clone()))
+        .max_decoding_message_size(max)
+        .max_encoding_message_size(max);
+    let pipeline = PipelineService::new(calls, config.pipeline_calls_max);
+    let pipeline = v1::pipeline_server::PipelineServer::new(pipeline)
+        .max_decoding_message_size(max)
+        .max_encoding_message_size(max);
+    let models = v1::models_server::ModelsServer::new(ModelsService::new(models))
+        .max_decoding_message_size(max);
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<v1::state_server::StateServer<StateService>>().await;
+    health.set_serving::<v1::score_server::ScoreServer<ScoreService>>().await;
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let server = Server::builder()
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(config.streams_per_connection_max)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(state)
+        .add_service(score)
+        .add_service(pipeline)
+        .add_service(models)
+        .add_service(reflection)
+        .add_service(health_service);
+    Ok(tokio::spawn(async move {
+        let stop = async move {
+            // An error means that the node is gone, which is a stop too.
+            let _ = stopped.wait_for(|stopped| *stopped).await;
+        };
+        if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
+            tracing::error!(%error, "gRPC listener failed");
+        }
+    }))
+}
+
+/// Deletes expired states and old request ids, shard by shard.
+async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Receiver<bool>) {
+    let mut ticks = tokio::time::interval(interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => {}
+            _ = stopped.wait_for(|stopped| *stopped) => return,
+        }
+        for replica in shards.replicas() {
+            if let Err(error) = sweep_shard(&shards, replica).await {
+                tracing::warn!(shard = %replica.shard_id(), %error, "sweep failed");
+            }
+        }
+    }
+}
+
+/// One sweep of a shard, if there is something to sweep.
+async fn sweep_shard(shards: &Shards, replica: &Replica) -> anyhow::Result<()> {
+    let now_ms = crate::clock::unix_now_ms();
+    let reader = replica.reader().clone();
+    let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
+    let Some(start) = start else { return Ok(()) };
+    let sweep = Sweep { now_ms, limit: SWEEP_STATES_MAX, cursor: start.cursor };
+    shards.propose(replica.shard_id(), Command::Sweep(sweep)).await?;
+    Ok(())
+}

@@ -1,0 +1,235 @@
+//! Sends events as steps, pipelined, in order per key, and measures.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use hdrhistogram::Histogram;
+use indicatif::ProgressBar;
+use statehouse_client::v1::pipeline_request::Call;
+use statehouse_client::v1::pipeline_response::Result as Answer;
+use statehouse_client::{Client, Error, v1};
+
+use super::{Event, Events, Map};
+
+/// How to replay.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Steps under way at a time.
+    pub in_flight: usize,
+    /// Peek instead of step: the states stay.
+    pub peek: bool,
+    /// Names this run: the same name again steps no event twice, as long as the node remembers
+    /// its request ids.
+    pub run_id: String,
+    /// Most surprising events to keep.
+    pub top: usize,
+    /// Stop after so many events.
+    pub limit: Option<u64>,
+}
+
+/// An event and its score.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Surprise {
+    /// What the model said; higher is more surprising.
+    pub score: f32,
+    /// Its line in the file.
+    pub line: u64,
+    /// Whose it was.
+    pub key: String,
+    /// The columns that the map shows.
+    pub label: String,
+}
+
+impl Eq for Surprise {}
+
+impl PartialOrd for Surprise {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Surprise {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.score.total_cmp(&other.score).then(other.line.cmp(&self.line))
+    }
+}
+
+/// What happened in one slice of the run's time.
+#[derive(Debug, Clone, Default)]
+pub struct Slice {
+    /// Events answered.
+    pub events: u64,
+    /// Microseconds, at the 50th and 99th percentile.
+    pub p50_us: u64,
+    /// Microseconds.
+    pub p99_us: u64,
+}
+
+/// What a replay came to.
+pub struct Outcome {
+    /// Events answered.
+    pub events: u64,
+    /// Of those, answers to request ids that had been seen.
+    pub repeated: u64,
+    /// From the first send to the last answer.
+    pub elapsed: Duration,
+    /// Microseconds from send to answer.
+    pub latency: Histogram<u64>,
+    /// How many events ran in batches of so many rows.
+    pub batch_rows: Histogram<u64>,
+    /// Latency over time.
+    pub slices: Vec<Slice>,
+    /// How long a slice is.
+    pub slice: Duration,
+    /// Most surprising first.
+    pub surprises: Vec<Surprise>,
+}
+
+/// Length of a slice.
+const SLICE: Duration = Duration::from_millis(250);
+
+/// Latencies above this are counted as this, in microseconds.
+const LATENCY_US_MAX: u64 = 60_000_000;
+
+struct Meter {
+    started: Instant,
+    outcome: Outcome,
+    slice_latency: Histogram<u64>,
+    top: usize,
+    surprises: BinaryHeap<Reverse<Surprise>>,
+}
+
+/// Replays all events. Fails at the first event that can't be read or scored, by its line.
+pub async fn run(
+    client: &Client,
+    map: &Map,
+    mut events: Events,
+    options: &Options,
+    progress: &ProgressBar,
+) -> anyhow::Result<Outcome> {
+    let mut meter = Meter::new(options.top)?;
+    let mut under_way = FuturesUnordered::new();
+    let mut more = true;
+    let mut sent = 0;
+    while more || !under_way.is_empty() {
+        if more && under_way.len() < options.in_flight {
+            let wanted = options.limit.is_none_or(|limit| sent < limit);
+            let Some(event) = wanted.then(|| events.read()).transpose()?.flatten() else {
+                more = false;
+                continue;
+            };
+            sent += 1;
+            let Event { line, key, inputs, label } = event;
+            let call = Call::Score(request(map, options, line, &key, inputs));
+            let at = Instant::now();
+            let answer = client.send(call).await.map_err(|error| at_line(line, error))?;
+            under_way.push(async move { (at, line, key, label, answer.await) });
+            continue;
+        }
+        let Some((at, line, key, label, answer)) = under_way.next().await else { continue };
+        let scored = match answer.map_err(|error| at_line(line, error))? {
+            Answer::Score(scored) => scored,
+            _ => return Err(at_line(line, Error::Unexpected("not the answer of a score"))),
+        };
+        let score = score_of(map, &scored).unwrap_or(f32::NAN);
+        meter.record(at.elapsed(), &scored, Surprise { score, line, key, label });
+        progress.inc(1);
+    }
+    Ok(meter.finish())
+}
+
+fn request(
+    map: &Map,
+    options: &Options,
+    line: u64,
+    key: &str,
+    inputs: Vec<v1::NamedTensor>,
+) -> v1::ScoreRequest {
+    let (mode, request_id) = if options.peek {
+        (v1::ScoreMode::Peek, String::new())
+    } else {
+        (v1::ScoreMode::Step, format!("{}-{line}", options.run_id))
+    };
+    v1::ScoreRequest {
+        model: map.model.clone(),
+        model_version: 0,
+        collection: map.collection.clone(),
+        key: key.to_owned().into(),
+        inputs,
+        mode: mode as i32,
+        request_id: request_id.into(),
+        outputs: Vec::new(),
+    }
+}
+
+/// The first number of the output that the map names, or of the first one.
+fn score_of(map: &Map, scored: &v1::ScoreResponse) -> Option<f32> {
+    let wanted =
+        |output: &&v1::NamedTensor| map.score.as_ref().is_none_or(|name| *name == output.name);
+    let tensor = scored.outputs.iter().find(wanted)?.tensor.as_ref()?;
+    Some(f32::from_le_bytes(tensor.data.get(..4)?.try_into().ok()?))
+}
+
+fn at_line(line: u64, error: Error) -> anyhow::Error {
+    anyhow::Error::new(error).context(format!("line {line}"))
+}
+
+impl Meter {
+    fn new(top: usize) -> anyhow::Result<Self> {
+        let outcome = Outcome {
+            events: 0,
+            repeated: 0,
+            elapsed: Duration::ZERO,
+            latency: Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?,
+            batch_rows: Histogram::new(3)?,
+            slices: Vec::new(),
+            slice: SLICE,
+            surprises: Vec::new(),
+        };
+        let slice_latency = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
+        let started = Instant::now();
+        Ok(Meter { started, outcome, slice_latency, top, surprises: BinaryHeap::new() })
+    }
+
+    fn record(&mut self, latency: Duration, scored: &v1::ScoreResponse, surprise: Surprise) {
+        let us = (latency.as_micros() as u64).clamp(1, LATENCY_US_MAX);
+        self.close_slices();
+        self.outcome.events += 1;
+        self.outcome.repeated += u64::from(scored.repeated_request);
+        self.outcome.latency.saturating_record(us);
+        self.slice_latency.saturating_record(us);
+        if scored.batch_rows > 0 {
+            self.outcome.batch_rows.saturating_record(scored.batch_rows.into());
+        }
+        if surprise.score.is_finite() && self.top > 0 {
+            self.surprises.push(Reverse(surprise));
+            if self.surprises.len() > self.top {
+                self.surprises.pop();
+            }
+        }
+    }
+
+    fn close_slices(&mut self) {
+        let due = (self.started.elapsed().as_millis() / SLICE.as_millis()) as usize;
+        while self.outcome.slices.len() < due {
+            let latency = &self.slice_latency;
+            self.outcome.slices.push(Slice {
+                events: latency.len(),
+                p50_us: latency.value_at_quantile(0.5),
+                p99_us: latency.value_at_quantile(0.99),
+            });
+            self.slice_latency.reset();
+        }
+    }
+
+    fn finish(mut self) -> Outcome {
+        self.outcome.elapsed = self.started.elapsed();
+        self.close_slices();
+        self.outcome.surprises =
+            self.surprises.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();
+        self.outcome
+    }
+}

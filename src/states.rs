@@ -1,0 +1,54 @@
+//! The State use case: read and write states, check requests, turn replies into answers.
+//!
+//! Knows no gRPC. Everything a client may get wrong about a state is refused here, by name,
+//! before a command is proposed.
+
+mod limits;
+mod read;
+mod write;
+
+use std::sync::Arc;
+
+use statehouse_cluster::Shards;
+use statehouse_cluster::catalog::{Catalog, Collection};
+
+pub use limits::{
+    EDITS_MAX, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, REQUEST_ID_BYTES_MAX,
+    check_collection_name, check_key,
+};
+pub use read::{FieldSelector, GetQuery, StateKey};
+pub use write::{
+    Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
+    reply_failure, request_tag,
+};
+
+use crate::failure::Failure;
+
+/// Reads and writes the states of one node.
+#[derive(Clone)]
+pub struct States {
+    shards: Arc<Shards>,
+    catalog: Arc<Catalog>,
+}
+
+impl States {
+    /// Over the shards and catalog of a node.
+    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>) -> Self {
+        States { shards, catalog }
+    }
+
+    /// The collections and models.
+    pub fn catalog(&self) -> &Arc<Catalog> {
+        &self.catalog
+    }
+
+    /// The shards beneath.
+    pub fn shards(&self) -> &Arc<Shards> {
+        &self.shards
+    }
+
+    /// The collection of that name.
+    pub fn collection(&self, name: &str) -> Result<Arc<Collection>, Failure> {
+        Ok(self.catalog.collection(name)?)
+    }
+}

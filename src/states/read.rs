@@ -1,0 +1,171 @@
+//! Reads: inline when everything lies in memory, else on the read pool.
+
+use bytes::Bytes;
+use statehouse_cluster::catalog::{Collection, Missing};
+use statehouse_store::{
+    Cached, Field, FieldRange, Payload, Reader, Selection, State, Value, WholeState,
+};
+
+use super::{States, check_key};
+use crate::clock::unix_now_ms;
+use crate::failure::{Failure, Reason};
+
+/// One state's address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct StateKey {
+    /// The collection's name.
+    pub collection: String,
+    /// 1..=512 bytes.
+    pub key: Bytes,
+}
+
+/// A field to read, or a range of its bytes.
+#[derive(Debug, Clone)]
+pub struct FieldSelector {
+    /// The field's name.
+    pub name: String,
+    /// Offset and length in bytes; no length: to the end.
+    pub range: Option<(u64, Option<u64>)>,
+}
+
+/// What to read of which state.
+#[derive(Debug, Clone)]
+pub struct GetQuery {
+    /// Whose state.
+    pub target: StateKey,
+    /// Empty: all fields.
+    pub fields: Vec<FieldSelector>,
+}
+
+impl States {
+    /// Reads a state. Linearizable: it sees every write acknowledged before.
+    pub async fn get(&self, query: &GetQuery) -> Result<WholeState, Failure> {
+        let collection = self.collection(&query.target.collection)?;
+        check_key(&query.target.key)?;
+        let (id, key, now_ms) = (collection.id, query.target.key.clone(), unix_now_ms());
+        let selection = selection(&query.fields);
+        let reader = self.shards.locate(&key).reader();
+        let found = match reader.try_get_whole(id, &key, &selection, now_ms).map_err(failure)? {
+            Cached::Ready(found) => found,
+            Cached::NeedsDisk => {
+                let wait = move |reader: &Reader| reader.get_whole(id, &key, &selection, now_ms);
+                self.on_disk(reader, wait).await?
+            }
+        };
+        match (found, collection.settings.missing) {
+            (Some(found), _) => Ok(ranges_as_bytes(found, &query.fields)),
+            (None, Missing::Empty) => Ok(WholeState::empty()),
+            (None, Missing::Error) => Err(not_found(&query.target)),
+        }
+    }
+
+    /// Reads those of the named fields that a state has; nothing if there is no state.
+    pub async fn read_present(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        names: Vec<String>,
+    ) -> Result<Option<WholeState>, Failure> {
+        let (id, now_ms) = (collection.id, unix_now_ms());
+        let reader = self.shards.locate(key).reader();
+        match reader.try_get(id, key, now_ms).map_err(failure)? {
+            Cached::Ready(None) => return Ok(None),
+            Cached::Ready(Some(state)) => {
+                if let Some(whole) = inline(&state, &names) {
+                    return Ok(Some(whole));
+                }
+            }
+            Cached::NeedsDisk => {}
+        }
+        let key = key.clone();
+        let wait = move |reader: &Reader| {
+            // One view, so that the fields found are those that are read.
+            let view = reader.view()?;
+            let Some(state) = view.get(id, &key, now_ms)? else { return Ok(None) };
+            let present = names.iter().filter(|name| state.field(name).is_some());
+            let ranges = present.map(|name| FieldRange { name: name.clone(), range: None });
+            view.get_whole(id, &key, &Selection::fields(ranges.collect()), now_ms)
+        };
+        self.on_disk(reader, wait).await
+    }
+
+    /// Runs a read that may wait for the disk on the read pool.
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        reader: &Reader,
+        read: impl FnOnce(&Reader) -> Result<T, statehouse_store::Error> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let reader = reader.clone();
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        self.shards.store().read_pool().submit(Box::new(move || {
+            // The caller may have given up meanwhile.
+            let _ = sender.send(read(&reader));
+        }))?;
+        receiver
+            .await
+            .map_err(|_| Failure::new(Reason::Unavailable, "the node is stopping"))?
+            .map_err(failure)
+    }
+}
+
+/// The named fields that a state has, if none of them must be loaded.
+fn inline(state: &State, names: &[String]) -> Option<WholeState> {
+    let mut fields = Vec::with_capacity(names.len());
+    for field in names.iter().filter_map(|name| state.field(name)) {
+        let Payload::Inline(bytes) = &field.payload else { return None };
+        let value = field.field_type.clone().with(bytes.clone());
+        fields.push(Field { name: field.name.clone(), value });
+    }
+    Some(WholeState {
+        version: state.version,
+        expires_at_ms: state.expires_at_ms,
+        writer: state.writer,
+        model: state.model.clone(),
+        fields,
+    })
+}
+
+/// A range of a tensor has no shape: it's answered as bytes.
+fn ranges_as_bytes(mut found: WholeState, asked: &[FieldSelector]) -> WholeState {
+    for (field, asked) in found.fields.iter_mut().zip(asked) {
+        if asked.range.is_some() {
+            field.value = Value::Bytes(field.value.bytes().clone());
+        }
+    }
+    found
+}
+
+fn selection(fields: &[FieldSelector]) -> Selection {
+    if fields.is_empty() {
+        return Selection::all();
+    }
+    Selection::fields(
+        fields
+            .iter()
+            .map(|field| FieldRange { name: field.name.clone(), range: field.range })
+            .collect(),
+    )
+}
+
+fn not_found(target: &StateKey) -> Failure {
+    Failure::new(
+        Reason::StateNotFound,
+        format!("collection {:?} has no state under this key", target.collection),
+    )
+    .with("collection", &target.collection)
+    .with("key", String::from_utf8_lossy(&target.key))
+}
+
+fn failure(error: statehouse_store::Error) -> Failure {
+    use statehouse_store::Error;
+    let message = error.to_string();
+    match error {
+        Error::UnknownField { name } => {
+            Failure::new(Reason::FieldNotFound, message).with("field", name)
+        }
+        Error::RangePastEnd { name, .. } => {
+            Failure::new(Reason::RangePastEnd, message).with("field", name)
+        }
+        other => Failure::from(other),
+    }
+}

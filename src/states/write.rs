@@ -1,0 +1,304 @@
+//! Writes: checked, turned into one command, proposed, and the reply into an answer.
+
+use bytes::Bytes;
+use statehouse_cluster::catalog::Collection;
+use statehouse_store::{
+    Command, Condition, Delete, Edit, Expiry, Field, Patch, Put, Reply, RequestTag, Target, Value,
+    Write, WriteLimits,
+};
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+
+use super::limits::{check_field, check_field_name, check_fields};
+use super::{EDITS_MAX, REQUEST_ID_BYTES_MAX, StateKey, States, check_key};
+use crate::clock::unix_now_ms;
+use crate::failure::{Failure, Reason};
+
+/// The caller's idempotency key: 1..=64 bytes.
+pub type RequestId = Bytes;
+
+/// What a write needs, and how long it lasts.
+#[derive(Debug, Clone)]
+pub struct WriteOptions {
+    /// What must hold.
+    pub condition: Condition,
+    /// `None`: the collection's default.
+    pub expiry: Option<Expiry>,
+    /// Empty: none.
+    pub request_id: RequestId,
+}
+
+/// Replaces a whole state.
+#[derive(Debug, Clone)]
+pub struct PutCommand {
+    /// Whose state.
+    pub target: StateKey,
+    /// All fields of the new state.
+    pub fields: Vec<Field>,
+    /// Conditions, expiry, request id.
+    pub options: WriteOptions,
+}
+
+/// Changes parts of a state.
+#[derive(Debug, Clone)]
+pub struct PatchCommand {
+    /// Whose state.
+    pub target: StateKey,
+    /// Done in order, all or none.
+    pub edits: Vec<Edit>,
+    /// Conditions, expiry, request id.
+    pub options: WriteOptions,
+}
+
+/// Deletes a state.
+#[derive(Debug, Clone)]
+pub struct DeleteCommand {
+    /// Whose state.
+    pub target: StateKey,
+    /// Conditions and request id.
+    pub options: WriteOptions,
+}
+
+/// What a write answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// The state's new version.
+    pub version: u64,
+    /// The request id had been seen: the first answer again.
+    pub repeated: bool,
+}
+
+/// What a step answers: the write and what its caller had attached.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The write.
+    pub written: Written,
+    /// As given to the command, or to the first one with this request id.
+    pub attached: Bytes,
+}
+
+impl States {
+    /// Replaces a state.
+    pub async fn put(&self, put: PutCommand) -> Result<Written, Failure> {
+        check_fields(&put.fields)?;
+        let collection = self.collection(&put.target.collection)?;
+        let fingerprint = fingerprint(b"put", |hash| {
+            for field in &put.fields {
+                hash_field(hash, field);
+            }
+        });
+        let write = self.write(&collection, &put.target.key, &put.options, fingerprint)?;
+        let bytes = put.fields.iter().map(|field| field.value.bytes().len() as u64).sum();
+        check_size(bytes, &collection)?;
+        let command = Command::Put(Put { write, fields: put.fields });
+        self.propose(&put.target.key, command).await.map(|answer| answer.written)
+    }
+
+    /// Changes parts of a state.
+    pub async fn patch(&self, patch: PatchCommand) -> Result<Written, Failure> {
+        check_edits(&patch.edits)?;
+        let collection = self.collection(&patch.target.collection)?;
+        let fingerprint = fingerprint(b"patch", |hash| {
+            for edit in &patch.edits {
+                hash_edit(hash, edit);
+            }
+        });
+        let write = self.write(&collection, &patch.target.key, &patch.options, fingerprint)?;
+        let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
+        check_size(bytes, &collection)?;
+        let command = Command::Patch(Patch { write, edits: patch.edits });
+        self.propose(&patch.target.key, command).await.map(|answer| answer.written)
+    }
+
+    /// Deletes a state; answers whether there was one, and whether the request is a repeat.
+    pub async fn delete(&self, delete: DeleteCommand) -> Result<(bool, bool), Failure> {
+        let collection = self.collection(&delete.target.collection)?;
+        let fingerprint = fingerprint(b"delete", |_| {});
+        let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
+        let shard = self.shards().locate(&delete.target.key).shard_id();
+        match self.shards().propose(shard, Command::Delete(Delete { write })).await? {
+            Reply::Deleted { existed, repeated, .. } => Ok((existed, repeated)),
+            other => Err(reply_failure(other)),
+        }
+    }
+
+    /// Checks what every write has in common.
+    pub fn write(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        options: &WriteOptions,
+        fingerprint: u64,
+    ) -> Result<Write, Failure> {
+        check_key(key)?;
+        self.shards().store().check_space()?;
+        let settings = &collection.settings;
+        let default = settings
+            .default_ttl_ms
+            .map_or(Expiry::Never, |ttl_ms| Expiry::At(unix_now_ms().saturating_add(ttl_ms)));
+        Ok(Write {
+            target: Target { collection: collection.id, key: key.clone() },
+            condition: options.condition,
+            request: request_tag(collection, key, &options.request_id, fingerprint)?,
+            expiry: options.expiry.unwrap_or(default),
+            writer: 0,
+            model: None,
+            limits: WriteLimits {
+                state_bytes_max: settings.state_bytes_max,
+                inline_bytes_max: settings.inline_bytes_max,
+            },
+            answer: Bytes::new(),
+        })
+    }
+
+    /// Proposes a write and awaits its answer.
+    pub async fn propose(&self, key: &[u8], command: Command) -> Result<Answer, Failure> {
+        let shard = self.shards().locate(key).shard_id();
+        match self.shards().propose(shard, command).await? {
+            Reply::Written { version, answer, repeated } => {
+                Ok(Answer { written: Written { version, repeated }, attached: answer })
+            }
+            other => Err(reply_failure(other)),
+        }
+    }
+}
+
+/// What ties the repeats of a request together: its id on this key, and what it asks.
+pub fn request_tag(
+    collection: &Collection,
+    key: &[u8],
+    request_id: &[u8],
+    fingerprint: u64,
+) -> Result<Option<RequestTag>, Failure> {
+    if request_id.is_empty() {
+        return Ok(None);
+    }
+    if request_id.len() > REQUEST_ID_BYTES_MAX {
+        let message =
+            format!("a request id has 1..={REQUEST_ID_BYTES_MAX} bytes, got {}", request_id.len());
+        return Err(Failure::new(Reason::InvalidRequest, message));
+    }
+    let mut bytes = Vec::with_capacity(10 + key.len() + request_id.len());
+    bytes.extend_from_slice(&collection.id.0.to_le_bytes());
+    bytes.extend_from_slice(&(key.len() as u16).to_le_bytes());
+    bytes.extend_from_slice(key);
+    bytes.extend_from_slice(request_id);
+    Ok(Some(RequestTag { id: xxh3_128(&bytes).to_le_bytes(), fingerprint }))
+}
+
+/// A hash of what a request asks, to tell a repeat from another request under the same id.
+pub fn fingerprint(kind: &[u8], feed: impl FnOnce(&mut Xxh3)) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(kind);
+    feed(&mut hash);
+    hash.digest()
+}
+
+/// Why a command was refused.
+pub fn reply_failure(reply: Reply) -> Failure {
+    match reply {
+        Reply::Conflict { current } => {
+            let now = current.map_or("absent".to_owned(), |version| version.to_string());
+            Failure::new(Reason::VersionConflict, format!("the state's version is {now}"))
+                .with("current_version", current.unwrap_or(0))
+        }
+        Reply::NotFound => {
+            Failure::new(Reason::StateNotFound, "there is no state to change under this key")
+        }
+        Reply::FieldNotFound { name } => {
+            Failure::new(Reason::FieldNotFound, format!("the state has no field {name:?}"))
+                .with("field", name)
+        }
+        Reply::RangePastEnd { name, bytes, end } => Failure::new(
+            Reason::RangePastEnd,
+            format!("the range ends at byte {end}, but field {name:?} has {bytes}"),
+        )
+        .with("field", name)
+        .with("field_bytes", bytes),
+        Reply::FieldMismatch { name, expected } => {
+            Failure::new(Reason::FieldMismatch, format!("field {name:?}: expected {expected}"))
+                .with("field", name)
+        }
+        Reply::TooLarge { bytes, max } => Failure::new(
+            Reason::StateTooLarge,
+            format!("the state would have {bytes} bytes, its collection allows {max}"),
+        )
+        .with("state_bytes_max", max),
+        Reply::RequestIdReused => Failure::new(
+            Reason::RequestIdReused,
+            "this request id was used for another request on this key",
+        ),
+        Reply::Written { .. } | Reply::Deleted { .. } | Reply::Dropped | Reply::Swept { .. } => {
+            Failure::new(Reason::Internal, "a write was answered with another command's reply")
+        }
+    }
+}
+
+fn check_size(bytes: u64, collection: &Collection) -> Result<(), Failure> {
+    let max = collection.settings.state_bytes_max;
+    if bytes <= max {
+        return Ok(());
+    }
+    Err(reply_failure(Reply::TooLarge { bytes, max }))
+}
+
+fn check_edits(edits: &[Edit]) -> Result<(), Failure> {
+    if edits.is_empty() || edits.len() > EDITS_MAX {
+        let message = format!("a patch has 1..={EDITS_MAX} edits, got {}", edits.len());
+        return Err(Failure::new(Reason::InvalidRequest, message));
+    }
+    edits.iter().try_for_each(|edit| match edit {
+        Edit::Set(field) => check_field(field),
+        Edit::Remove { name } | Edit::WriteRange { name, .. } | Edit::Append { name, .. } => {
+            check_field_name(name)
+        }
+    })
+}
+
+fn edit_bytes(edit: &Edit) -> usize {
+    match edit {
+        Edit::Set(field) => field.value.bytes().len(),
+        Edit::Remove { .. } => 0,
+        Edit::WriteRange { bytes, .. } | Edit::Append { bytes, .. } => bytes.len(),
+    }
+}
+
+fn hash_part(hash: &mut Xxh3, bytes: &[u8]) {
+    hash.update(&(bytes.len() as u64).to_le_bytes());
+    hash.update(bytes);
+}
+
+fn hash_field(hash: &mut Xxh3, field: &Field) {
+    hash_part(hash, field.name.as_bytes());
+    if let Value::Tensor { dtype, shape, .. } = &field.value {
+        hash.update(&[*dtype as u8, shape.len() as u8]);
+        for axis in shape {
+            hash.update(&axis.to_le_bytes());
+        }
+    }
+    hash_part(hash, field.value.bytes());
+}
+
+fn hash_edit(hash: &mut Xxh3, edit: &Edit) {
+    match edit {
+        Edit::Set(field) => {
+            hash.update(b"s");
+            hash_field(hash, field);
+        }
+        Edit::Remove { name } => {
+            hash.update(b"r");
+            hash_part(hash, name.as_bytes());
+        }
+        Edit::WriteRange { name, offset, bytes } => {
+            hash.update(b"w");
+            hash_part(hash, name.as_bytes());
+            hash.update(&offset.to_le_bytes());
+            hash_part(hash, bytes);
+        }
+        Edit::Append { name, bytes, max_bytes } => {
+            hash.update(b"a");
+            hash_part(hash, name.as_bytes());
+            hash.update(&max_bytes.unwrap_or(u64::MAX).to_le_bytes());
+            hash_part(hash, bytes);
+        }
+    }
+}

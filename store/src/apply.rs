@@ -1,0 +1,342 @@
+//! What a write does to a state: (record or none, command, moment) -> (change, reply).
+//!
+//! Total and deterministic: every replica decides the same from the same entry. A refusal is a
+//! reply. Time is the entry's; nothing here looks at a clock. The only I/O is bytes of blobs
+//! that must be written again, read through a function that the caller passes; its failure is
+//! the only error. Requests seen before, rows and indexes are the shard's (`shard.rs`).
+
+use bytes::Bytes;
+
+use crate::command::{
+    Command, Condition, Delete, Expiry, FIELDS_MAX, Patch, Put, Reply, Write, WriteLimits,
+};
+use crate::extent::{BlobId, ChunkSpan, Extent, Piece, Pieces, unreferenced};
+use crate::patch;
+use crate::payload::{detached, outgrown};
+use crate::record::{Content, Record, RecordField};
+use crate::value::{Field, FieldType};
+
+/// When a command happens, in the shard's order and by the entry's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// Index of the entry.
+    pub index: u64,
+    /// Position of the command in it.
+    pub position: u16,
+    /// Unix milliseconds.
+    pub time_ms: u64,
+}
+
+impl Moment {
+    /// The version of what is written now.
+    pub fn version(self) -> u64 {
+        self.index << 16 | u64::from(self.position)
+    }
+
+    /// A blob that came with this command.
+    pub fn blob(self, number: u16) -> BlobId {
+        BlobId { index: self.index, position: self.position, number }
+    }
+}
+
+/// What becomes of the record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing.
+    Keep,
+    /// This is the record now.
+    Store(Record),
+    /// There is no record now.
+    Erase,
+}
+
+/// What a command does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What its caller is told.
+    pub reply: Reply,
+    /// What becomes of the record.
+    pub change: Change,
+    /// Blobs to write with the record.
+    pub spills: Vec<(BlobId, Bytes)>,
+    /// Chunk rows that nothing refers to any more.
+    pub freed: Vec<ChunkSpan>,
+}
+
+/// Reads the bytes of an extent.
+pub type Load<'a, E> = dyn FnMut(&Extent) -> Result<Bytes, E> + 'a;
+
+/// A field while its state is being worked out.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    pub name: String,
+    pub field_type: FieldType,
+    pub content: DraftContent,
+}
+
+/// Where the bytes of a draft are.
+#[derive(Clone, Debug)]
+pub enum DraftContent {
+    Inline(Bytes),
+    Pieces(Pieces),
+}
+
+impl DraftContent {
+    pub fn len(&self) -> u64 {
+        match self {
+            DraftContent::Inline(bytes) => bytes.len() as u64,
+            DraftContent::Pieces(pieces) => pieces.len(),
+        }
+    }
+}
+
+/// Replaces a state.
+pub fn put<E>(
+    put: &Put,
+    away: &Away,
+    stored: Option<&Record>,
+    moment: Moment,
+    load: &mut Load<'_, E>,
+) -> Result<Decision, E> {
+    let alive = stored.filter(|record| !record.expired(moment.time_ms));
+    if let Some(refusal) = refuse(put.write.condition, alive).or_else(|| bad_fields(&put.fields)) {
+        return Ok(away.refused(refusal));
+    }
+    let drafts =
+        put.fields.iter().enumerate().map(|(slot, field)| away.draft(slot, field)).collect();
+    let model = put.write.model.clone();
+    finish(&put.write, away, drafts, Stored { stored, alive }, (moment, model), load)
+}
+
+/// Changes parts of a state.
+pub fn patch<E>(
+    patch: &Patch,
+    away: &Away,
+    stored: Option<&Record>,
+    moment: Moment,
+    load: &mut Load<'_, E>,
+) -> Result<Decision, E> {
+    let alive = stored.filter(|record| !record.expired(moment.time_ms));
+    if let Some(refusal) = refuse(patch.write.condition, alive) {
+        return Ok(away.refused(refusal));
+    }
+    if alive.is_none() && !patch.edits.iter().all(patch::creates) {
+        return Ok(away.refused(Reply::NotFound));
+    }
+    let mut drafts = alive.map(drafts_of).unwrap_or_default();
+    for (slot, edit) in patch.edits.iter().enumerate() {
+        if let Err(refusal) = patch::edit(&mut drafts, slot, edit, away) {
+            return Ok(away.refused(refusal));
+        }
+    }
+    if drafts.len() > FIELDS_MAX {
+        let name = drafts[FIELDS_MAX].name.clone();
+        let expected = format!("at most {FIELDS_MAX} fields in a state");
+        return Ok(away.refused(Reply::FieldMismatch { name, expected }));
+    }
+    let model = match (&patch.write.model, alive) {
+        (Some(model), _) => Some(model.clone()),
+        (None, Some(record)) => record.model.clone(),
+        (None, None) => None,
+    };
+    finish(&patch.write, away, drafts, Stored { stored, alive }, (moment, model), load)
+}
+
+/// Removes a state.
+pub fn delete(delete: &Delete, stored: Option<&Record>, moment: Moment) -> Decision {
+    let alive = stored.filter(|record| !record.expired(moment.time_ms));
+    if let Some(refusal) = refuse(delete.write.condition, alive) {
+        return Away::default().refused(refusal);
+    }
+    let existed = alive.is_some();
+    let reply = Reply::Deleted { version: moment.version(), existed, repeated: false };
+    match stored {
+        None => Decision { reply, change: Change::Keep, spills: Vec::new(), freed: Vec::new() },
+        Some(record) => erase(record, reply),
+    }
+}
+
+/// Removes a record with its blobs.
+pub fn erase(record: &Record, reply: Reply) -> Decision {
+    let freed = unreferenced(&record.extents(), &[]);
+    Decision { reply, change: Change::Erase, spills: Vec::new(), freed }
+}
+
+/// The payloads of a command that lie in chunk rows already.
+#[derive(Clone, Debug, Default)]
+pub struct Away {
+    slots: Vec<(u16, Extent)>,
+}
+
+impl Away {
+    /// Those of a command at its place in the log.
+    pub fn of(command: &Command, moment: Moment) -> Self {
+        let extent = |slot, bytes: &Bytes| Extent {
+            blob: moment.blob(slot),
+            offset: 0,
+            len: bytes.len() as u64,
+        };
+        let payloads = detached(command);
+        Away { slots: payloads.iter().map(|p| (p.slot, extent(p.slot, p.bytes))).collect() }
+    }
+
+    fn find(&self, slot: usize) -> Option<Extent> {
+        self.slots.iter().find(|(number, _)| usize::from(*number) == slot).map(|(_, at)| *at)
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        self.slots.iter().map(|(_, extent)| *extent).collect()
+    }
+
+    /// The payload of an edit as a piece of its field.
+    pub(crate) fn piece(&self, slot: usize, bytes: &Bytes) -> Piece {
+        self.find(slot).map_or_else(|| Piece::Fresh(bytes.clone()), Piece::Stored)
+    }
+
+    /// A field given whole.
+    pub(crate) fn draft(&self, slot: usize, field: &Field) -> Draft {
+        let content = match self.find(slot) {
+            None => DraftContent::Inline(field.bytes().clone()),
+            Some(extent) => DraftContent::Pieces(Pieces::stored(&[extent])),
+        };
+        Draft { name: field.name.clone(), field_type: field.value.field_type(), content }
+    }
+
+    /// Nothing changes, and what the command brought is garbage. Also what a repeated request
+    /// comes to.
+    pub fn refused(&self, reply: Reply) -> Decision {
+        let freed = unreferenced(&self.extents(), &[]);
+        Decision { reply, change: Change::Keep, spills: Vec::new(), freed }
+    }
+}
+
+/// The record before the command: as on disk, and `None` in `alive` if it counts as absent.
+#[derive(Clone, Copy)]
+struct Stored<'a> {
+    stored: Option<&'a Record>,
+    alive: Option<&'a Record>,
+}
+
+/// Why a condition does not hold.
+fn refuse(condition: Condition, alive: Option<&Record>) -> Option<Reply> {
+    let holds = match condition {
+        Condition::Any => true,
+        Condition::Absent => alive.is_none(),
+        Condition::Version(version) => alive.is_some_and(|record| record.version == version),
+        Condition::Writer(writer) => {
+            alive.is_some_and(|record| writer != 0 && record.writer == writer)
+        }
+    };
+    let current = alive.map(|record| record.version);
+    (!holds).then_some(Reply::Conflict { current })
+}
+
+/// Why fields can't be a state.
+fn bad_fields(fields: &[Field]) -> Option<Reply> {
+    let mut names: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();
+    names.sort_unstable();
+    if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+        let expected = "every field once".to_owned();
+        return Some(Reply::FieldMismatch { name: twice[0].to_owned(), expected });
+    }
+    fields.iter().find_map(bad_field)
+}
+
+/// Why a field's bytes do not fit its type.
+pub(crate) fn bad_field(field: &Field) -> Option<Reply> {
+    let field_type = field.value.field_type();
+    let FieldType::Tensor { dtype, shape } = &field_type else { return None };
+    let len = field.bytes().len() as u64;
+    let expected = match field_type.bytes_len() {
+        Some(expected) if expected == len => return None,
+        Some(expected) => format!("{expected} bytes for {dtype} of shape {shape:?}, not {len}"),
+        None => format!("a shape of less than 2^64 bytes, not {dtype} of {shape:?}"),
+    };
+    Some(Reply::FieldMismatch { name: field.name.clone(), expected })
+}
+
+fn drafts_of(record: &Record) -> Vec<Draft> {
+    let draft = |field: &RecordField| Draft {
+        name: field.name.clone(),
+        field_type: field.field_type.clone(),
+        content: match &field.content {
+            Content::Inline(bytes) => DraftContent::Inline(bytes.clone()),
+            Content::Blobs(extents) => DraftContent::Pieces(Pieces::stored(extents)),
+        },
+    };
+    record.fields.iter().map(draft).collect()
+}
+
+/// Makes a record of the drafts: within the limits, what is large in blobs.
+fn finish<E>(
+    write: &Write,
+    away: &Away,
+    mut drafts: Vec<Draft>,
+    before: Stored<'_>,
+    (moment, model): (Moment, Option<crate::command::ModelTag>),
+    load: &mut Load<'_, E>,
+) -> Result<Decision, E> {
+    let bytes = drafts.iter().fold(0u64, |sum, draft| sum.saturating_add(draft.content.len()));
+    let WriteLimits { state_bytes_max: max, inline_bytes_max } = write.limits;
+    if bytes > max {
+        return Ok(away.refused(Reply::TooLarge { bytes, max }));
+    }
+    spill_outgrown(&mut drafts, inline_bytes_max);
+    let mut spills = Vec::new();
+    let mut fields = Vec::with_capacity(drafts.len());
+    for draft in drafts {
+        let content = match draft.content {
+            DraftContent::Inline(bytes) => Content::Inline(bytes),
+            DraftContent::Pieces(mut pieces) => {
+                pieces.settle(load)?;
+                place(pieces, moment, &mut spills)
+            }
+        };
+        fields.push(RecordField { name: draft.name, field_type: draft.field_type, content });
+    }
+    let expires_at_ms = match write.expiry {
+        Expiry::Keep => before.alive.and_then(|record| record.expires_at_ms),
+        Expiry::Never => None,
+        Expiry::At(at_ms) => Some(at_ms),
+    };
+    let version = moment.version();
+    let record = Record { version, writer: write.writer, expires_at_ms, model, fields };
+    let mut touched = before.stored.map(Record::extents).unwrap_or_default();
+    touched.extend(away.extents());
+    let freed = unreferenced(&touched, &record.extents());
+    let reply = Reply::Written { version, answer: write.answer.clone(), repeated: false };
+    Ok(Decision { reply, change: Change::Store(record), spills, freed })
+}
+
+/// Sends the largest inline fields to blobs until the rest may stay.
+fn spill_outgrown(drafts: &mut [Draft], inline_bytes_max: u32) {
+    let inline = |draft: &Draft| match &draft.content {
+        DraftContent::Inline(bytes) => bytes.len() as u64,
+        DraftContent::Pieces(_) => 0,
+    };
+    let sizes: Vec<u64> = drafts.iter().map(inline).collect();
+    for position in outgrown(&sizes, u64::from(inline_bytes_max)) {
+        let draft = &mut drafts[position];
+        if let DraftContent::Inline(bytes) = &draft.content {
+            draft.content = DraftContent::Pieces(Pieces::fresh(bytes.clone()));
+        }
+    }
+}
+
+/// Gives every piece that is nowhere yet a blob.
+fn place(pieces: Pieces, moment: Moment, spills: &mut Vec<(BlobId, Bytes)>) -> Content {
+    if pieces.is_empty() {
+        return Content::Inline(Bytes::new());
+    }
+    let extents = pieces.into_vec().into_iter().map(|piece| match piece {
+        Piece::Stored(extent) => extent,
+        Piece::Fresh(bytes) => {
+            let number = u16::try_from(usize::from(BlobId::APPLIED) + spills.len());
+            let number = number.expect("a patch of 1,024 edits makes far fewer than 32,768 blobs");
+            let extent = Extent { blob: moment.blob(number), offset: 0, len: bytes.len() as u64 };
+            spills.push((extent.blob, bytes));
+            extent
+        }
+    });
+    Content::Blobs(extents.collect())
+}

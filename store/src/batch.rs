@@ -1,0 +1,93 @@
+//! One write for what many shards apply together.
+//!
+//! Shards add entries; `commit` writes all of them, each shard's applied row included, and only
+//! then do readers see them and may replies leave. A batch that is dropped has done nothing.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+
+use crate::applied::Applied;
+use crate::db::Batch;
+use crate::disk::{Disk, Replica};
+use crate::error::Error;
+use crate::ids::{EntryId, ReplicaId};
+use crate::keys;
+use crate::overlay::Overlay;
+
+/// Entries applied and not written yet, of any number of shards.
+pub struct ApplyBatch {
+    disk: Arc<Disk>,
+    parts: HashMap<ReplicaId, Part>,
+    commands: u64,
+    /// An entry was half done when it failed: the batch must not be written.
+    spoiled: Option<Error>,
+}
+
+/// One shard's part of a batch.
+pub(crate) struct Part {
+    pub replica: Arc<Replica>,
+    /// What was applied before the batch.
+    started: EntryId,
+    pub applied: Applied,
+    pub overlay: Overlay,
+}
+
+impl ApplyBatch {
+    pub(crate) fn new(disk: Arc<Disk>) -> Self {
+        ApplyBatch { disk, parts: HashMap::new(), commands: 0, spoiled: None }
+    }
+
+    pub(crate) fn part(&mut self, replica: &Arc<Replica>) -> (&Arc<Disk>, &mut Part) {
+        let part = self.parts.entry(replica.id).or_insert_with(|| {
+            let applied = replica.applied.lock().clone();
+            let (replica, started) = (replica.clone(), applied.id);
+            Part { replica, started, applied, overlay: Overlay::default() }
+        });
+        (&self.disk, part)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        self.spoiled.clone().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn counted(&mut self, commands: usize) {
+        self.commands += commands as u64;
+    }
+
+    pub(crate) fn spoil(&mut self, error: &Error) {
+        self.spoiled = Some(error.clone());
+    }
+
+    /// About how many bytes of memory the batch takes: commit before it is too many.
+    pub fn bytes(&self) -> usize {
+        self.parts.values().map(|part| part.overlay.bytes()).sum()
+    }
+
+    /// Writes everything at once, not synced: after a crash the logs bring it back.
+    ///
+    /// # Panics
+    /// If a shard of the batch was applied through another batch meanwhile.
+    pub fn commit(self) -> Result<(), Error> {
+        self.check()?;
+        self.disk.failure.check()?;
+        let mut batch = Batch::default();
+        for part in self.parts.values() {
+            let applied = part.replica.applied.lock().id;
+            assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
+            part.overlay.write(&part.replica.family, &mut batch);
+            let row = Bytes::from(part.applied.encode());
+            batch.put(&part.replica.family, keys::APPLIED, &row);
+        }
+        if !batch.is_empty() {
+            self.disk.db.write(batch).map_err(|error| self.disk.failure.raise(&error))?;
+        }
+        for part in self.parts.into_values() {
+            part.replica.publish(part.applied);
+        }
+        self.disk.commands_applied.fetch_add(self.commands, Relaxed);
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! The commit thread: one synced batch for everything that waits, of all replicas.
+//!
+//! Jobs come in one bounded queue and are done in order: appends, votes, truncations, purges.
+//! The thread takes what waits (up to [`BATCH_BYTES_MAX`]), writes it as one unsynced batch,
+//! syncs the write-ahead log once, then tells everyone. While it syncs, the next batch gathers,
+//! so that a busy disk makes large batches and an idle one answers at once.
+//!
+//! Unsynced write plus separate sync, because a synced write would keep RocksDB's write queue
+//! locked and make every apply wait for the disk.
+
+use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::Config;
+use crate::db::{Batch, Db, Mutation};
+use crate::error::Error;
+use crate::failure::Failure;
+use crate::stats::{CommitCounters, CommitStats};
+
+/// Bytes committed together, unless one job alone is larger.
+pub const BATCH_BYTES_MAX: usize = 8 << 20;
+
+/// Called once when a job is done, on the commit thread: it must not block.
+pub type Callback = Box<dyn FnOnce(Result<(), Error>) + Send>;
+
+/// Something to write.
+pub(crate) struct Job {
+    pub mutations: Vec<Mutation>,
+    /// Whether `done` waits for a sync. Order holds either way.
+    pub sync: bool,
+    pub done: Callback,
+}
+
+/// The queue to the commit thread, and the thread.
+pub(crate) struct Commit {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Signalled when a job arrives at an empty queue, and at the end.
+    arrived: Condvar,
+    jobs_max: usize,
+    bytes_max: usize,
+    failure: Arc<Failure>,
+    counters: CommitCounters,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Job, usize)>,
+    bytes: usize,
+    closed: bool,
+}
+
+impl Commit {
+    /// Starts the thread.
+    pub fn start(db: Arc<Db>, failure: Arc<Failure>, config: &Config) -> Result<Self, Error> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            arrived: Condvar::new(),
+            jobs_max: config.commit_queue_entries_max,
+            bytes_max: config.commit_queue_bytes_max,
+            failure,
+            counters: CommitCounters::default(),
+        });
+        let run = {
+            let shared = shared.clone();
+            move || {
+                while let Some((jobs, bytes)) = shared.take() {
+                    shared.commit(&db, jobs, bytes);
+                }
+            }
+        };
+        let thread = std::thread::Builder::new()
+            .name("commit".into())
+            .spawn(run)
+            .map_err(|error| Error::io("start the commit thread", error))?;
+        Ok(Commit { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Puts a job in the queue. If it is refused, `done` is not called.
+    pub fn push(&self, job: Job) -> Result<(), Error> {
+        self.shared.failure.check()?;
+        let bytes = job.mutations.iter().map(Mutation::bytes).sum();
+        let mut queue = self.shared.queue.lock();
+        if queue.closed {
+            return Err(Error::io("commit", "the store is closed"));
+        }
+        if queue.jobs.len() >= self.shared.jobs_max {
+            let max = self.shared.jobs_max;
+            return Err(Error::Overloaded { queue: "commit queue (jobs)", max });
+        }
+        if !queue.jobs.is_empty() && queue.bytes + bytes > self.shared.bytes_max {
+            let max = self.shared.bytes_max;
+            return Err(Error::Overloaded { queue: "commit queue (bytes)", max });
+        }
+        queue.bytes += bytes;
+        queue.jobs.push_back((job, bytes));
+        let was_empty = queue.jobs.len() == 1;
+        drop(queue);
+        if was_empty {
+            self.shared.arrived.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Writes something and waits until it is synced.
+    pub fn write_and_wait(&self, mutations: Vec<Mutation>) -> Result<(), Error> {
+        let (sender, receiver) = crossbeam_channel::bounded(1);
+        let done = Box::new(move |result| {
+            // The receiver waits right below.
+            let _ = sender.send(result);
+        });
+        self.push(Job { mutations, sync: true, done })?;
+        receiver.recv().unwrap_or_else(|_| Err(Error::io("commit", "the commit thread ended")))
+    }
+
+    /// Refuses new jobs, lets the thread do what waits, and ends it. Blocks.
+    pub fn close(&self) {
+        self.stop();
+        if let Some(thread) = self.thread.lock().take() {
+            if thread.join().is_err() {
+                tracing::error!("the commit thread ended in a panic");
+            }
+        }
+    }
+
+    /// As [`Commit::close`], but does not wait.
+    pub fn stop(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.arrived.notify_one();
+    }
+
+    pub fn stats(&self) -> CommitStats {
+        let counters = &self.shared.counters;
+        let queue = self.shared.queue.lock();
+        CommitStats {
+            jobs: counters.jobs.load(Relaxed),
+            bytes: counters.bytes.load(Relaxed),
+            syncs: counters.syncs.load(Relaxed),
+            jobs_per_sync: counters.jobs_per_sync.read(),
+            sync_micros: counters.sync_micros.read(),
+            waiting: queue.jobs.len(),
+            waiting_bytes: queue.bytes,
+        }
+    }
+}
+
+impl Shared {
+    /// Waits for jobs and takes as many as one batch may have. `None`: closed and empty.
+    fn take(&self) -> Option<(Vec<Job>, usize)> {
+        let mut queue = self.queue.lock();
+        while queue.jobs.is_empty() {
+            if queue.closed {
+                return None;
+            }
+            self.arrived.wait(&mut queue);
+        }
+        let (mut jobs, mut taken) = (Vec::new(), 0);
+        while let Some((_, bytes)) = queue.jobs.front() {
+            if !jobs.is_empty() && taken + bytes > BATCH_BYTES_MAX {
+                break;
+            }
+            let (job, bytes) = queue.jobs.pop_front().expect("the front was there");
+            queue.bytes -= bytes;
+            taken += bytes;
+            jobs.push(job);
+        }
+        Some((jobs, taken))
+    }
+
+    fn commit(&self, db: &Db, jobs: Vec<Job>, bytes: usize) {
+        let result = self
+            .failure
+            .check()
+            .and_then(|()| self.write(db, &jobs).map_err(|error| self.failure.raise(&error)));
+        self.counters.committed(jobs.len(), bytes);
+        for job in jobs {
+            let (done, result) = (job.done, result.clone());
+            // A callback that panics must not take everybody's disk away.
+            if std::panic::catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+                tracing::error!("a commit callback panicked");
+            }
+        }
+    }
+
+    fn write(&self, db: &Db, jobs: &[Job]) -> Result<(), Error> {
+        let started = Instant::now();
+        let mut batch = Batch::default();
+        for mutation in jobs.iter().flat_map(|job| &job.mutations) {
+            batch.add(mutation);
+        }
+        if !batch.is_empty() {
+            db.write(batch)?;
+        }
+        if jobs.iter().any(|job| job.sync) {
+            db.sync()?;
+            self.counters.synced(jobs.len(), started.elapsed());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,434 @@
+//! The door to RocksDB: the only place that names it.
+//!
+//! Everything else speaks of families, rows and batches. Handles and pinned values carry the
+//! database with them, so that none outlives it; that is what the `unsafe` here is for.
+//! No meaning of a row is known here: that is `keys.rs`.
+
+mod options;
+
+use std::fs::File;
+use std::mem::ManuallyDrop;
+use std::ops::{ControlFlow, Deref};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::statistics::Ticker;
+use rocksdb::{
+    BoundColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, ErrorKind, FlushOptions,
+    Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions,
+};
+
+use crate::config::Config;
+use crate::error::Error;
+use crate::keys::{LOG_FAMILY, META_FAMILY};
+
+/// Values up to here are copied out: cheaper than pinning a block and the owner around it.
+const COPIED_BYTES_MAX: usize = 512;
+
+/// Bytes read ahead when many rows are walked.
+const READAHEAD_BYTES: usize = 2 << 20;
+
+/// An open database.
+pub(crate) struct Db {
+    rocks: DB,
+    options: Options,
+    memory: options::Memory,
+    cached: ReadOptions,
+    disk: ReadOptions,
+    writes: WriteOptions,
+    /// Held as long as the database is open: released last.
+    _lock: File,
+}
+
+/// A column family.
+#[derive(Clone)]
+pub(crate) struct Family(Arc<FamilyHandle>);
+
+struct FamilyHandle {
+    /// Before `_db`: a handle must go before its database does.
+    handle: Arc<BoundColumnFamily<'static>>,
+    _db: Arc<Db>,
+}
+
+/// A change of one row, or of a range of them.
+pub(crate) enum Mutation {
+    Put { family: Family, key: Vec<u8>, value: Bytes },
+    Delete { family: Family, key: Vec<u8> },
+    DeleteRange { family: Family, start: Vec<u8>, end: Vec<u8> },
+}
+
+/// Changes that become visible together.
+#[derive(Default)]
+pub(crate) struct Batch {
+    writes: WriteBatch,
+}
+
+/// Where a read may look.
+#[derive(Clone, Copy)]
+pub(crate) enum Look<'a> {
+    /// In memory alone.
+    Cached,
+    /// Wherever the row is.
+    Disk,
+    /// Wherever the row was when the view was taken.
+    View(&'a View),
+}
+
+/// How rows are walked.
+#[derive(Clone, Copy)]
+pub(crate) enum Walk {
+    /// A few: as they are found.
+    Few,
+    /// Many, all of them: read ahead.
+    Ahead {
+        /// They stay in the cache afterwards, and displace others.
+        keep: bool,
+    },
+}
+
+/// What a read found.
+pub(crate) enum Fetched {
+    Found(Pinned),
+    Absent,
+    /// Not in memory, and the read may not go further.
+    NeedsDisk,
+}
+
+/// A value where it lies in memory.
+pub(crate) enum Pinned {
+    /// In the database's.
+    Block(Block),
+    /// In a batch that is not written yet.
+    Owned(Bytes),
+}
+
+/// A value in the database's memory.
+pub(crate) struct Block {
+    /// Before `_db`: releasing the block needs the database.
+    slice: ManuallyDrop<DBPinnableSlice<'static>>,
+    _db: Arc<Db>,
+}
+
+/// The database as it was at one moment.
+pub(crate) struct View {
+    reads: ReadOptions,
+    snapshot: ManuallyDrop<Snapshot<'static>>,
+    _db: Arc<Db>,
+}
+
+/// Is shown key and value of each row.
+pub(crate) type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error>;
+
+/// Bytes that the database holds in memory.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MemoryUse {
+    pub cache_bytes: u64,
+    pub cache_pinned_bytes: u64,
+    pub memtable_bytes: u64,
+}
+
+impl Db {
+    /// Opens the database in `dir`, or makes one. `lock` is held until it is closed.
+    pub fn open(
+        dir: &Path,
+        config: &Config,
+        direct_io: bool,
+        lock: File,
+    ) -> Result<Arc<Self>, Error> {
+        let memory = options::Memory::new(config);
+        let database = options::database(config, &memory, direct_io);
+        let names = match dir.join("CURRENT").exists() {
+            true => DB::list_cf(&Options::default(), dir).map_err(|error| failed("open", error))?,
+            false => Vec::new(),
+        };
+        let fixed = [LOG_FAMILY, META_FAMILY].map(str::to_owned);
+        let mut families: Vec<String> = names.into_iter().chain(fixed).collect();
+        families.sort_unstable();
+        families.dedup();
+        let descriptors = families.into_iter().map(|name| {
+            let options = match name.as_str() {
+                LOG_FAMILY => options::log(&memory),
+                META_FAMILY | "default" => options::meta(&memory),
+                _ => options::replica(&memory),
+            };
+            ColumnFamilyDescriptor::new(name, options)
+        });
+        let rocks = DB::open_cf_descriptors(&database, dir, descriptors)
+            .map_err(|error| failed("open", error))?;
+        let mut cached = ReadOptions::default();
+        cached.set_read_tier(ReadTier::BlockCache);
+        let mut writes = WriteOptions::default();
+        // A replica may be dropped while writes for it are on their way.
+        writes.set_ignore_missing_column_families(true);
+        let disk = ReadOptions::default();
+        let options = database;
+        Ok(Arc::new(Db { rocks, options, memory, cached, disk, writes, _lock: lock }))
+    }
+
+    /// A column family that exists.
+    pub fn family(self: &Arc<Self>, name: &str) -> Option<Family> {
+        let handle = self.rocks.cf_handle(name)?;
+        // SAFETY: the handle is used and dropped before the database, which rides along.
+        let handle = unsafe {
+            std::mem::transmute::<Arc<BoundColumnFamily<'_>>, Arc<BoundColumnFamily<'static>>>(
+                handle,
+            )
+        };
+        Some(Family(Arc::new(FamilyHandle { handle, _db: self.clone() })))
+    }
+
+    /// Makes a replica's column family.
+    pub fn create_family(&self, name: &str) -> Result<(), Error> {
+        let options = options::replica(&self.memory);
+        self.rocks.create_cf(name, &options).map_err(|error| failed("create a replica", error))
+    }
+
+    /// Drops a column family with everything in it.
+    pub fn drop_family(&self, name: &str) -> Result<(), Error> {
+        self.rocks.drop_cf(name).map_err(|error| failed("drop a replica", error))
+    }
+
+    /// The names of all column families.
+    pub fn family_names(&self, dir: &Path) -> Result<Vec<String>, Error> {
+        DB::list_cf(&Options::default(), dir).map_err(|error| failed("list replicas", error))
+    }
+
+    /// One row.
+    pub fn get(
+        self: &Arc<Self>,
+        family: &Family,
+        key: &[u8],
+        look: Look<'_>,
+    ) -> Result<Fetched, Error> {
+        let reads = match look {
+            Look::Cached => &self.cached,
+            Look::Disk => &self.disk,
+            Look::View(view) => &view.reads,
+        };
+        match self.rocks.get_pinned_cf_opt(&family.0.handle, key, reads) {
+            Ok(None) => Ok(Fetched::Absent),
+            Ok(Some(slice)) => {
+                // SAFETY: the slice's lifetime is that of the database, which rides along.
+                let slice = unsafe {
+                    std::mem::transmute::<DBPinnableSlice<'_>, DBPinnableSlice<'static>>(slice)
+                };
+                let block = Block { slice: ManuallyDrop::new(slice), _db: self.clone() };
+                Ok(Fetched::Found(Pinned::Block(block)))
+            }
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Fetched::NeedsDisk),
+            Err(error) => Err(failed("read", error)),
+        }
+    }
+
+    /// One row, wherever it is.
+    pub fn fetch(self: &Arc<Self>, family: &Family, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        match self.get(family, key, Look::Disk)? {
+            Fetched::Found(pinned) => Ok(Some(pinned.into_bytes())),
+            Fetched::Absent | Fetched::NeedsDisk => Ok(None),
+        }
+    }
+
+    /// Walks the rows of a range in order until told to stop.
+    pub fn walk(
+        &self,
+        family: &Family,
+        range: (Vec<u8>, Vec<u8>),
+        walk: Walk,
+        visit: Visit<'_>,
+    ) -> Result<(), Error> {
+        self.walk_at(Look::Disk, family, range, walk, visit)
+    }
+
+    /// As [`Db::walk`], of the rows as a look sees them. A cached look is one at the disk.
+    pub fn walk_at(
+        &self,
+        look: Look<'_>,
+        family: &Family,
+        (start, end): (Vec<u8>, Vec<u8>),
+        walk: Walk,
+        visit: Visit<'_>,
+    ) -> Result<(), Error> {
+        let mut reads = ReadOptions::default();
+        if let Look::View(view) = look {
+            reads.set_snapshot(&*view.snapshot);
+        }
+        reads.set_iterate_lower_bound(start);
+        reads.set_iterate_upper_bound(end);
+        if let Walk::Ahead { keep } = walk {
+            reads.fill_cache(keep);
+            reads.set_readahead_size(READAHEAD_BYTES);
+        }
+        let mut rows = self.rocks.raw_iterator_cf_opt(&family.0.handle, reads);
+        rows.seek_to_first();
+        while let Some((key, value)) = rows.item() {
+            if visit(key, value)?.is_break() {
+                return Ok(());
+            }
+            rows.next();
+        }
+        rows.status().map_err(|error| failed("walk rows", error))
+    }
+
+    /// The last row of a range.
+    pub fn last_row(
+        &self,
+        family: &Family,
+        (start, end): (Vec<u8>, Vec<u8>),
+    ) -> Result<Option<(Vec<u8>, Bytes)>, Error> {
+        let mut reads = ReadOptions::default();
+        reads.set_iterate_lower_bound(start);
+        reads.set_iterate_upper_bound(end);
+        let mut rows = self.rocks.raw_iterator_cf_opt(&family.0.handle, reads);
+        rows.seek_to_last();
+        let found = rows.item().map(|(key, value)| (key.to_vec(), Bytes::copy_from_slice(value)));
+        rows.status().map_err(|error| failed("walk rows", error))?;
+        Ok(found)
+    }
+
+    /// The database as it is now.
+    pub fn view(self: &Arc<Self>) -> View {
+        let snapshot = self.rocks.snapshot();
+        let mut reads = ReadOptions::default();
+        reads.set_snapshot(&snapshot);
+        // SAFETY: the snapshot is released before the database, which rides along.
+        let snapshot = unsafe { std::mem::transmute::<Snapshot<'_>, Snapshot<'static>>(snapshot) };
+        View { reads, snapshot: ManuallyDrop::new(snapshot), _db: self.clone() }
+    }
+
+    /// Writes a batch to the log and memory, not synced.
+    pub fn write(&self, batch: Batch) -> Result<(), Error> {
+        self.rocks.write_opt(batch.writes, &self.writes).map_err(|error| failed("write", error))
+    }
+
+    /// Syncs what was written so far. Not a synced write: that would make writers wait for it.
+    pub fn sync(&self) -> Result<(), Error> {
+        self.rocks.flush_wal(true).map_err(|error| failed("sync", error))
+    }
+
+    /// Writes all memtables to files.
+    pub fn flush(self: &Arc<Self>, names: &[String]) -> Result<(), Error> {
+        let families: Vec<Family> = names.iter().filter_map(|name| self.family(name)).collect();
+        let handles: Vec<_> = families.iter().map(|family| &family.0.handle).collect();
+        let mut wait = FlushOptions::default();
+        wait.set_wait(true);
+        self.rocks.flush_cfs_opt(&handles, &wait).map_err(|error| failed("flush", error))
+    }
+
+    /// Stops flushes and compactions, and waits for those under way.
+    pub fn stop_background_work(&self) {
+        self.rocks.cancel_all_background_work(true);
+    }
+
+    pub fn memory_use(&self) -> MemoryUse {
+        MemoryUse {
+            cache_bytes: self.memory.cache.get_usage() as u64,
+            cache_pinned_bytes: self.memory.cache.get_pinned_usage() as u64,
+            memtable_bytes: self.memory.memtables.get_usage() as u64,
+        }
+    }
+
+    /// A property of the whole database, or of one column family.
+    pub fn property(&self, family: Option<&Family>, name: &str) -> Option<String> {
+        let found = match family {
+            None => self.rocks.property_value(name),
+            Some(family) => self.rocks.property_value_cf(&family.0.handle, name),
+        };
+        found.ok().flatten()
+    }
+
+    /// A counter of the database by RocksDB's name for it.
+    pub fn ticker(&self, name: &str) -> Option<u64> {
+        let ticker: Ticker = name.parse().ok()?;
+        Some(self.options.get_ticker_count(ticker))
+    }
+}
+
+impl Batch {
+    pub fn put(&mut self, family: &Family, key: &[u8], value: &[u8]) {
+        self.writes.put_cf(&family.0.handle, key, value);
+    }
+
+    pub fn delete(&mut self, family: &Family, key: &[u8]) {
+        self.writes.delete_cf(&family.0.handle, key);
+    }
+
+    pub fn delete_range(&mut self, family: &Family, start: &[u8], end: &[u8]) {
+        self.writes.delete_range_cf(&family.0.handle, start, end);
+    }
+
+    pub fn add(&mut self, mutation: &Mutation) {
+        match mutation {
+            Mutation::Put { family, key, value } => self.put(family, key, value),
+            Mutation::Delete { family, key } => self.delete(family, key),
+            Mutation::DeleteRange { family, start, end } => self.delete_range(family, start, end),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+impl Mutation {
+    /// Bytes that the change takes in a queue.
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 32;
+        match self {
+            Mutation::Put { key, value, .. } => FIXED + key.len() + value.len(),
+            Mutation::Delete { key, .. } => FIXED + key.len(),
+            Mutation::DeleteRange { start, end, .. } => FIXED + start.len() + end.len(),
+        }
+    }
+}
+
+impl Pinned {
+    /// The value as `Bytes`: without a copy, unless it is very small.
+    pub fn into_bytes(self) -> Bytes {
+        match self {
+            Pinned::Owned(bytes) => bytes,
+            Pinned::Block(block) if block.slice.len() <= COPIED_BYTES_MAX => {
+                Bytes::copy_from_slice(&block.slice)
+            }
+            Pinned::Block(block) => Bytes::from_owner(block),
+        }
+    }
+}
+
+impl Deref for Pinned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Pinned::Block(block) => &block.slice,
+            Pinned::Owned(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Block {
+    fn as_ref(&self) -> &[u8] {
+        &self.slice
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        // SAFETY: dropped here alone, once, and before the database.
+        unsafe { ManuallyDrop::drop(&mut self.slice) }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // SAFETY: dropped here alone, once, and before the database.
+        unsafe { ManuallyDrop::drop(&mut self.snapshot) }
+    }
+}
+
+fn failed(what: &'static str, error: rocksdb::Error) -> Error {
+    match error.kind() {
+        ErrorKind::Corruption => Error::corrupt("database", error),
+        _ => Error::io(what, error),
+    }
+}

@@ -1,0 +1,129 @@
+//! How RocksDB is set up: memory, files, one set of options per kind of column family.
+//!
+//! Part of the door in `db.rs`. What each value buys is said beside it; values without a word
+//! are RocksDB's advice for small machines.
+
+use rocksdb::{
+    BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, Cache, ChecksumType,
+    DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
+    statistics::StatsLevel,
+};
+
+use crate::config::Config;
+
+/// Bytes of write-ahead log beyond which the column families that hold it back are flushed:
+/// bounds how much a start replays.
+const WAL_BYTES_MAX: u64 = 256 << 20;
+
+/// Table files held open; more are opened when needed.
+const OPEN_FILES_MAX: i32 = 4_096;
+
+/// The cache and the memtable budget that all column families share.
+pub(super) struct Memory {
+    pub cache: Cache,
+    pub memtables: WriteBufferManager,
+}
+
+impl Memory {
+    pub fn new(config: &Config) -> Self {
+        // Memtables are charged to the cache: room for both, so that blocks keep theirs.
+        let cache =
+            Cache::new_hyper_clock_cache(config.block_cache_bytes + config.memtable_bytes_max, 0);
+        let memtables = WriteBufferManager::new_write_buffer_manager_with_cache(
+            config.memtable_bytes_max,
+            true,
+            cache.clone(),
+        );
+        Memory { cache, memtables }
+    }
+}
+
+/// Options of the database.
+pub(super) fn database(config: &Config, memory: &Memory, direct_io: bool) -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_write_buffer_manager(&memory.memtables);
+    options.set_max_background_jobs(config.background_jobs as i32);
+    options.set_max_subcompactions(1);
+    options.set_max_open_files(OPEN_FILES_MAX);
+    options.set_skip_stats_update_on_db_open(true);
+    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
+    options.set_track_and_verify_wals_in_manifest(true);
+    // An overwrite of a recycled file syncs in half the time of an append: no metadata changes.
+    options.set_recycle_log_file_num(4);
+    // Written back as it goes, so that a sync never finds a cliff of dirty pages.
+    options.set_bytes_per_sync(1 << 20);
+    options.set_wal_bytes_per_sync(1 << 20);
+    // The block cache is the cache: the page cache would hold everything twice.
+    options.set_use_direct_reads(direct_io);
+    options.set_use_direct_io_for_flush_and_compaction(direct_io);
+    options.set_compaction_readahead_size(2 << 20);
+    options.set_writable_file_max_buffer_size(1 << 20);
+    options.set_ratelimiter(config.background_bytes_per_second as i64, 100_000, 10);
+    options.set_avoid_unnecessary_blocking_io(true);
+    options.enable_statistics();
+    options.set_statistics_level(StatsLevel::ExceptHistogramOrTimers);
+    options.set_stats_dump_period_sec(0);
+    options.set_stats_persist_period_sec(0);
+    options.set_log_level(LogLevel::Warn);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(8 << 20);
+    options
+}
+
+/// Options of a replica's column family: small records and 256 KiB chunks, read by key.
+pub(super) fn replica(memory: &Memory) -> Options {
+    let mut options = family(memory, 8 << 10);
+    options.set_write_buffer_size(16 << 20);
+    // Most lookups of a write are for rows that are not there: a request's, a new state's.
+    options.set_memtable_prefix_bloom_ratio(0.01);
+    options.set_memtable_whole_key_filtering(true);
+    options
+}
+
+/// Options of the log: written once, read seldom, deleted soon.
+pub(super) fn log(memory: &Memory) -> Options {
+    let mut options = family(memory, 16 << 10);
+    options.set_write_buffer_size(32 << 20);
+    options
+}
+
+/// Options of the store's own few rows.
+pub(super) fn meta(memory: &Memory) -> Options {
+    let mut options = family(memory, 4 << 10);
+    options.set_write_buffer_size(1 << 20);
+    options
+}
+
+fn family(memory: &Memory, block_bytes: usize) -> Options {
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&memory.cache);
+    table.set_block_size(block_bytes);
+    table.set_format_version(6);
+    table.set_checksum_type(ChecksumType::XXH3);
+    table.set_ribbon_filter(10.0);
+    table.set_optimize_filters_for_memory(true);
+    table.set_whole_key_filtering(true);
+    // Indexes and filters live in the cache, in parts: ten GiB of data must not mean hundreds
+    // of MiB of indexes.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_cache_index_and_filter_blocks_with_high_priority(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(8 << 10);
+    table.set_top_level_index_pinning_tier(BlockBasedTablePinningTier::All);
+    table.set_unpartitioned_pinning_tier(BlockBasedTablePinningTier::FlushAndSimilar);
+    let mut options = Options::default();
+    options.set_block_based_table_factory(&table);
+    // States are floats: they do not compress, and two cores have better things to do.
+    options.set_compression_type(DBCompressionType::None);
+    options.set_level_compaction_dynamic_level_bytes(true);
+    options.set_target_file_size_base(64 << 20);
+    options.set_max_bytes_for_level_base(256 << 20);
+    options.set_max_write_buffer_number(4);
+    // An idle replica's memtable costs one of these; there may be 128 replicas.
+    options.set_arena_block_size(64 << 10);
+    options
+}

@@ -1,0 +1,122 @@
+//! The store's directory: whose it is, and that no one else has it open.
+//!
+//! ```text
+//! STATEHOUSE   text: format and id, written once, atomically
+//! LOCK         locked as long as the store is open
+//! db/          RocksDB's files
+//! ```
+//!
+//! A directory that holds anything else and no marker is refused untouched: a wrong path must
+//! never cost somebody their files.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags};
+
+use crate::error::Error;
+use crate::keys::STORE_FORMAT;
+
+const MARKER: &str = "STATEHOUSE";
+const MARKER_UNFINISHED: &str = "STATEHOUSE.new";
+const LOCK: &str = "LOCK";
+const DATABASE: &str = "db";
+
+/// A directory that is ours and that we hold.
+pub(crate) struct Directory {
+    /// Where RocksDB's files are.
+    pub database: PathBuf,
+    /// Which store this is.
+    pub store_id: [u8; 16],
+    /// Held as long as this file is open.
+    pub lock: File,
+    /// Whether files may be read and written past the page cache.
+    pub direct_io: bool,
+}
+
+impl Directory {
+    /// Takes a directory, making it a store's if it is empty or missing.
+    pub fn open(dir: &Path) -> Result<Directory, Error> {
+        std::fs::create_dir_all(dir).map_err(|error| Error::io("create the directory", error))?;
+        let ours = dir.join(MARKER).exists();
+        if !ours && holds_other_files(dir)? {
+            return Err(Error::NotOurs { dir: dir.to_owned() });
+        }
+        let lock = lock(dir)?;
+        let store_id = match dir.join(MARKER).exists() {
+            true => read_marker(dir)?,
+            false => write_marker(dir)?,
+        };
+        let direct_io = takes_direct_io(dir);
+        Ok(Directory { database: dir.join(DATABASE), store_id, lock, direct_io })
+    }
+}
+
+fn holds_other_files(dir: &Path) -> Result<bool, Error> {
+    let files = std::fs::read_dir(dir).map_err(|error| Error::io("read the directory", error))?;
+    for file in files {
+        let file = file.map_err(|error| Error::io("read the directory", error))?;
+        let name = file.file_name();
+        // What a first start leaves when it is interrupted, and what a new disk brings along.
+        if name != LOCK && name != MARKER_UNFINISHED && name != "lost+found" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn lock(dir: &Path) -> Result<File, Error> {
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(dir.join(LOCK))
+        .map_err(|error| Error::io("open the lock file", error))?;
+    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { dir: dir.to_owned() }),
+        Err(error) => Err(Error::io("lock the directory", error)),
+    }
+}
+
+fn read_marker(dir: &Path) -> Result<[u8; 16], Error> {
+    let text = std::fs::read_to_string(dir.join(MARKER))
+        .map_err(|error| Error::io("read the marker", error))?;
+    let value = |name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+            .ok_or_else(|| Error::corrupt("marker", format!("it has no line {name:?}")))
+    };
+    let found: u32 =
+        value("format")?.parse().map_err(|error| Error::corrupt("marker's format", error))?;
+    let supported = u32::from(STORE_FORMAT);
+    if found > supported {
+        return Err(Error::NewerFormat { found, supported });
+    }
+    let id = value("id")?;
+    let parsed = u128::from_str_radix(id, 16).ok().filter(|_| id.len() == 32);
+    parsed
+        .map(u128::to_be_bytes)
+        .ok_or_else(|| Error::corrupt("marker", "its id is not 32 hexadecimal digits"))
+}
+
+fn write_marker(dir: &Path) -> Result<[u8; 16], Error> {
+    let failed = |error| Error::io("write the marker", error);
+    let mut id = [0; 16];
+    let mut random = File::open("/dev/urandom").map_err(failed)?;
+    random.read_exact(&mut id).map_err(failed)?;
+    let hex = format!("{:032x}", u128::from_be_bytes(id));
+    let mut file = File::create(dir.join(MARKER_UNFINISHED)).map_err(failed)?;
+    writeln!(file, "statehouse store\nformat {STORE_FORMAT}\nid {hex}").map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    std::fs::rename(dir.join(MARKER_UNFINISHED), dir.join(MARKER)).map_err(failed)?;
+    File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
+    Ok(id)
+}
+
+/// Not every file system does direct I/O; RocksDB would refuse to open on one that does not.
+fn takes_direct_io(dir: &Path) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECT | OFlags::CLOEXEC;
+    rustix::fs::open(dir.join(MARKER), flags, Mode::empty()).is_ok()
+}

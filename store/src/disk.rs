@@ -1,0 +1,127 @@
+//! What all parts of an open store share: the database, the commit thread, the replicas.
+//!
+//! Inner to the crate: users hold a `Store`, and through it logs, shards and readers, which
+//! each hold one of these and one replica.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::applied::Applied;
+use crate::commit::Commit;
+use crate::db::{Db, Family};
+use crate::error::Error;
+use crate::failure::Failure;
+use crate::ids::{EntryId, ReplicaId};
+use crate::keys;
+use crate::tail::LogState;
+
+/// An open store's parts.
+pub(crate) struct Disk {
+    pub db: Arc<Db>,
+    pub log: Family,
+    pub meta: Family,
+    pub commit: Commit,
+    pub failure: Arc<Failure>,
+    pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
+    /// Bytes of entries in the tails of all logs.
+    pub tail_bytes: AtomicU64,
+    pub tail_bytes_max: u64,
+    pub commands_applied: AtomicU64,
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Not joined: whoever wants to wait calls `Store::close`.
+        self.commit.stop();
+    }
+}
+
+/// One replica's state in memory.
+pub(crate) struct Replica {
+    pub id: ReplicaId,
+    pub family: Family,
+    pub log: Mutex<LogState>,
+    /// Through which index the log is purged for certain; apply may delete the chunks of those
+    /// entries. Follows `log.purged` when the purge is written.
+    pub purged: AtomicU64,
+    pub applied: Mutex<Applied>,
+    /// The same as in `applied`, for readers.
+    pub applied_index: AtomicU64,
+    pub time_ms: AtomicU64,
+    /// Somebody holds the replica's `Shard`.
+    pub taken: AtomicBool,
+    pub dropped: AtomicBool,
+}
+
+impl Replica {
+    /// Reads what the disk says of a replica.
+    pub fn open(
+        db: &Arc<Db>,
+        (log, meta): (&Family, &Family),
+        id: ReplicaId,
+    ) -> Result<Replica, Error> {
+        let family = db
+            .family(&keys::family(id))
+            .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
+        let applied = match db.fetch(&family, keys::APPLIED)? {
+            None => Applied::default(),
+            Some(row) => Applied::decode(row).map_err(|e| Error::corrupt("applied row", e))?,
+        };
+        let purged = match db.fetch(meta, &keys::purged(id))? {
+            None => EntryId::default(),
+            Some(row) => decode_purged(&row)?,
+        };
+        let vote = db.fetch(meta, &keys::vote(id))?;
+        let last = last_entry(db, log, id)?.filter(|last| last.index > purged.index);
+        let log = LogState::open(last.unwrap_or(purged), purged, vote);
+        Ok(Replica {
+            id,
+            family,
+            log: Mutex::new(log),
+            purged: AtomicU64::new(purged.index),
+            applied_index: AtomicU64::new(applied.id.index),
+            time_ms: AtomicU64::new(applied.time_ms),
+            applied: Mutex::new(applied),
+            taken: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+        })
+    }
+
+    /// Refuses if the replica was dropped.
+    pub fn check(&self) -> Result<(), Error> {
+        match self.dropped.load(Ordering::Acquire) {
+            true => Err(Error::missing(self.id)),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes visible what a written batch has applied.
+    pub fn publish(&self, applied: Applied) {
+        self.time_ms.store(applied.time_ms, Ordering::Release);
+        self.applied_index.store(applied.id.index, Ordering::Release);
+        *self.applied.lock() = applied;
+    }
+}
+
+fn last_entry(db: &Arc<Db>, log: &Family, id: ReplicaId) -> Result<Option<EntryId>, Error> {
+    let range = (keys::entry(id, 0), keys::entry(id, u64::MAX));
+    let Some((_, row)) = db.last_row(log, range)? else { return Ok(None) };
+    crate::encoding::id_of_row(&row).map(Some).map_err(|e| Error::corrupt("log row", e))
+}
+
+/// The value of a `purged/` row.
+pub(crate) fn encode_purged(id: EntryId) -> Bytes {
+    Bytes::from([id.index.to_le_bytes(), id.term.to_le_bytes()].concat())
+}
+
+fn decode_purged(row: &[u8]) -> Result<EntryId, Error> {
+    let (index, term) = row
+        .split_first_chunk::<8>()
+        .and_then(|(index, term)| Some((index, term.try_into().ok()?)))
+        .ok_or_else(|| Error::corrupt("purged row", "expected 16 bytes"))?;
+    Ok(EntryId { index: u64::from_le_bytes(*index), term: u64::from_le_bytes(term) })
+}

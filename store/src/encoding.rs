@@ -1,0 +1,398 @@
+//! An entry as bytes: for the log row and for the wire, in one versioned format.
+//!
+//! ```text
+//! entry   = format u8 | index u64 | term u64 | body
+//! body    = 0 | 1 long(membership) | 2 time_ms u64 | count u16 | command...
+//! command = 0 write fields | 1 write edits | 2 write | 3 collection u64 | 4 sweep
+//! write   = collection u64 | medium(key) | condition | request | expiry | writer u64 | model
+//!         | state_bytes_max u64 | inline_bytes_max u32 | medium(answer)
+//! payload = 0 len u64 bytes | 1 len u64        (1: in chunk rows, see payload.rs)
+//! ```
+//!
+//! Integers are little endian. On the wire every payload is whole; in a log row those that
+//! `payload.rs` picks are references, and reading back asks a resolver for their bytes.
+//! Nothing is validated here beyond the vocabulary's bounds: that is `apply.rs`.
+
+use bytes::Bytes;
+
+use crate::codec::{Malformed, Scanner, Writer};
+use crate::command::{
+    Body, Command, CommandBatch, Condition, Delete, Edit, Entry, Expiry, ModelTag, Patch, Put,
+    RequestTag, Sweep, Target, Write, WriteLimits,
+};
+use crate::ids::{CollectionId, EntryId};
+use crate::payload::detached;
+use crate::value::{Field, Value};
+
+/// The format this version writes, and the newest it reads.
+pub const ENTRY_FORMAT: u8 = 1;
+
+const INLINE: u8 = 0;
+const DETACHED: u8 = 1;
+
+/// A payload that a log row refers to: blob `(entry index, position, slot)` of a collection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PayloadRef {
+    pub collection: CollectionId,
+    pub index: u64,
+    pub position: u16,
+    pub slot: u16,
+    pub len: u64,
+}
+
+impl Entry {
+    /// The whole entry as bytes, for the wire.
+    ///
+    /// # Panics
+    /// If a command is out of the vocabulary's bounds: see [`CommandBatch::check`].
+    pub fn encode(&self) -> Vec<u8> {
+        encode(self, false)
+    }
+
+    /// Reads an entry off the wire; payloads share the input's memory.
+    pub fn decode(input: Bytes) -> Result<Entry, Malformed> {
+        decode(input, |_| Err(Malformed { expected: "payloads inside the entry", offset: 0 }))
+    }
+
+    /// The log row: payloads that lie in chunk rows are references.
+    pub(crate) fn encode_row(&self) -> Vec<u8> {
+        encode(self, true)
+    }
+
+    /// Reads a log row; `resolve` brings the payloads that lie in chunk rows.
+    pub(crate) fn decode_row<E: From<Malformed>>(
+        input: Bytes,
+        resolve: impl FnMut(PayloadRef) -> Result<Bytes, E>,
+    ) -> Result<Entry, E> {
+        decode(input, resolve)
+    }
+}
+
+/// Which entry a log row holds, without reading the rest.
+pub(crate) fn id_of_row(row: &Bytes) -> Result<EntryId, Malformed> {
+    let mut scan = Scanner::new(row.clone());
+    scan.format(ENTRY_FORMAT)?;
+    Ok(EntryId { index: scan.u64("an entry's index")?, term: scan.u64("an entry's term")? })
+}
+
+fn encode(entry: &Entry, detach: bool) -> Vec<u8> {
+    let mut out = Writer::with_capacity(256);
+    out.u8(ENTRY_FORMAT);
+    out.u64(entry.index);
+    out.u64(entry.term);
+    match &entry.body {
+        Body::Blank => out.u8(0),
+        Body::Membership(membership) => {
+            out.u8(1);
+            out.long(membership);
+        }
+        Body::Commands(batch) => {
+            out.u8(2);
+            out.u64(batch.time_ms);
+            let count = u16::try_from(batch.commands.len());
+            out.u16(count.expect("an entry has at most 65,535 commands"));
+            for command in &batch.commands {
+                let away: Vec<u16> = match detach {
+                    true => detached(command).iter().map(|payload| payload.slot).collect(),
+                    false => Vec::new(),
+                };
+                encode_command(&mut out, command, &away);
+            }
+        }
+    }
+    out.into_vec()
+}
+
+fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
+    match command {
+        Command::Put(put) => {
+            out.u8(0);
+            encode_write(out, &put.write);
+            out.u16(put.fields.len() as u16);
+            for (slot, field) in put.fields.iter().enumerate() {
+                encode_field(out, field, away.contains(&(slot as u16)));
+            }
+        }
+        Command::Patch(patch) => {
+            out.u8(1);
+            encode_write(out, &patch.write);
+            out.u16(patch.edits.len() as u16);
+            for (slot, edit) in patch.edits.iter().enumerate() {
+                encode_edit(out, edit, away.contains(&(slot as u16)));
+            }
+        }
+        Command::Delete(delete) => {
+            out.u8(2);
+            encode_write(out, &delete.write);
+        }
+        Command::DropCollection { collection } => {
+            out.u8(3);
+            out.u64(collection.0);
+        }
+        Command::Sweep(sweep) => {
+            out.u8(4);
+            out.u64(sweep.now_ms);
+            out.u32(sweep.limit);
+            match &sweep.cursor {
+                None => out.u8(0),
+                Some(cursor) => {
+                    out.u8(1);
+                    out.medium(cursor);
+                }
+            }
+        }
+    }
+}
+
+fn encode_write(out: &mut Writer, write: &Write) {
+    out.u64(write.target.collection.0);
+    out.medium(&write.target.key);
+    match write.condition {
+        Condition::Any => out.u8(0),
+        Condition::Absent => out.u8(1),
+        Condition::Version(version) => {
+            out.u8(2);
+            out.u64(version);
+        }
+        Condition::Writer(writer) => {
+            out.u8(3);
+            out.u64(writer);
+        }
+    }
+    match &write.request {
+        None => out.u8(0),
+        Some(tag) => {
+            out.u8(1);
+            out.raw(&tag.id);
+            out.u64(tag.fingerprint);
+        }
+    }
+    match write.expiry {
+        Expiry::Keep => out.u8(0),
+        Expiry::Never => out.u8(1),
+        Expiry::At(at_ms) => {
+            out.u8(2);
+            out.u64(at_ms);
+        }
+    }
+    out.u64(write.writer);
+    match &write.model {
+        None => out.u8(0),
+        Some(model) => {
+            out.u8(1);
+            out.short(model.name.as_bytes());
+            out.u64(model.version);
+        }
+    }
+    out.u64(write.limits.state_bytes_max);
+    out.u32(write.limits.inline_bytes_max);
+    out.medium(&write.answer);
+}
+
+fn encode_payload(out: &mut Writer, bytes: &Bytes, away: bool) {
+    out.u8(if away { DETACHED } else { INLINE });
+    out.u64(bytes.len() as u64);
+    if !away {
+        out.raw(bytes);
+    }
+}
+
+fn encode_field(out: &mut Writer, field: &Field, away: bool) {
+    out.short(field.name.as_bytes());
+    match &field.value {
+        Value::Bytes(_) => out.u8(0),
+        Value::Tensor { dtype, shape, .. } => out.tensor_type(*dtype, shape),
+    }
+    encode_payload(out, field.bytes(), away);
+}
+
+fn encode_edit(out: &mut Writer, edit: &Edit, away: bool) {
+    match edit {
+        Edit::Set(field) => {
+            out.u8(0);
+            encode_field(out, field, away);
+        }
+        Edit::Remove { name } => {
+            out.u8(1);
+            out.short(name.as_bytes());
+        }
+        Edit::WriteRange { name, offset, bytes } => {
+            out.u8(2);
+            out.short(name.as_bytes());
+            out.u64(*offset);
+            encode_payload(out, bytes, away);
+        }
+        Edit::Append { name, bytes, max_bytes } => {
+            out.u8(3);
+            out.short(name.as_bytes());
+            out.option_u64(*max_bytes);
+            encode_payload(out, bytes, away);
+        }
+    }
+}
+
+fn decode<E: From<Malformed>>(
+    input: Bytes,
+    mut resolve: impl FnMut(PayloadRef) -> Result<Bytes, E>,
+) -> Result<Entry, E> {
+    let mut scan = Scanner::new(input);
+    scan.format(ENTRY_FORMAT)?;
+    let index = scan.u64("an entry's index")?;
+    let term = scan.u64("an entry's term")?;
+    let body = match scan.u8("an entry's body")? {
+        0 => Body::Blank,
+        1 => Body::Membership(scan.long("a membership")?),
+        2 => {
+            let time_ms = scan.u64("an entry's time")?;
+            let count = scan.u16("a number of commands")?;
+            let mut commands = Vec::with_capacity(usize::from(count));
+            for position in 0..count {
+                let at = At { index, position };
+                commands.push(decode_command(&mut scan, at, &mut resolve)?);
+            }
+            Body::Commands(CommandBatch { time_ms, commands })
+        }
+        _ => return Err(scan.malformed("a known kind of entry").into()),
+    };
+    scan.finish()?;
+    Ok(Entry { index, term, body })
+}
+
+/// Where in the log the command being read stands.
+#[derive(Clone, Copy)]
+struct At {
+    index: u64,
+    position: u16,
+}
+
+fn decode_command<E: From<Malformed>>(
+    scan: &mut Scanner,
+    at: At,
+    resolve: &mut impl FnMut(PayloadRef) -> Result<Bytes, E>,
+) -> Result<Command, E> {
+    let kind = scan.u8("a command")?;
+    let command = match kind {
+        0 | 1 => {
+            let write = decode_write(scan)?;
+            let count = scan.u16("a number of fields or edits")?;
+            let collection = write.target.collection;
+            let mut payload = |scan: &mut Scanner, slot| {
+                let payload_ref =
+                    PayloadRef { collection, index: at.index, position: at.position, slot, len: 0 };
+                decode_payload(scan, payload_ref, resolve)
+            };
+            if kind == 0 {
+                let fields = (0..count).map(|slot| decode_field(scan, slot, &mut payload));
+                Command::Put(Put { write, fields: fields.collect::<Result<_, E>>()? })
+            } else {
+                let edits = (0..count).map(|slot| decode_edit(scan, slot, &mut payload));
+                Command::Patch(Patch { write, edits: edits.collect::<Result<_, E>>()? })
+            }
+        }
+        2 => Command::Delete(Delete { write: decode_write(scan)? }),
+        3 => Command::DropCollection { collection: CollectionId(scan.u64("a collection")?) },
+        4 => {
+            let now_ms = scan.u64("a sweep's time")?;
+            let limit = scan.u32("a sweep's limit")?;
+            let cursor = match scan.u8("a sweep's cursor")? {
+                0 => None,
+                _ => Some(scan.medium("a sweep's cursor")?),
+            };
+            Command::Sweep(Sweep { now_ms, limit, cursor })
+        }
+        _ => return Err(scan.malformed("a known command").into()),
+    };
+    command.check().map_err(|_| scan.malformed("a command within bounds"))?;
+    Ok(command)
+}
+
+fn decode_write(scan: &mut Scanner) -> Result<Write, Malformed> {
+    let collection = CollectionId(scan.u64("a collection")?);
+    let key = scan.medium("a key")?;
+    let condition = match scan.u8("a condition")? {
+        0 => Condition::Any,
+        1 => Condition::Absent,
+        2 => Condition::Version(scan.u64("a version")?),
+        3 => Condition::Writer(scan.u64("a writer")?),
+        _ => return Err(scan.malformed("a known condition")),
+    };
+    let request = match scan.u8("a request tag")? {
+        0 => None,
+        1 => Some(RequestTag {
+            id: scan.bytes16("a request's id")?,
+            fingerprint: scan.u64("a request's fingerprint")?,
+        }),
+        _ => return Err(scan.malformed("a request tag or none")),
+    };
+    let expiry = match scan.u8("an expiry")? {
+        0 => Expiry::Keep,
+        1 => Expiry::Never,
+        2 => Expiry::At(scan.u64("an expiry's time")?),
+        _ => return Err(scan.malformed("a known expiry")),
+    };
+    let writer = scan.u64("a writer")?;
+    let model = match scan.u8("a model")? {
+        0 => None,
+        1 => Some(ModelTag {
+            name: scan.short_text("a model's name")?,
+            version: scan.u64("a model's version")?,
+        }),
+        _ => return Err(scan.malformed("a model or none")),
+    };
+    let limits = WriteLimits {
+        state_bytes_max: scan.u64("a limit of state bytes")?,
+        inline_bytes_max: scan.u32("a limit of inline bytes")?,
+    };
+    let answer = scan.medium("an answer")?;
+    let target = Target { collection, key };
+    Ok(Write { target, condition, request, expiry, writer, model, limits, answer })
+}
+
+fn decode_payload<E: From<Malformed>>(
+    scan: &mut Scanner,
+    payload_ref: PayloadRef,
+    resolve: &mut impl FnMut(PayloadRef) -> Result<Bytes, E>,
+) -> Result<Bytes, E> {
+    let place = scan.u8("where a payload lies")?;
+    let len = scan.u64("a payload's length")?;
+    match place {
+        INLINE => {
+            let len = usize::try_from(len).map_err(|_| scan.malformed("a payload"))?;
+            Ok(scan.raw(len, "a payload")?)
+        }
+        DETACHED => resolve(PayloadRef { len, ..payload_ref }),
+        _ => Err(scan.malformed("a payload here or in chunks").into()),
+    }
+}
+
+fn decode_field<E: From<Malformed>>(
+    scan: &mut Scanner,
+    slot: u16,
+    payload: &mut impl FnMut(&mut Scanner, u16) -> Result<Bytes, E>,
+) -> Result<Field, E> {
+    let name = scan.short_text("a field's name")?;
+    let field_type = scan.field_type()?;
+    Ok(Field { name, value: field_type.with(payload(scan, slot)?) })
+}
+
+fn decode_edit<E: From<Malformed>>(
+    scan: &mut Scanner,
+    slot: u16,
+    payload: &mut impl FnMut(&mut Scanner, u16) -> Result<Bytes, E>,
+) -> Result<Edit, E> {
+    Ok(match scan.u8("an edit")? {
+        0 => Edit::Set(decode_field(scan, slot, payload)?),
+        1 => Edit::Remove { name: scan.short_text("a field's name")? },
+        2 => {
+            let name = scan.short_text("a field's name")?;
+            let offset = scan.u64("a range's offset")?;
+            Edit::WriteRange { name, offset, bytes: payload(scan, slot)? }
+        }
+        3 => {
+            let name = scan.short_text("a field's name")?;
+            let max_bytes = scan.option_u64("a limit or none")?;
+            Edit::Append { name, bytes: payload(scan, slot)?, max_bytes }
+        }
+        _ => return Err(scan.malformed("a known edit").into()),
+    })
+}

@@ -1,0 +1,247 @@
+//! Every row on disk: its key, its value, who writes it. The one place that spells them.
+//!
+//! Column family `r<replica>`, one per replica, everything of that shard:
+//!
+//! | key | value | written by |
+//! |---|---|---|
+//! | `S` collection u64, key | state record (`record.rs`) | apply |
+//! | `C` collection u64, blob, chunk u32 | at most 256 KiB of a blob | append; apply |
+//! | `D` bucket u32, request id 16 bytes | what a repeat is answered (`dedup.rs`) | apply |
+//! | `X` expires_ms u64, collection u64, key | nothing | apply |
+//! | `G` release index u64, version u64, number u32 | chunk rows to delete (`garbage.rs`) | apply |
+//! | `A` | what is applied (`applied.rs`) | apply |
+//!
+//! A blob is `index u64, position u16, number u16` of the payload that it came with.
+//!
+//! Column family `log`: replica u64, index u64 -> entry (`encoding.rs`).
+//!
+//! Column family `meta`:
+//!
+//! | key | value |
+//! |---|---|
+//! | `format` | u8: the format of this table |
+//! | `store` | 16 bytes: which store this is |
+//! | `replica/` replica u64 | u8: format of the descriptor; the replica exists |
+//! | `vote/` replica u64 | the vote, opaque |
+//! | `purged/` replica u64 | index u64, term u64 (little endian): the last entry purged |
+//! | `node/` name | a small fact of the node, opaque |
+//!
+//! Integers in keys are big endian, so that rows sort by them.
+
+use crate::extent::BlobId;
+use crate::ids::{CollectionId, ReplicaId};
+
+/// The format of the rows above. A store of a newer one is refused.
+pub const STORE_FORMAT: u8 = 1;
+
+/// The column family of all replicas' entries.
+pub(crate) const LOG_FAMILY: &str = "log";
+/// The column family of the store's own rows.
+pub(crate) const META_FAMILY: &str = "meta";
+
+pub(crate) const FORMAT: &[u8] = b"format";
+pub(crate) const STORE_ID: &[u8] = b"store";
+pub(crate) const APPLIED: &[u8] = b"A";
+
+/// Bytes in front of the key in an `S` row.
+const RECORD_PREFIX: usize = 9;
+
+/// The column family of a replica.
+pub(crate) fn family(replica: ReplicaId) -> String {
+    format!("r{}", replica.0)
+}
+
+/// The replica of a column family, if it is one's.
+pub(crate) fn replica_of(family: &str) -> Option<ReplicaId> {
+    family.strip_prefix('r')?.parse().ok().map(ReplicaId)
+}
+
+/// The row of a state.
+pub(crate) fn record(collection: CollectionId, key: &[u8]) -> Vec<u8> {
+    build(b'S', &[&collection.0.to_be_bytes(), key])
+}
+
+/// The key of a state, from its row's key.
+pub(crate) fn key_of_record(row: &[u8]) -> &[u8] {
+    &row[RECORD_PREFIX..]
+}
+
+/// The collection of a state or chunk, from its row's key.
+pub(crate) fn collection_of(row: &[u8]) -> CollectionId {
+    let bytes = row[1..RECORD_PREFIX].try_into().expect("the slice has 8 bytes");
+    CollectionId(u64::from_be_bytes(bytes))
+}
+
+/// All states of a collection: start and end.
+pub(crate) fn records(collection: CollectionId) -> (Vec<u8>, Vec<u8>) {
+    (record(collection, &[]), after(b'S', collection.0))
+}
+
+/// All states of a replica.
+pub(crate) fn all_records() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'S'], vec![b'S' + 1])
+}
+
+/// The row of a chunk.
+pub(crate) fn chunk(collection: CollectionId, blob: BlobId, chunk: u32) -> Vec<u8> {
+    let parts: [&[u8]; 5] = [
+        &collection.0.to_be_bytes(),
+        &blob.index.to_be_bytes(),
+        &blob.position.to_be_bytes(),
+        &blob.number.to_be_bytes(),
+        &chunk.to_be_bytes(),
+    ];
+    build(b'C', &parts)
+}
+
+/// All chunks of a collection whose blobs lie before `end`.
+pub(crate) fn chunks_before(collection: CollectionId, end: BlobId) -> (Vec<u8>, Vec<u8>) {
+    (build(b'C', &[&collection.0.to_be_bytes()]), chunk(collection, end, 0))
+}
+
+/// The row that remembers a request.
+pub(crate) fn request(bucket: u32, id: &[u8; 16]) -> Vec<u8> {
+    build(b'D', &[&bucket.to_be_bytes(), id])
+}
+
+/// All remembered requests of buckets before `end`.
+pub(crate) fn requests_before(end: u32) -> (Vec<u8>, Vec<u8>) {
+    (vec![b'D'], build(b'D', &[&end.to_be_bytes()]))
+}
+
+/// The row of the expiry index.
+pub(crate) fn expiry(expires_at_ms: u64, collection: CollectionId, key: &[u8]) -> Vec<u8> {
+    build(b'X', &[&expires_at_ms.to_be_bytes(), &collection.0.to_be_bytes(), key])
+}
+
+/// The expiry index from a cursor (a row's key without its first byte) up to and with a time.
+pub(crate) fn expiries(cursor: &[u8], until_ms: u64) -> (Vec<u8>, Vec<u8>) {
+    (build(b'X', &[cursor]), after(b'X', until_ms))
+}
+
+/// Time, collection and key of a row of the expiry index.
+pub(crate) fn parse_expiry(row: &[u8]) -> Option<(u64, CollectionId, &[u8])> {
+    let expires_at_ms = u64::from_be_bytes(row.get(1..9)?.try_into().ok()?);
+    let collection = u64::from_be_bytes(row.get(9..17)?.try_into().ok()?);
+    Some((expires_at_ms, CollectionId(collection), &row[17..]))
+}
+
+/// The row of chunk rows that wait to be deleted until the log is purged through `release`.
+pub(crate) fn garbage(release: u64, version: u64, number: u32) -> Vec<u8> {
+    let parts: [&[u8]; 3] = [&release.to_be_bytes(), &version.to_be_bytes(), &number.to_be_bytes()];
+    build(b'G', &parts)
+}
+
+/// All garbage that a log purged through `purged` releases.
+pub(crate) fn garbage_through(purged: u64) -> (Vec<u8>, Vec<u8>) {
+    (vec![b'G'], after(b'G', purged))
+}
+
+/// The row of an entry.
+pub(crate) fn entry(replica: ReplicaId, index: u64) -> Vec<u8> {
+    [replica.0.to_be_bytes(), index.to_be_bytes()].concat()
+}
+
+/// The index of an entry, from its row's key.
+pub(crate) fn index_of_entry(row: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(row.get(8..16)?.try_into().ok()?))
+}
+
+/// The descriptor of a replica.
+pub(crate) fn descriptor(replica: ReplicaId) -> Vec<u8> {
+    [b"replica/", replica.0.to_be_bytes().as_slice()].concat()
+}
+
+/// All descriptors.
+pub(crate) fn descriptors() -> (Vec<u8>, Vec<u8>) {
+    (b"replica/".to_vec(), b"replica0".to_vec())
+}
+
+/// The replica of a descriptor.
+pub(crate) fn replica_of_descriptor(row: &[u8]) -> Option<ReplicaId> {
+    let bytes = row.strip_prefix(b"replica/")?.try_into().ok()?;
+    Some(ReplicaId(u64::from_be_bytes(bytes)))
+}
+
+/// The vote of a replica.
+pub(crate) fn vote(replica: ReplicaId) -> Vec<u8> {
+    [b"vote/", replica.0.to_be_bytes().as_slice()].concat()
+}
+
+/// The last entry purged from a replica's log.
+pub(crate) fn purged(replica: ReplicaId) -> Vec<u8> {
+    [b"purged/", replica.0.to_be_bytes().as_slice()].concat()
+}
+
+/// A fact of the node.
+pub(crate) fn node(name: &str) -> Vec<u8> {
+    [b"node/", name.as_bytes()].concat()
+}
+
+fn build(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
+    let len = 1 + parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut row = Vec::with_capacity(len);
+    row.push(tag);
+    for part in parts {
+        row.extend_from_slice(part);
+    }
+    row
+}
+
+/// The first key behind all rows of a tag whose first integer is `value`.
+fn after(tag: u8, value: u64) -> Vec<u8> {
+    match value.checked_add(1) {
+        Some(next) => build(tag, &[&next.to_be_bytes()]),
+        None => vec![tag + 1],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOB: BlobId = BlobId { index: 7, position: 3, number: 1 };
+
+    #[test]
+    fn rows_sort_by_their_integers() {
+        let five = CollectionId(5);
+        assert!(record(CollectionId(5), b"z") < record(CollectionId(256), b"a"));
+        assert!(chunk(five, BLOB, 255) < chunk(five, BLOB, 256));
+        assert!(chunk(five, BLOB, 9) < chunk(five, BlobId { index: 256, ..BLOB }, 0));
+        assert!(entry(ReplicaId(1), u64::MAX) < entry(ReplicaId(2), 0));
+        assert!(expiry(255, five, b"z") < expiry(256, five, b"a"));
+        assert!(request(1, &[255; 16]) < request(2, &[0; 16]));
+    }
+
+    #[test]
+    fn rows_give_back_what_they_were_built_from() {
+        let five = CollectionId(5);
+        assert_eq!(key_of_record(&record(five, b"key")), b"key");
+        assert_eq!(collection_of(&record(five, b"key")), five);
+        assert_eq!(collection_of(&chunk(five, BLOB, 9)), five);
+        assert_eq!(parse_expiry(&expiry(9, five, b"key")), Some((9, five, &b"key"[..])));
+        assert_eq!(index_of_entry(&entry(ReplicaId(4), 6)), Some(6));
+        assert_eq!(replica_of_descriptor(&descriptor(ReplicaId(4))), Some(ReplicaId(4)));
+        assert_eq!(replica_of(&family(ReplicaId(4))), Some(ReplicaId(4)));
+        assert_eq!(replica_of("meta"), None);
+    }
+
+    #[test]
+    fn ranges_hold_their_rows_and_no_others() {
+        let holds = |(start, end): (Vec<u8>, Vec<u8>), row: Vec<u8>| start <= row && row < end;
+        let last = CollectionId(u64::MAX);
+        assert!(holds(records(CollectionId(5)), record(CollectionId(5), &[255; 512])));
+        assert!(!holds(records(CollectionId(5)), record(CollectionId(6), &[])));
+        assert!(holds(records(last), record(last, b"k")));
+        assert!(holds(all_records(), record(last, b"k")));
+        assert!(holds(expiries(&[], 9), expiry(9, last, b"k")));
+        assert!(!holds(expiries(&[], 9), expiry(10, CollectionId(0), &[])));
+        assert!(holds(garbage_through(9), garbage(9, u64::MAX, u32::MAX)));
+        assert!(!holds(garbage_through(9), garbage(10, 0, 0)));
+        assert!(holds(requests_before(9), request(8, &[255; 16])));
+        assert!(!holds(requests_before(9), request(9, &[0; 16])));
+        let other = BlobId { number: 0, position: 4, ..BLOB };
+        assert!(holds(chunks_before(last, other), chunk(last, BLOB, u32::MAX)));
+        assert!(!holds(chunks_before(last, other), chunk(last, other, 0)));
+    }
+}

@@ -1,0 +1,91 @@
+//! statehouse-store: what one node keeps. Sharded model state on one disk, in RocksDB.
+//!
+//! A node holds *replicas*, one per shard. A replica has a log of *entries* and a state machine,
+//! the *shard*, which applies committed entries to *states*. Synchronous and without Raft: who
+//! decides what is committed drives this crate through four handles.
+//!
+//! ```text
+//! Store -- log(id)    -> Log     append, read, truncate, purge, vote    (commit thread)
+//!       -- shard(id)  -> Shard   apply(&mut ApplyBatch, &Entry)         (one owner)
+//!       -- reader(id) -> Reader  get, load, scan, view                  (any thread)
+//!       -- read_pool() -> ReadPool                                      (waits for the disk)
+//! ```
+//!
+//! What holds, always:
+//! - Applying is deterministic: the same entries give the same states, on every replica. Time is
+//!   the entry's. A refusal is a [`Reply`], never an [`Error`].
+//! - A shard's changes and its applied index become durable together.
+//! - `Log::append`'s callback fires after the sync. One sync serves all replicas that wait.
+//! - A large payload is written once, when its entry is appended; applying refers to it.
+//! - After a failed write or sync the store takes nothing more ([`Store::failure`]).
+//! - Every queue and cache has a limit in [`Config`] or a named constant.
+//! - Every row starts with a format number (`keys.rs` has the table of rows).
+//!
+//! Not done, on purpose: no clock, no network, no election, no routing of keys to shards, no
+//! admission (the caller asks [`Store::check_space`]), no snapshot transfer, no compression, no
+//! encryption at rest. A dropped collection's id must not come back: the store keeps no
+//! tombstone of it. What apply writes goes through the write-ahead log, though the entries could
+//! bring it back: leaving it out must come with purging behind the flushed index alone.
+
+mod applied;
+mod apply;
+mod batch;
+mod blob;
+mod codec;
+mod command;
+mod commit;
+mod config;
+mod db;
+mod dedup;
+mod directory;
+mod disk;
+mod encoding;
+mod error;
+mod extent;
+mod failure;
+mod garbage;
+mod ids;
+mod inspect;
+mod keys;
+mod log;
+mod overlay;
+mod patch;
+mod payload;
+mod pool;
+mod read;
+mod record;
+mod shard;
+mod space;
+mod state;
+mod stats;
+mod store;
+mod tail;
+mod value;
+
+pub use batch::ApplyBatch;
+pub use codec::Malformed;
+pub use command::{
+    ANSWER_BYTES_MAX, Body, COMMANDS_PER_ENTRY_MAX, Command, CommandBatch, Condition, Delete,
+    EDITS_MAX, Edit, Entry, Expiry, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX,
+    MODEL_NAME_BYTES_MAX, ModelTag, OutOfBounds, Patch, Put, Reply, RequestTag, Sweep, Target,
+    Write, WriteLimits,
+};
+pub use commit::Callback;
+pub use config::Config;
+pub use encoding::ENTRY_FORMAT;
+pub use error::{Error, ReplicaProblem};
+pub use extent::CHUNK_BYTES;
+pub use failure::FailureHook;
+pub use ids::{CollectionId, EntryId, ReplicaId};
+pub use inspect::Census;
+pub use keys::STORE_FORMAT;
+pub use log::Log;
+pub use pool::{Read, ReadPool};
+pub use read::{Reader, SweepStart, View};
+pub use shard::Shard;
+pub use state::{
+    BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
+};
+pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats};
+pub use store::Store;
+pub use value::{AXES_MAX, DType, Field, FieldType, Value};

@@ -1,0 +1,377 @@
+//! One replica's log: entries, vote, truncation, purge.
+//!
+//! Nothing here waits for the disk: a call puts a job in the commit thread's queue and returns,
+//! and its callback fires when the job is done. Entries can be read as soon as `append` has
+//! returned; they are durable when the callback fires. All jobs of a log are done in the order
+//! of the calls.
+//!
+//! Opening a log replays nothing. Its owner reads `Shard::applied` and applies what is behind.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::blob;
+use crate::codec::Malformed;
+use crate::command::{Body, Entry};
+use crate::commit::{Callback, Job};
+use crate::db::{Look, Mutation, Walk};
+use crate::disk::{Disk, Replica, encode_purged};
+use crate::encoding::{PayloadRef, id_of_row};
+use crate::error::Error;
+use crate::extent::{BlobId, Extent, chunks_of};
+use crate::garbage::Garbage;
+use crate::ids::{CollectionId, EntryId};
+use crate::keys;
+use crate::payload::detached;
+use crate::tail::LogState;
+
+/// Beyond this many entries a range deletion is cheaper than one deletion for each; below, it
+/// would slow every later read down.
+const ENTRIES_PURGED_SINGLY_MAX: u64 = 4_096;
+
+/// One replica's log. Cheap to clone.
+#[derive(Clone)]
+pub struct Log {
+    disk: Arc<Disk>,
+    replica: Arc<Replica>,
+}
+
+impl Log {
+    pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>) -> Self {
+        Log { disk, replica }
+    }
+
+    /// Adds entries at the end. They can be read at once; `done` fires when they are synced.
+    ///
+    /// On an error nothing has changed and `done` is not called: `Overloaded` when the commit
+    /// queue is full, `OutOfBounds` for an entry that the vocabulary does not allow.
+    ///
+    /// # Panics
+    /// If the first entry does not follow the last one, or the entries have gaps.
+    pub fn append<E: Into<Arc<Entry>>>(
+        &self,
+        entries: Vec<E>,
+        done: Callback,
+    ) -> Result<(), Error> {
+        self.replica.check()?;
+        let entries: Vec<Arc<Entry>> = entries.into_iter().map(Into::into).collect();
+        let mut mutations = Vec::with_capacity(entries.len());
+        let mut sizes = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            if let Body::Commands(batch) = &entry.body {
+                batch.check()?;
+            }
+            let before = mutations.len();
+            self.rows_of(entry, &mut mutations);
+            sizes.push(mutations[before..].iter().map(|row| row.bytes() as u64).sum::<u64>());
+        }
+        let mut log = self.replica.log.lock();
+        for (next, entry) in (log.last.index + 1..).zip(&entries) {
+            assert_eq!(entry.index, next, "entries are appended without gaps");
+        }
+        let last = entries.last().map_or(log.last.index, |entry| entry.index);
+        let landed = {
+            let (disk, replica) = (Arc::downgrade(&self.disk), self.replica.clone());
+            let truncations = log.truncations;
+            move |result: Result<(), Error>| {
+                // A store that is gone has no memory to tidy up.
+                if let (Ok(()), Some(disk)) = (&result, disk.upgrade()) {
+                    disk.landed(&replica, last, truncations);
+                }
+                done(result);
+            }
+        };
+        self.disk.commit.push(Job { mutations, sync: true, done: Box::new(landed) })?;
+        let grown: u64 = entries.into_iter().zip(sizes).map(|(e, bytes)| log.push(e, bytes)).sum();
+        self.disk.tail_bytes.fetch_add(grown, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The entries of a range of indexes, as many as fit into `bytes_max`, but at least one.
+    ///
+    /// Stops at a gap: answers none if the first is purged or not there yet.
+    pub fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Arc<Entry>>, Error> {
+        self.replica.check()?;
+        let mut entries = Vec::new();
+        let mut room = bytes_max as u64;
+        let tail_first = {
+            let log = self.replica.log.lock();
+            if range.start <= log.purged.index || range.start > log.last.index {
+                return Ok(entries);
+            }
+            log.tail_first()
+        };
+        if range.start < tail_first {
+            let stored = range.start..range.end.min(tail_first);
+            if !self.read_stored(stored.clone(), &mut room, &mut entries)? {
+                return Ok(entries);
+            }
+        }
+        let log = self.replica.log.lock();
+        for index in range.start + entries.len() as u64..range.end {
+            let Some((entry, bytes)) = log.get(index) else { break };
+            if *bytes > room && !entries.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(*bytes);
+            entries.push(entry.clone());
+        }
+        Ok(entries)
+    }
+
+    /// Which entry has an index; `None` if it is purged (but for the last purged one) or not
+    /// there yet.
+    pub fn entry_id(&self, index: u64) -> Result<Option<EntryId>, Error> {
+        self.id_at(&self.replica.log.lock(), index)
+    }
+
+    /// The last entry, or the last purged one if the log is empty.
+    pub fn last(&self) -> Option<EntryId> {
+        Some(self.replica.log.lock().last).filter(|last| last.index > 0)
+    }
+
+    /// The last entry that was purged.
+    pub fn purged(&self) -> Option<EntryId> {
+        Some(self.replica.log.lock().purged).filter(|purged| purged.index > 0)
+    }
+
+    /// Keeps a vote; `done` fires when it is synced.
+    pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
+        self.replica.check()?;
+        let mut log = self.replica.log.lock();
+        let key = keys::vote(self.replica.id);
+        let row = Mutation::Put { family: self.disk.meta.clone(), key, value: vote.clone() };
+        self.disk.commit.push(Job { mutations: vec![row], sync: true, done })?;
+        log.vote = Some(vote);
+        Ok(())
+    }
+
+    /// The vote kept last, if there was one.
+    pub fn vote(&self) -> Option<Bytes> {
+        self.replica.log.lock().vote.clone()
+    }
+
+    /// Removes the entries from an index on, with their payloads.
+    ///
+    /// # Panics
+    /// If one of them is applied: what a quorum has committed never goes.
+    pub fn truncate_from(&self, index: u64, done: Callback) -> Result<(), Error> {
+        self.replica.check()?;
+        let applied = self.replica.applied_index.load(Ordering::Acquire);
+        assert!(index > applied, "entry {index} is applied (as is {applied}): it stays");
+        let mut log = self.replica.log.lock();
+        let mut mutations = Vec::new();
+        for index in index..=log.last.index {
+            let (family, key) = (self.disk.log.clone(), keys::entry(self.replica.id, index));
+            for (collection, extent) in self.payloads_at(&log, index, &key)? {
+                let garbage = Garbage::Span(collection, chunks_of(&extent));
+                garbage.delete(&self.replica.family, &mut mutations);
+            }
+            mutations.push(Mutation::Delete { family, key });
+        }
+        let truncated = index <= log.last.index;
+        let last = match truncated {
+            true => self.id_at(&log, index - 1)?.unwrap_or_default(),
+            false => log.last,
+        };
+        self.disk.commit.push(Job { mutations, sync: true, done })?;
+        if truncated {
+            let gone = log.truncate_from(index, last);
+            self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Removes the entries up to an index, and the payloads that were kept for them alone.
+    ///
+    /// # Panics
+    /// If one of them is not applied: it would be lost.
+    pub fn purge_through(&self, index: u64, done: Callback) -> Result<(), Error> {
+        self.replica.check()?;
+        let applied = self.replica.applied.lock().id;
+        assert!(index <= applied.index, "entry {index} is not applied: it can't be purged");
+        let mut mutations = Vec::new();
+        self.collect_garbage(index, &mut mutations)?;
+        let mut log = self.replica.log.lock();
+        if index <= log.purged.index {
+            return self.disk.commit.push(Job { mutations, sync: false, done });
+        }
+        let purged = match index == applied.index {
+            true => applied,
+            false => self.id_at(&log, index)?.ok_or_else(|| {
+                Error::corrupt("log", format!("entry {index} is applied but missing"))
+            })?,
+        };
+        self.delete_entries(log.purged.index + 1..=index.min(log.last.index), &mut mutations);
+        mutations.push(Mutation::Put {
+            family: self.disk.meta.clone(),
+            key: keys::purged(self.replica.id),
+            value: encode_purged(purged),
+        });
+        let written = {
+            let replica = self.replica.clone();
+            move |result: Result<(), Error>| {
+                if result.is_ok() {
+                    replica.purged.fetch_max(index, Ordering::AcqRel);
+                }
+                done(result);
+            }
+        };
+        self.disk.commit.push(Job { mutations, sync: false, done: Box::new(written) })?;
+        let gone = log.forget_through(index);
+        log.purged = purged;
+        if log.last.index < index {
+            log.last = purged;
+        }
+        self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The log row of an entry, and the chunk rows of its large payloads.
+    fn rows_of(&self, entry: &Entry, out: &mut Vec<Mutation>) {
+        let key = keys::entry(self.replica.id, entry.index);
+        let value = Bytes::from(entry.encode_row());
+        out.push(Mutation::Put { family: self.disk.log.clone(), key, value });
+        for (collection, blob, bytes) in payloads_of(entry) {
+            blob::chunk_rows(collection, blob, &bytes, |key, value| {
+                out.push(Mutation::Put { family: self.replica.family.clone(), key, value });
+            });
+        }
+    }
+
+    fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
+        if index == log.purged.index {
+            return Ok(Some(log.purged).filter(|purged| purged.index > 0));
+        }
+        if index < log.purged.index || index > log.last.index {
+            return Ok(None);
+        }
+        if let Some((entry, _)) = log.get(index) {
+            return Ok(Some(entry.id()));
+        }
+        let row = self.disk.db.fetch(&self.disk.log, &keys::entry(self.replica.id, index))?;
+        let id = row.map(|row| id_of_row(&row)).transpose();
+        id.map_err(|error| Error::corrupt("log row", error))
+    }
+
+    /// Where the payloads of an entry lie that are in chunk rows.
+    fn payloads_at(
+        &self,
+        log: &LogState,
+        index: u64,
+        key: &[u8],
+    ) -> Result<Vec<(CollectionId, Extent)>, Error> {
+        let mut found = Vec::new();
+        if let Some((entry, _)) = log.get(index) {
+            for (collection, blob, bytes) in payloads_of(entry) {
+                found.push((collection, Extent { blob, offset: 0, len: bytes.len() as u64 }));
+            }
+            return Ok(found);
+        }
+        let Some(row) = self.disk.db.fetch(&self.disk.log, key)? else { return Ok(found) };
+        Entry::decode_row(row, |payload: PayloadRef| {
+            found.push((payload.collection, payload.extent()));
+            Ok::<_, Malformed>(Bytes::new())
+        })
+        .map_err(|error| Error::corrupt("log row", error))?;
+        Ok(found)
+    }
+
+    /// Reads entries off the disk. Answers whether the whole range was there and had room.
+    fn read_stored(
+        &self,
+        range: Range<u64>,
+        room: &mut u64,
+        entries: &mut Vec<Arc<Entry>>,
+    ) -> Result<bool, Error> {
+        let id = self.replica.id;
+        let rows = (keys::entry(id, range.start), keys::entry(id, range.end));
+        let mut next = range.start;
+        self.disk.db.walk(&self.disk.log, rows, Walk::Few, &mut |key, value| {
+            if keys::index_of_entry(key) != Some(next) {
+                return Ok(ControlFlow::Break(()));
+            }
+            let mut bytes = (key.len() + value.len()) as u64;
+            let entry = Entry::decode_row(Bytes::copy_from_slice(value), |payload| {
+                bytes += payload.len;
+                self.payload(&payload)
+            });
+            let entry = match entry {
+                Ok(entry) => entry,
+                // Purged while it was read: the payload is gone, and so is the entry.
+                Err(_) if self.replica.purged.load(Ordering::Acquire) >= next => {
+                    return Ok(ControlFlow::Break(()));
+                }
+                Err(error) => return Err(error),
+            };
+            if bytes > *room && !entries.is_empty() {
+                return Ok(ControlFlow::Break(()));
+            }
+            *room = room.saturating_sub(bytes);
+            entries.push(Arc::new(entry));
+            next += 1;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(next == range.end)
+    }
+
+    fn payload(&self, payload: &PayloadRef) -> Result<Bytes, Error> {
+        let chunks = |number| {
+            let key = keys::chunk(payload.collection, payload.extent().blob, number);
+            self.disk.db.get(&self.replica.family, &key, Look::Disk)
+        };
+        blob::read_extent(&payload.extent(), chunks)?
+            .into_option()
+            .ok_or_else(|| Error::corrupt("log", "an entry's payload is missing"))
+    }
+
+    /// Deletes the chunks that are kept for entries up to an index alone.
+    fn collect_garbage(&self, index: u64, out: &mut Vec<Mutation>) -> Result<(), Error> {
+        let family = &self.replica.family;
+        let range = keys::garbage_through(index);
+        self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
+            let garbage = Garbage::decode(Bytes::copy_from_slice(value))
+                .map_err(|error| Error::corrupt("garbage row", error))?;
+            garbage.delete(family, out);
+            out.push(Mutation::Delete { family: family.clone(), key: key.to_vec() });
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn delete_entries(&self, range: std::ops::RangeInclusive<u64>, out: &mut Vec<Mutation>) {
+        let (id, family) = (self.replica.id, &self.disk.log);
+        let count = (range.end() + 1).saturating_sub(*range.start());
+        if count > ENTRIES_PURGED_SINGLY_MAX {
+            let start = keys::entry(id, *range.start());
+            let end = keys::entry(id, range.end() + 1);
+            return out.push(Mutation::DeleteRange { family: family.clone(), start, end });
+        }
+        for index in range {
+            let key = keys::entry(id, index);
+            out.push(Mutation::Delete { family: family.clone(), key });
+        }
+    }
+}
+
+/// The payloads of an entry that lie in chunk rows.
+fn payloads_of(entry: &Entry) -> Vec<(CollectionId, BlobId, Bytes)> {
+    let Body::Commands(batch) = &entry.body else { return Vec::new() };
+    let mut found = Vec::new();
+    for (position, command) in (0u16..).zip(&batch.commands) {
+        for payload in detached(command) {
+            let blob = BlobId { index: entry.index, position, number: payload.slot };
+            found.push((payload.collection, blob, payload.bytes.clone()));
+        }
+    }
+    found
+}
+
+impl PayloadRef {
+    fn extent(&self) -> Extent {
+        let blob = BlobId { index: self.index, position: self.position, number: self.slot };
+        Extent { blob, offset: 0, len: self.len }
+    }
+}

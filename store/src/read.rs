@@ -1,0 +1,460 @@
+//! Reads of what is applied: points, ranges, whole states, listings.
+//!
+//! A read comes in two manners. `try_…` looks in memory alone and may run anywhere; without
+//! `try_` it may wait for the disk and belongs on a thread that can, such as [`crate::ReadPool`].
+//! Small fields come without a copy, as slices of the cached block that holds their record.
+//!
+//! A large field's chunks may be deleted while it is read, when its state is replaced. A read
+//! through a [`View`] never sees that; a whole read retries, and takes a view in the end.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::{Bytes, BytesMut};
+
+use crate::blob::{self, Loaded};
+use crate::command::{Reply, RequestTag};
+use crate::db::{self, Fetched, Look, Walk};
+use crate::dedup;
+use crate::disk::{Disk, Replica};
+use crate::error::Error;
+use crate::extent::{CHUNK_BYTES, Extent, Pieces};
+use crate::ids::CollectionId;
+use crate::keys;
+use crate::record::Record;
+use crate::state::{
+    BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
+};
+use crate::value::Field;
+
+/// How often a whole read starts again before it takes a view.
+const RETRIES_MAX: usize = 3;
+
+/// Extents of more bytes are read ahead.
+const READ_AHEAD_FROM_BYTES: u64 = 4 * CHUNK_BYTES;
+
+/// A field of more than this share of the block cache passes it by.
+const CACHE_SHARE: u64 = 8;
+
+/// Reads one replica. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    disk: Arc<Disk>,
+    replica: Arc<Replica>,
+    block_cache_bytes: u64,
+}
+
+/// One replica as it was at one moment. Holds up compaction: not for long.
+pub struct View {
+    reader: Reader,
+    applied_index: u64,
+    at: db::View,
+}
+
+/// Where a sweep of a shard should begin, and that there is something to sweep.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SweepStart {
+    /// For `Sweep::cursor`.
+    pub cursor: Option<Bytes>,
+}
+
+/// What a read with a look comes to.
+enum Outcome<T> {
+    Ready(T),
+    NeedsDisk,
+    /// The state was replaced meanwhile.
+    Gone,
+}
+
+impl Reader {
+    pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>, block_cache_bytes: usize) -> Self {
+        Reader { disk, replica, block_cache_bytes: block_cache_bytes as u64 }
+    }
+
+    /// Index of the last entry that reads see.
+    pub fn applied_index(&self) -> u64 {
+        self.replica.applied_index.load(Ordering::Acquire)
+    }
+
+    /// A state, if it is in memory and has not expired at `now_ms` (Unix milliseconds).
+    pub fn try_get(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Result<Cached<Option<State>>, Error> {
+        match self.record(Look::Cached, collection, key, now_ms)? {
+            Outcome::Ready(record) => {
+                Ok(Cached::Ready(record.map(|record| State::of(record, collection))))
+            }
+            Outcome::NeedsDisk | Outcome::Gone => Ok(Cached::NeedsDisk),
+        }
+    }
+
+    /// A state that has not expired at `now_ms`. May wait for the disk.
+    pub fn get(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Result<Option<State>, Error> {
+        self.get_at(Look::Disk, collection, key, now_ms)
+    }
+
+    /// Bytes of a field, if they are in memory.
+    pub fn try_load(&self, field: &StateField, range: Range<u64>) -> Result<Cached<Bytes>, Error> {
+        match self.load_at(Look::Cached, field, range)? {
+            Outcome::Ready(bytes) => Ok(Cached::Ready(bytes)),
+            Outcome::NeedsDisk => Ok(Cached::NeedsDisk),
+            Outcome::Gone => Err(Error::Replaced),
+        }
+    }
+
+    /// Bytes of a field. May wait for the disk. `Replaced` if the state was replaced since it
+    /// was read and the bytes are gone; `RangePastEnd` if the field is shorter.
+    pub fn load(&self, field: &StateField, range: Range<u64>) -> Result<Bytes, Error> {
+        self.loaded(Look::Disk, field, range)
+    }
+
+    /// Some or all fields of a state with their bytes, if all of that is in memory.
+    pub fn try_get_whole(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        selection: &Selection,
+        now_ms: u64,
+    ) -> Result<Cached<Option<WholeState>>, Error> {
+        match self.whole_at(Look::Cached, collection, key, selection, now_ms)? {
+            Outcome::Ready(state) => Ok(Cached::Ready(state)),
+            Outcome::NeedsDisk | Outcome::Gone => Ok(Cached::NeedsDisk),
+        }
+    }
+
+    /// Some or all fields of a state with their bytes, all of one version. May wait for the
+    /// disk. `UnknownField` and `RangePastEnd` if the selection does not fit the state.
+    pub fn get_whole(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        selection: &Selection,
+        now_ms: u64,
+    ) -> Result<Option<WholeState>, Error> {
+        for _ in 0..RETRIES_MAX {
+            let outcome = self.whole_at(Look::Disk, collection, key, selection, now_ms)?;
+            if let Outcome::Ready(state) = outcome {
+                return Ok(state);
+            }
+        }
+        self.view()?.get_whole(collection, key, selection, now_ms)
+    }
+
+    /// The replica as it is now.
+    pub fn view(&self) -> Result<View, Error> {
+        self.replica.check()?;
+        // Before the view: it has at least what this index says.
+        let applied_index = self.applied_index();
+        Ok(View { reader: self.clone(), applied_index, at: self.disk.db.view() })
+    }
+
+    /// The keys of a collection in order, behind `after`, at most `limit`. Those of expired
+    /// states are among them. May wait for the disk.
+    pub fn scan(
+        &self,
+        collection: CollectionId,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, Error> {
+        self.replica.check()?;
+        let (mut start, end) = keys::records(collection);
+        if let Some(after) = after {
+            start = keys::record(collection, after);
+            start.push(0);
+        }
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        let family = &self.replica.family;
+        self.disk.db.walk(family, (start, end), Walk::Few, &mut |row, _| {
+            found.push(Bytes::copy_from_slice(keys::key_of_record(row)));
+            Ok(match found.len() == limit {
+                true => ControlFlow::Break(()),
+                false => ControlFlow::Continue(()),
+            })
+        })?;
+        Ok(found)
+    }
+
+    /// What a request was answered, if it was done within the last minutes: its repeat can be
+    /// answered without proposing it. May wait for the disk.
+    pub fn answer(&self, tag: &RequestTag, now_ms: u64) -> Result<Option<Reply>, Error> {
+        self.replica.check()?;
+        for bucket in dedup::buckets(self.now_ms(now_ms)) {
+            let key = keys::request(bucket, &tag.id);
+            if let Some(row) = self.disk.db.fetch(&self.replica.family, &key)? {
+                let reply = dedup::decode(row, tag);
+                return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a sweep at `now_ms` has something to do, and where it should begin. May wait for
+    /// the disk.
+    pub fn sweep_start(&self, now_ms: u64) -> Result<Option<SweepStart>, Error> {
+        self.replica.check()?;
+        let first = |range| -> Result<Option<Vec<u8>>, Error> {
+            let mut first = None;
+            self.disk.db.walk(&self.replica.family, range, Walk::Few, &mut |row, _| {
+                first = Some(row.to_vec());
+                Ok(ControlFlow::Break(()))
+            })?;
+            Ok(first)
+        };
+        if let Some(row) = first(keys::expiries(&[], now_ms))? {
+            let cursor = Some(Bytes::from(row).slice(1..));
+            return Ok(Some(SweepStart { cursor }));
+        }
+        let requests = first(keys::requests_before(dedup::oldest_kept(now_ms)))?;
+        Ok(requests.map(|_| SweepStart { cursor: None }))
+    }
+
+    /// A shard's time never runs backwards, whatever a reader's clock says.
+    fn now_ms(&self, now_ms: u64) -> u64 {
+        now_ms.max(self.replica.time_ms.load(Ordering::Acquire))
+    }
+
+    fn record(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Result<Outcome<Option<Record>>, Error> {
+        self.replica.check()?;
+        let row = keys::record(collection, key);
+        let pinned = match self.disk.db.get(&self.replica.family, &row, look)? {
+            Fetched::Found(pinned) => pinned,
+            Fetched::Absent => return Ok(Outcome::Ready(None)),
+            Fetched::NeedsDisk => return Ok(Outcome::NeedsDisk),
+        };
+        let record = Record::decode(pinned.into_bytes())
+            .map_err(|error| Error::corrupt("state record", error))?;
+        Ok(Outcome::Ready(Some(record).filter(|record| !record.expired(self.now_ms(now_ms)))))
+    }
+
+    fn get_at(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Result<Option<State>, Error> {
+        match self.record(look, collection, key, now_ms)? {
+            Outcome::Ready(record) => Ok(record.map(|record| State::of(record, collection))),
+            Outcome::NeedsDisk | Outcome::Gone => Ok(None),
+        }
+    }
+
+    fn whole_at(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        key: &[u8],
+        selection: &Selection,
+        now_ms: u64,
+    ) -> Result<Outcome<Option<WholeState>>, Error> {
+        let record = match self.record(look, collection, key, now_ms)? {
+            Outcome::Ready(Some(record)) => record,
+            Outcome::Ready(None) => return Ok(Outcome::Ready(None)),
+            Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
+            Outcome::Gone => return Ok(Outcome::Gone),
+        };
+        let state = State::of(record, collection);
+        let mut fields = Vec::new();
+        for (field, range) in selected(&state, selection)? {
+            match self.load_at(look, field, range)? {
+                Outcome::Ready(bytes) => {
+                    let value = field.field_type.clone().with(bytes);
+                    fields.push(Field { name: field.name.clone(), value });
+                }
+                Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
+                Outcome::Gone => return Ok(Outcome::Gone),
+            }
+        }
+        let State { version, expires_at_ms, writer, model, .. } = state;
+        let whole = WholeState { version, expires_at_ms, writer, model, fields };
+        Ok(Outcome::Ready(Some(whole)))
+    }
+
+    fn loaded(
+        &self,
+        look: Look<'_>,
+        field: &StateField,
+        range: Range<u64>,
+    ) -> Result<Bytes, Error> {
+        match self.load_at(look, field, range)? {
+            Outcome::Ready(bytes) => Ok(bytes),
+            Outcome::NeedsDisk | Outcome::Gone => Err(Error::Replaced),
+        }
+    }
+
+    fn load_at(
+        &self,
+        look: Look<'_>,
+        field: &StateField,
+        range: Range<u64>,
+    ) -> Result<Outcome<Bytes>, Error> {
+        self.replica.check()?;
+        let (bytes, end) = (field.bytes_len, range.end.max(range.start));
+        if end > bytes {
+            return Err(Error::RangePastEnd { name: field.name.clone(), bytes, end });
+        }
+        match &field.payload {
+            Payload::Inline(bytes) => {
+                Ok(Outcome::Ready(bytes.slice(range.start as usize..end as usize)))
+            }
+            Payload::Blob(handle) => self.load_blob(look, handle, range.start..end),
+        }
+    }
+
+    fn load_blob(
+        &self,
+        look: Look<'_>,
+        handle: &BlobHandle,
+        range: Range<u64>,
+    ) -> Result<Outcome<Bytes>, Error> {
+        let parts = Pieces::range_of(&handle.extents, range.clone());
+        let fetch = |extent: &Extent| {
+            let (collection, blob) = (handle.collection, extent.blob);
+            move |number| {
+                let key = keys::chunk(collection, blob, number);
+                self.disk.db.get(&self.replica.family, &key, look)
+            }
+        };
+        if let [extent] = &parts[..]
+            && !read_ahead(look, extent)
+        {
+            return Ok(outcome(blob::read_extent(extent, fetch(extent))?));
+        }
+        let mut whole = BytesMut::with_capacity((range.end - range.start) as usize);
+        for extent in &parts {
+            let loaded = match read_ahead(look, extent) {
+                true => self.walk_extent(look, handle.collection, extent, &mut whole)?,
+                false => blob::read_into(extent, fetch(extent), &mut whole)?,
+            };
+            match loaded {
+                Loaded::Found(_) => {}
+                Loaded::Gone => return Ok(Outcome::Gone),
+                Loaded::NeedsDisk => return Ok(Outcome::NeedsDisk),
+            }
+        }
+        Ok(Outcome::Ready(whole.freeze()))
+    }
+
+    /// Reads a long extent chunk after chunk, reading ahead.
+    fn walk_extent(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        extent: &Extent,
+        out: &mut BytesMut,
+    ) -> Result<Loaded, Error> {
+        let span = crate::extent::chunks_of(extent);
+        let rows = (
+            keys::chunk(collection, extent.blob, span.first),
+            keys::chunk(collection, extent.blob, span.end),
+        );
+        let keep = extent.len <= self.block_cache_bytes / CACHE_SHARE;
+        let mut next = span.first;
+        let (family, walk) = (&self.replica.family, Walk::Ahead { keep });
+        self.disk.db.walk_at(look, family, rows, walk, &mut |key, chunk| {
+            if key != keys::chunk(collection, extent.blob, next) {
+                return Ok(ControlFlow::Break(()));
+            }
+            let (start, end) = blob::within(extent, next, chunk.len())?;
+            out.extend_from_slice(&chunk[start..end]);
+            next += 1;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(if next == span.end { Loaded::Found(Bytes::new()) } else { Loaded::Gone })
+    }
+}
+
+impl View {
+    /// Index of an entry that the view has; it may have later ones.
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    /// As [`Reader::get`].
+    pub fn get(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Result<Option<State>, Error> {
+        self.reader.get_at(Look::View(&self.at), collection, key, now_ms)
+    }
+
+    /// As [`Reader::load`], of a field that this view has read: never `Replaced`.
+    pub fn load(&self, field: &StateField, range: Range<u64>) -> Result<Bytes, Error> {
+        self.reader.loaded(Look::View(&self.at), field, range)
+    }
+
+    /// As [`Reader::get_whole`].
+    pub fn get_whole(
+        &self,
+        collection: CollectionId,
+        key: &[u8],
+        selection: &Selection,
+        now_ms: u64,
+    ) -> Result<Option<WholeState>, Error> {
+        let look = Look::View(&self.at);
+        match self.reader.whole_at(look, collection, key, selection, now_ms)? {
+            Outcome::Ready(state) => Ok(state),
+            Outcome::NeedsDisk | Outcome::Gone => {
+                Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
+            }
+        }
+    }
+}
+
+fn outcome(loaded: Loaded) -> Outcome<Bytes> {
+    match loaded {
+        Loaded::Found(bytes) => Outcome::Ready(bytes),
+        Loaded::Gone => Outcome::Gone,
+        Loaded::NeedsDisk => Outcome::NeedsDisk,
+    }
+}
+
+fn read_ahead(look: Look<'_>, extent: &Extent) -> bool {
+    match look {
+        Look::Cached => false,
+        Look::Disk | Look::View(_) => extent.len > READ_AHEAD_FROM_BYTES,
+    }
+}
+
+/// The fields that a selection names, and the range of each.
+fn selected<'a>(
+    state: &'a State,
+    selection: &Selection,
+) -> Result<Vec<(&'a StateField, Range<u64>)>, Error> {
+    let Some(wanted) = &selection.fields else {
+        return Ok(state.fields.iter().map(|field| (field, 0..field.bytes_len)).collect());
+    };
+    wanted
+        .iter()
+        .map(|FieldRange { name, range }| {
+            let field = state.field(name).ok_or(Error::UnknownField { name: name.clone() })?;
+            let bytes = field.bytes_len;
+            let range = match range {
+                None => 0..bytes,
+                Some((offset, None)) => *offset..bytes.max(*offset),
+                Some((offset, Some(len))) => *offset..offset.saturating_add(*len),
+            };
+            Ok((field, range))
+        })
+        .collect()
+}

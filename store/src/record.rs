@@ -1,0 +1,209 @@
+//! A state as one row: who wrote it, when it expires, and a directory of its fields.
+//!
+//! ```text
+//! record = format u8 | version u64 | writer u64 | expires_at_ms option | model option
+//!        | count u16 | field... | inline bytes of all fields, in order
+//! field  = short(name) | type | 0 len u32                              (inline)
+//!                             | 1 count u16 | extent...                (in blobs)
+//! extent = index u64 | position u16 | number u16 | offset u64 | len u64
+//! ```
+//!
+//! Reading shares the row's memory: an inline field is a slice of it. What may be inline is
+//! decided in `apply.rs`.
+
+use bytes::Bytes;
+
+use crate::codec::{Malformed, Scanner, Writer};
+use crate::command::ModelTag;
+use crate::extent::{BlobId, Extent};
+use crate::value::FieldType;
+
+/// The format this version writes, and the newest it reads.
+pub const RECORD_FORMAT: u8 = 1;
+
+const INLINE: u8 = 0;
+const IN_BLOBS: u8 = 1;
+
+/// A state as its row says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// When it was last written, in the shard's order.
+    pub version: u64,
+    /// The token of who wrote it; 0 is none.
+    pub writer: u64,
+    /// Unix milliseconds from which on it counts as absent.
+    pub expires_at_ms: Option<u64>,
+    /// The model that made it.
+    pub model: Option<ModelTag>,
+    /// In the order they were added.
+    pub fields: Vec<RecordField>,
+}
+
+/// A field as the directory says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordField {
+    /// Unique in its record.
+    pub name: String,
+    /// Type and shape.
+    pub field_type: FieldType,
+    /// Where its bytes are.
+    pub content: Content,
+}
+
+/// Where a field's bytes are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// In the record.
+    Inline(Bytes),
+    /// In blobs, in order.
+    Blobs(Vec<Extent>),
+}
+
+impl Content {
+    /// Bytes of the field.
+    pub fn len(&self) -> u64 {
+        match self {
+            Content::Inline(bytes) => bytes.len() as u64,
+            Content::Blobs(extents) => extents.iter().map(|extent| extent.len).sum(),
+        }
+    }
+}
+
+impl Record {
+    /// Whether the state counts as absent at a time.
+    pub fn expired(&self, now_ms: u64) -> bool {
+        self.expires_at_ms.is_some_and(|at_ms| at_ms <= now_ms)
+    }
+
+    /// The runs of blobs that the record needs.
+    pub fn extents(&self) -> Vec<Extent> {
+        self.fields
+            .iter()
+            .flat_map(|field| match &field.content {
+                Content::Inline(_) => &[][..],
+                Content::Blobs(extents) => extents,
+            })
+            .copied()
+            .collect()
+    }
+
+    /// The row.
+    pub fn encode(&self) -> Vec<u8> {
+        let inline: usize = self.fields.iter().filter_map(inline_of).map(Bytes::len).sum();
+        let mut out = Writer::with_capacity(64 + 48 * self.fields.len() + inline);
+        out.u8(RECORD_FORMAT);
+        out.u64(self.version);
+        out.u64(self.writer);
+        out.option_u64(self.expires_at_ms);
+        match &self.model {
+            None => out.u8(0),
+            Some(model) => {
+                out.u8(1);
+                out.short(model.name.as_bytes());
+                out.u64(model.version);
+            }
+        }
+        out.u16(u16::try_from(self.fields.len()).expect("a state has at most 1,024 fields"));
+        for field in &self.fields {
+            encode_field(&mut out, field);
+        }
+        for bytes in self.fields.iter().filter_map(inline_of) {
+            out.raw(bytes);
+        }
+        out.into_vec()
+    }
+
+    /// Reads a row.
+    pub fn decode(row: Bytes) -> Result<Record, Malformed> {
+        let mut scan = Scanner::new(row);
+        scan.format(RECORD_FORMAT)?;
+        let version = scan.u64("a version")?;
+        let writer = scan.u64("a writer")?;
+        let expires_at_ms = scan.option_u64("an expiry or none")?;
+        let model = match scan.u8("a model or none")? {
+            0 => None,
+            1 => Some(ModelTag {
+                name: scan.short_text("a model's name")?,
+                version: scan.u64("a model's version")?,
+            }),
+            _ => return Err(scan.malformed("a model or none")),
+        };
+        let count = usize::from(scan.u16("a number of fields")?);
+        let mut fields = Vec::with_capacity(count);
+        let mut inline = Vec::with_capacity(count);
+        for _ in 0..count {
+            let (field, inline_len) = decode_field(&mut scan)?;
+            fields.push(field);
+            inline.push(inline_len);
+        }
+        for (field, len) in fields.iter_mut().zip(inline) {
+            if let Some(len) = len {
+                field.content = Content::Inline(scan.raw(len as usize, "a field's bytes")?);
+            }
+        }
+        scan.finish()?;
+        Ok(Record { version, writer, expires_at_ms, model, fields })
+    }
+}
+
+fn inline_of(field: &RecordField) -> Option<&Bytes> {
+    match &field.content {
+        Content::Inline(bytes) => Some(bytes),
+        Content::Blobs(_) => None,
+    }
+}
+
+fn encode_field(out: &mut Writer, field: &RecordField) {
+    out.short(field.name.as_bytes());
+    out.field_type(&field.field_type);
+    match &field.content {
+        Content::Inline(bytes) => {
+            out.u8(INLINE);
+            out.u32(u32::try_from(bytes.len()).expect("inline fields are below 4 GiB"));
+        }
+        Content::Blobs(extents) => {
+            out.u8(IN_BLOBS);
+            out.u16(u16::try_from(extents.len()).expect("a field has at most 256 extents"));
+            for extent in extents {
+                out.u64(extent.blob.index);
+                out.u16(extent.blob.position);
+                out.u16(extent.blob.number);
+                out.u64(extent.offset);
+                out.u64(extent.len);
+            }
+        }
+    }
+}
+
+/// A field of the directory, and how many bytes it has inline.
+fn decode_field(scan: &mut Scanner) -> Result<(RecordField, Option<u32>), Malformed> {
+    let name = scan.short_text("a field's name")?;
+    let field_type = scan.field_type()?;
+    let (content, inline) = match scan.u8("where a field lies")? {
+        INLINE => (Content::Inline(Bytes::new()), Some(scan.u32("a field's length")?)),
+        IN_BLOBS => {
+            let count = usize::from(scan.u16("a number of extents")?);
+            let mut extents = Vec::with_capacity(count);
+            for _ in 0..count {
+                extents.push(decode_extent(scan)?);
+            }
+            (Content::Blobs(extents), None)
+        }
+        _ => return Err(scan.malformed("a field here or in blobs")),
+    };
+    Ok((RecordField { name, field_type, content }, inline))
+}
+
+fn decode_extent(scan: &mut Scanner) -> Result<Extent, Malformed> {
+    let blob = BlobId {
+        index: scan.u64("an extent's entry")?,
+        position: scan.u16("an extent's command")?,
+        number: scan.u16("an extent's blob")?,
+    };
+    let offset = scan.u64("an extent's offset")?;
+    let len = scan.u64("an extent's length")?;
+    if offset.checked_add(len).is_none() {
+        return Err(scan.malformed("an extent within its blob"));
+    }
+    Ok(Extent { blob, offset, len })
+}

@@ -1,0 +1,305 @@
+//! One replica's state machine: applies committed entries, in order, once each.
+//!
+//! The thin part around `apply.rs`: brings the rows that a decision needs, turns decisions into
+//! row changes, keeps requests, the expiry index and garbage. There is one `Shard` per replica
+//! and one owner of it.
+//!
+//! An entry is applied after it was appended to this replica's log: its large payloads are chunk
+//! rows already, and here they are only referred to.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::apply::{self, Away, Change, Decision, Moment};
+use crate::batch::{ApplyBatch, Part};
+use crate::blob::{self, Loaded};
+use crate::command::{Body, Command, CommandBatch, Entry, Reply, RequestTag, Sweep, Write};
+use crate::db::{Fetched, Mutation};
+use crate::dedup;
+use crate::disk::{Disk, Replica};
+use crate::error::Error;
+use crate::extent::Extent;
+use crate::garbage::Garbage;
+use crate::ids::{CollectionId, EntryId};
+use crate::inspect::{Census, census, state_hash};
+use crate::keys;
+use crate::record::Record;
+
+/// One replica's state machine. Dropping it lets somebody else take the replica.
+pub struct Shard {
+    disk: Arc<Disk>,
+    replica: Arc<Replica>,
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.replica.taken.store(false, Ordering::Release);
+    }
+}
+
+impl Shard {
+    /// The caller has marked the replica as taken.
+    pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>) -> Self {
+        Shard { disk, replica }
+    }
+
+    /// The last entry applied and written; index 0 before the first. The next to apply is
+    /// behind it.
+    pub fn applied(&self) -> EntryId {
+        self.replica.applied.lock().id
+    }
+
+    /// The last membership applied, and the entry that carried it.
+    pub fn membership(&self) -> Option<(EntryId, Bytes)> {
+        self.replica.applied.lock().membership.clone()
+    }
+
+    /// The shard's time: the latest that an entry carried, in Unix milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        self.replica.time_ms.load(Ordering::Acquire)
+    }
+
+    /// Adds an entry to a batch: one reply for each of its commands, in order. Nothing has
+    /// happened before the batch is committed.
+    ///
+    /// An error is the disk's or a corrupt row's; the batch can't be committed any more.
+    ///
+    /// # Panics
+    /// If the entry does not follow the last one applied.
+    pub fn apply(&mut self, batch: &mut ApplyBatch, entry: &Entry) -> Result<Vec<Reply>, Error> {
+        batch.check()?;
+        self.replica.check()?;
+        let (disk, part) = batch.part(&self.replica);
+        let applied = part.applied.id.index;
+        assert_eq!(entry.index, applied + 1, "entries are applied in order, without gaps");
+        let replies = match &entry.body {
+            Body::Blank => Ok(Vec::new()),
+            Body::Membership(membership) => {
+                part.applied.membership = Some((entry.id(), membership.clone()));
+                Ok(Vec::new())
+            }
+            Body::Commands(commands) => {
+                // A new leader's clock may be behind the old one's.
+                part.applied.time_ms = part.applied.time_ms.max(commands.time_ms);
+                Applier { disk, part, discarded: 0 }.commands(entry.index, commands)
+            }
+        };
+        match replies {
+            Ok(replies) => {
+                part.applied.id = entry.id();
+                batch.counted(replies.len());
+                Ok(replies)
+            }
+            Err(error) => {
+                batch.spoil(&error);
+                Err(error)
+            }
+        }
+    }
+
+    /// How many rows of each kind the replica has. Reads everything.
+    pub fn census(&self) -> Result<Census, Error> {
+        census(&self.disk.db, &self.replica.family)
+    }
+
+    /// A hash over every state: key, version, expiry, writer, model, fields and their bytes.
+    /// Replicas that have applied the same entries have the same. Reads everything.
+    pub fn state_hash(&self) -> Result<u64, Error> {
+        state_hash(&self.disk.db, &self.replica.family)
+    }
+}
+
+/// Applies the commands of one entry to one part of a batch.
+struct Applier<'a> {
+    disk: &'a Disk,
+    part: &'a mut Part,
+    /// Garbage rows of this entry so far: tells those of one command apart.
+    discarded: u32,
+}
+
+impl Applier<'_> {
+    fn commands(&mut self, index: u64, batch: &CommandBatch) -> Result<Vec<Reply>, Error> {
+        let time_ms = self.part.applied.time_ms;
+        let mut replies = Vec::with_capacity(batch.commands.len());
+        for (position, command) in (0u16..).zip(&batch.commands) {
+            let moment = Moment { index, position, time_ms };
+            replies.push(match command {
+                Command::Put(put) => self.write(command, &put.write, moment)?,
+                Command::Patch(patch) => self.write(command, &patch.write, moment)?,
+                Command::Delete(delete) => self.write(command, &delete.write, moment)?,
+                Command::DropCollection { collection } => self.drop_all(*collection, moment),
+                Command::Sweep(sweep) => self.sweep(sweep, moment)?,
+            });
+        }
+        Ok(replies)
+    }
+
+    fn write(&mut self, command: &Command, write: &Write, moment: Moment) -> Result<Reply, Error> {
+        let collection = write.target.collection;
+        let away = Away::of(command, moment);
+        if let Some(reply) = self.remembered(write.request.as_ref(), moment)? {
+            let decision = away.refused(reply);
+            return Ok(self.carry_out(&write.target.key, collection, None, decision, moment));
+        }
+        let row = keys::record(collection, &write.target.key);
+        let stored = self.record(&row)?;
+        let stored = stored.as_ref();
+        let mut load = |extent: &Extent| self.load(collection, extent);
+        let decision = match command {
+            Command::Put(put) => apply::put(put, &away, stored, moment, &mut load)?,
+            Command::Patch(patch) => apply::patch(patch, &away, stored, moment, &mut load)?,
+            Command::Delete(delete) => apply::delete(delete, stored, moment),
+            Command::DropCollection { .. } | Command::Sweep(_) => {
+                unreachable!("only commands with a write come here")
+            }
+        };
+        if let Some(tag) = &write.request
+            && let Some(value) = dedup::encode(tag, &decision.reply)
+        {
+            let key = keys::request(dedup::bucket(moment.time_ms), &tag.id);
+            self.part.overlay.put(key, value.into());
+        }
+        let expiry = stored.and_then(|record| record.expires_at_ms);
+        Ok(self.carry_out(&write.target.key, collection, expiry, decision, moment))
+    }
+
+    /// What a request was answered before.
+    fn remembered(&self, tag: Option<&RequestTag>, moment: Moment) -> Result<Option<Reply>, Error> {
+        let Some(tag) = tag else { return Ok(None) };
+        for bucket in dedup::buckets(moment.time_ms) {
+            if let Some(row) = self.fetch(&keys::request(bucket, &tag.id))? {
+                let reply = dedup::decode(row, tag);
+                return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Turns a decision into row changes. `expiry` is the stored record's.
+    fn carry_out(
+        &mut self,
+        key: &[u8],
+        collection: CollectionId,
+        expiry: Option<u64>,
+        decision: Decision,
+        moment: Moment,
+    ) -> Reply {
+        let overlay = &mut self.part.overlay;
+        let next_expiry = match &decision.change {
+            Change::Keep => expiry,
+            Change::Erase => None,
+            Change::Store(record) => record.expires_at_ms,
+        };
+        if next_expiry != expiry {
+            if let Some(at_ms) = expiry {
+                overlay.delete(keys::expiry(at_ms, collection, key));
+            }
+            if let Some(at_ms) = next_expiry {
+                overlay.put(keys::expiry(at_ms, collection, key), Bytes::new());
+            }
+        }
+        match decision.change {
+            Change::Keep => {}
+            Change::Erase => overlay.delete(keys::record(collection, key)),
+            Change::Store(record) => {
+                overlay.put(keys::record(collection, key), record.encode().into());
+            }
+        }
+        for (blob, bytes) in &decision.spills {
+            blob::chunk_rows(collection, *blob, bytes, |key, value| overlay.put(key, value));
+        }
+        for span in decision.freed {
+            self.discard(Garbage::Span(collection, span), moment);
+        }
+        decision.reply
+    }
+
+    /// Deletes chunks: now if no entry of the log needs them, else when the log is purged.
+    fn discard(&mut self, garbage: Garbage, moment: Moment) {
+        let overlay = &mut self.part.overlay;
+        if garbage.release() > self.part.replica.purged.load(Ordering::Acquire) {
+            let key = keys::garbage(garbage.release(), moment.version(), self.discarded);
+            self.discarded += 1;
+            return overlay.put(key, garbage.encode().into());
+        }
+        let mut deletions = Vec::new();
+        garbage.delete(&self.part.replica.family, &mut deletions);
+        for deletion in deletions {
+            match deletion {
+                Mutation::Put { key, value, .. } => overlay.put(key, value),
+                Mutation::Delete { key, .. } => overlay.delete(key),
+                Mutation::DeleteRange { start, end, .. } => overlay.drop_range(start, end),
+            }
+        }
+    }
+
+    /// Drops a collection. Its rows in the expiry index go when their time comes, its chunks
+    /// when the log no longer needs them.
+    fn drop_all(&mut self, collection: CollectionId, moment: Moment) -> Reply {
+        let (start, end) = keys::records(collection);
+        self.part.overlay.drop_range(start, end);
+        // Not the chunks of later entries: they are appended already and not applied.
+        let garbage = Garbage::Collection(collection, moment.blob(0));
+        self.discard(garbage, moment);
+        Reply::Dropped
+    }
+
+    fn sweep(&mut self, sweep: &Sweep, moment: Moment) -> Result<Reply, Error> {
+        let until_ms = sweep.now_ms.min(moment.time_ms);
+        let range = keys::expiries(sweep.cursor.as_deref().unwrap_or_default(), until_ms);
+        let mut states = 0;
+        for row in self.keys(range, sweep.limit as usize)? {
+            let Some((at_ms, collection, key)) = keys::parse_expiry(&row) else {
+                return Err(Error::corrupt("expiry row", "its key is too short"));
+            };
+            let record = self.record(&keys::record(collection, key))?;
+            // Another record, or none: a collection was dropped and this is what it left.
+            let Some(record) = record.filter(|record| record.expires_at_ms == Some(at_ms)) else {
+                self.part.overlay.delete(row);
+                continue;
+            };
+            let (version, existed) = (moment.version(), true);
+            let gone = Reply::Deleted { version, existed, repeated: false };
+            let decision = apply::erase(&record, gone);
+            self.carry_out(key, collection, Some(at_ms), decision, moment);
+            states += 1;
+        }
+        let old = keys::requests_before(dedup::oldest_kept(moment.time_ms));
+        if !self.keys(old.clone(), 1)?.is_empty() {
+            self.part.overlay.drop_range(old.0, old.1);
+        }
+        Ok(Reply::Swept { states })
+    }
+
+    fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {
+        self.part.overlay.keys(&self.disk.db, &self.part.replica.family, range, limit)
+    }
+
+    fn record(&self, row: &[u8]) -> Result<Option<Record>, Error> {
+        let Some(value) = self.fetch(row)? else { return Ok(None) };
+        Record::decode(value).map(Some).map_err(|error| Error::corrupt("state record", error))
+    }
+
+    fn load(&self, collection: CollectionId, extent: &Extent) -> Result<Bytes, Error> {
+        let chunks = |number| self.look(&keys::chunk(collection, extent.blob, number));
+        match blob::read_extent(extent, chunks)? {
+            Loaded::Found(bytes) => Ok(bytes),
+            Loaded::Gone | Loaded::NeedsDisk => {
+                Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
+            }
+        }
+    }
+
+    fn fetch(&self, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        Ok(match self.look(key)? {
+            Fetched::Found(pinned) => Some(pinned.into_bytes()),
+            Fetched::Absent | Fetched::NeedsDisk => None,
+        })
+    }
+
+    fn look(&self, key: &[u8]) -> Result<Fetched, Error> {
+        self.part.overlay.fetch(&self.disk.db, &self.part.replica.family, key)
+    }
+}

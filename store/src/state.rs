@@ -1,0 +1,152 @@
+//! What a read answers: a state with its fields where they lie, or whole.
+//!
+//! [`State`] refers to large fields; [`WholeState`] has the bytes that were asked for.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::command::ModelTag;
+use crate::extent::Extent;
+use crate::ids::CollectionId;
+use crate::record::{Content, Record, RecordField};
+use crate::value::{Field, FieldType};
+
+/// What a read that may not wait for the disk comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Cached<T> {
+    /// It was in memory.
+    Ready(T),
+    /// It is on disk: read it on a thread that may wait.
+    NeedsDisk,
+}
+
+/// A state; large fields are referred to and not read.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// When it was last written, in the shard's order.
+    pub version: u64,
+    /// Unix milliseconds from which on it counts as absent.
+    pub expires_at_ms: Option<u64>,
+    /// The token of who wrote it; 0 is none.
+    pub writer: u64,
+    /// The model that made it.
+    pub model: Option<ModelTag>,
+    /// In the order they were added.
+    pub fields: Vec<StateField>,
+}
+
+/// A field of a state.
+#[derive(Clone, Debug)]
+pub struct StateField {
+    /// Unique in its state.
+    pub name: String,
+    /// Type and shape.
+    pub field_type: FieldType,
+    /// Bytes of the whole field.
+    pub bytes_len: u64,
+    /// The bytes, or where they are.
+    pub payload: Payload,
+}
+
+/// A field's bytes, or where they are.
+#[derive(Clone, Debug)]
+pub enum Payload {
+    /// Here. They may share the memory of a cached block: do not keep them for long.
+    Inline(Bytes),
+    /// On disk: `Reader::load` brings them.
+    Blob(BlobHandle),
+}
+
+/// Where a large field lies. Good until its state is replaced.
+#[derive(Clone, Debug)]
+pub struct BlobHandle {
+    pub(crate) collection: CollectionId,
+    pub(crate) extents: Arc<[Extent]>,
+}
+
+/// A state with the bytes of the fields that were asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WholeState {
+    /// When it was last written, in the shard's order; 0 of an empty one.
+    pub version: u64,
+    /// Unix milliseconds from which on it counts as absent.
+    pub expires_at_ms: Option<u64>,
+    /// The token of who wrote it; 0 is none.
+    pub writer: u64,
+    /// The model that made it.
+    pub model: Option<ModelTag>,
+    /// In the order they were added, or asked for. Of a range, the type is the whole field's
+    /// and the bytes are the range's.
+    pub fields: Vec<Field>,
+}
+
+impl WholeState {
+    /// A state without fields that nobody has written.
+    pub fn empty() -> Self {
+        WholeState::default()
+    }
+}
+
+/// Which fields to read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// `None`: all, whole.
+    pub fields: Option<Vec<FieldRange>>,
+}
+
+/// A field to read, or a range of its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldRange {
+    /// The field's name.
+    pub name: String,
+    /// Offset and length in bytes; no length: to the end. `None`: all of it.
+    pub range: Option<(u64, Option<u64>)>,
+}
+
+impl Selection {
+    /// All fields, whole.
+    pub fn all() -> Self {
+        Selection { fields: None }
+    }
+
+    /// These fields, in this order.
+    pub fn fields(fields: Vec<FieldRange>) -> Self {
+        Selection { fields: Some(fields) }
+    }
+}
+
+impl State {
+    pub(crate) fn of(record: Record, collection: CollectionId) -> State {
+        State {
+            version: record.version,
+            expires_at_ms: record.expires_at_ms,
+            writer: record.writer,
+            model: record.model,
+            fields: record.fields.into_iter().map(|f| StateField::of(f, collection)).collect(),
+        }
+    }
+
+    /// The field of a name, if there is one.
+    pub fn field(&self, name: &str) -> Option<&StateField> {
+        self.fields.iter().find(|field| field.name == name)
+    }
+
+    /// Bytes of all fields.
+    pub fn bytes_len(&self) -> u64 {
+        self.fields.iter().map(|field| field.bytes_len).sum()
+    }
+}
+
+impl StateField {
+    fn of(field: RecordField, collection: CollectionId) -> StateField {
+        let bytes_len = field.content.len();
+        let payload = match field.content {
+            Content::Inline(bytes) => Payload::Inline(bytes),
+            Content::Blobs(extents) => {
+                Payload::Blob(BlobHandle { collection, extents: extents.into() })
+            }
+        };
+        StateField { name: field.name, field_type: field.field_type, bytes_len, payload }
+    }
+}

@@ -1,0 +1,310 @@
+//! A node's disk, open: replicas, their logs, shards and readers, and the node's own facts.
+//!
+//! The front door. Opening takes the directory, opens the database, drops what an interrupted
+//! `create_replica` or `drop_replica` left, and starts the commit and read threads.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::batch::ApplyBatch;
+use crate::commit::{Callback, Commit, Job};
+use crate::config::Config;
+use crate::db::{Db, Mutation, Walk};
+use crate::directory::Directory;
+use crate::disk::{Disk, Replica};
+use crate::error::{Error, ReplicaProblem};
+use crate::failure::{Failure, FailureHook};
+use crate::ids::ReplicaId;
+use crate::keys::{self, STORE_FORMAT};
+use crate::log::Log;
+use crate::pool::ReadPool;
+use crate::read::Reader;
+use crate::shard::Shard;
+use crate::space::Space;
+use crate::stats::{MemoryStats, Stats};
+
+/// The format of a replica's descriptor.
+const DESCRIPTOR_FORMAT: u8 = 1;
+
+/// A node's disk. Cheap to clone; the directory is free again when every clone, every handle
+/// made from it and every `Bytes` read through it is gone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    disk: Arc<Disk>,
+    pool: Arc<ReadPool>,
+    space: Space,
+    id: [u8; 16],
+    database: PathBuf,
+    config: Config,
+    /// One replica is made or dropped at a time.
+    changing: Mutex<()>,
+}
+
+impl Store {
+    /// Opens the store in a directory, or makes one in an empty or missing directory. Blocks.
+    pub fn open(dir: impl AsRef<Path>, config: Config) -> Result<Store, Error> {
+        let dir = dir.as_ref();
+        let directory = Directory::open(dir)?;
+        let (id, database) = (directory.store_id, directory.database);
+        let db = Db::open(&database, &config, directory.direct_io, directory.lock)?;
+        let missing = |what| Error::corrupt("database", format!("it has no family {what:?}"));
+        let log = db.family(keys::LOG_FAMILY).ok_or(missing(keys::LOG_FAMILY))?;
+        let meta = db.family(keys::META_FAMILY).ok_or(missing(keys::META_FAMILY))?;
+        let failure = Arc::new(Failure::default());
+        let disk = Arc::new(Disk {
+            commit: Commit::start(db.clone(), failure.clone(), &config)?,
+            db,
+            log,
+            meta,
+            failure,
+            replicas: RwLock::new(BTreeMap::new()),
+            tail_bytes: AtomicU64::new(0),
+            tail_bytes_max: config.log_tail_bytes_max as u64,
+            commands_applied: AtomicU64::new(0),
+        });
+        let pool = Arc::new(ReadPool::new(config.read_threads, config.read_queue_max));
+        let space = Space::new(dir, config.disk_reserve_bytes);
+        let changing = Mutex::new(());
+        let inner = Inner { disk, pool, space, id, database, config, changing };
+        inner.check_identity()?;
+        inner.open_replicas()?;
+        Ok(Store { inner: Arc::new(inner) })
+    }
+
+    /// Which store this is: random, made with it.
+    pub fn id(&self) -> [u8; 16] {
+        self.inner.id
+    }
+
+    /// Makes an empty replica. Blocks until it is durable.
+    pub fn create_replica(&self, id: ReplicaId) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.disk.failure.check()?;
+        let _changing = inner.changing.lock();
+        if inner.disk.replicas.read().contains_key(&id) {
+            return Err(Error::Replica { replica: id, problem: ReplicaProblem::Exists });
+        }
+        inner.disk.db.create_family(&keys::family(id))?;
+        inner.disk.commit.write_and_wait(vec![Mutation::Put {
+            family: inner.disk.meta.clone(),
+            key: keys::descriptor(id),
+            value: Bytes::from_static(&[DESCRIPTOR_FORMAT]),
+        }])?;
+        inner.open_replica(id)
+    }
+
+    /// Drops a replica: its states, its log, its vote. Blocks until that is durable. Handles to
+    /// it answer from then on that it does not exist.
+    pub fn drop_replica(&self, id: ReplicaId) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.disk.failure.check()?;
+        let _changing = inner.changing.lock();
+        let replica = inner.disk.replicas.write().remove(&id).ok_or(Error::missing(id))?;
+        replica.dropped.store(true, Ordering::Release);
+        let gone = {
+            let mut log = replica.log.lock();
+            log.forget_through(u64::MAX)
+        };
+        inner.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
+        let (meta, log) = (&inner.disk.meta, &inner.disk.log);
+        let delete = |key| Mutation::Delete { family: meta.clone(), key };
+        let (start, end) = (keys::entry(id, 0), keys::entry(id, u64::MAX));
+        inner.disk.commit.write_and_wait(vec![
+            delete(keys::descriptor(id)),
+            delete(keys::vote(id)),
+            delete(keys::purged(id)),
+            Mutation::DeleteRange { family: log.clone(), start, end },
+        ])?;
+        inner.disk.db.drop_family(&keys::family(id))
+    }
+
+    /// The replicas, in order.
+    pub fn replicas(&self) -> Vec<ReplicaId> {
+        self.inner.disk.replicas.read().keys().copied().collect()
+    }
+
+    /// A replica's log.
+    pub fn log(&self, id: ReplicaId) -> Result<Log, Error> {
+        Ok(Log::new(self.inner.disk.clone(), self.inner.replica(id)?))
+    }
+
+    /// A replica's state machine; one owner at a time.
+    pub fn shard(&self, id: ReplicaId) -> Result<Shard, Error> {
+        let replica = self.inner.replica(id)?;
+        if replica.taken.swap(true, Ordering::AcqRel) {
+            return Err(Error::Replica { replica: id, problem: ReplicaProblem::Taken });
+        }
+        Ok(Shard::new(self.inner.disk.clone(), replica))
+    }
+
+    /// A reader of a replica.
+    pub fn reader(&self, id: ReplicaId) -> Result<Reader, Error> {
+        let replica = self.inner.replica(id)?;
+        Ok(Reader::new(self.inner.disk.clone(), replica, self.inner.config.block_cache_bytes))
+    }
+
+    /// Threads for reads that wait for the disk.
+    pub fn read_pool(&self) -> &Arc<ReadPool> {
+        &self.inner.pool
+    }
+
+    /// An empty batch for shards to apply entries to.
+    pub fn apply_batch(&self) -> ApplyBatch {
+        ApplyBatch::new(self.inner.disk.clone())
+    }
+
+    /// A fact of the node, if it was put.
+    pub fn meta_get(&self, name: &str) -> Result<Option<Bytes>, Error> {
+        self.inner.disk.db.fetch(&self.inner.disk.meta, &keys::node(name))
+    }
+
+    /// Keeps a small fact of the node; `done` fires when it is synced.
+    pub fn meta_put(&self, name: &str, value: Bytes, done: Callback) -> Result<(), Error> {
+        let family = self.inner.disk.meta.clone();
+        let mutations = vec![Mutation::Put { family, key: keys::node(name), value }];
+        self.inner.disk.commit.push(Job { mutations, sync: true, done })
+    }
+
+    /// Refuses when less than the reserve is free on the disk. Asks the system at most every
+    /// 50 ms. Call it before a write is admitted; nothing below does.
+    pub fn check_space(&self) -> Result<(), Error> {
+        self.inner.space.check()
+    }
+
+    /// The failure that stopped the store, if one did.
+    pub fn failure(&self) -> Option<Error> {
+        self.inner.disk.failure.get()
+    }
+
+    /// Calls the hook once when a write or sync fails: at once if one has. It must not block.
+    pub fn on_failure(&self, hook: FailureHook) {
+        self.inner.disk.failure.on_failure(hook);
+    }
+
+    /// Figures as of now.
+    pub fn stats(&self) -> Stats {
+        let disk = &self.inner.disk;
+        let memory = disk.db.memory_use();
+        Stats {
+            commit: disk.commit.stats(),
+            memory: MemoryStats {
+                block_cache_bytes: memory.cache_bytes,
+                block_cache_pinned_bytes: memory.cache_pinned_bytes,
+                memtable_bytes: memory.memtable_bytes,
+                log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
+            },
+            replicas: disk.replicas.read().len(),
+            reads_waiting: self.inner.pool.waiting(),
+            commands_applied: disk.commands_applied.load(Ordering::Relaxed),
+            disk_free_bytes: self.inner.space.free().ok(),
+        }
+    }
+
+    /// A counter of RocksDB by its name, such as `rocksdb.block.cache.hit`.
+    pub fn ticker(&self, name: &str) -> Option<u64> {
+        self.inner.disk.db.ticker(name)
+    }
+
+    /// A property of RocksDB by its name, such as `rocksdb.estimate-pending-compaction-bytes`;
+    /// of one replica, or of the whole database where it has one.
+    pub fn property(&self, replica: Option<ReplicaId>, name: &str) -> Option<String> {
+        let disk = &self.inner.disk;
+        match replica {
+            None => disk.db.property(None, name),
+            Some(id) => {
+                let replica = disk.replicas.read().get(&id).cloned()?;
+                disk.db.property(Some(&replica.family), name)
+            }
+        }
+    }
+
+    /// Stops: refuses new jobs and reads, does what waits, writes memtables to files, syncs, and
+    /// ends the threads. Blocks. After it a start replays nothing.
+    pub fn close(&self) -> Result<(), Error> {
+        let disk = &self.inner.disk;
+        self.inner.pool.close();
+        disk.commit.close();
+        let flushed = disk.failure.check().and_then(|()| {
+            let ids = self.replicas();
+            let mut names: Vec<String> = ids.into_iter().map(keys::family).collect();
+            names.extend([keys::LOG_FAMILY, keys::META_FAMILY].map(str::to_owned));
+            disk.db.sync()?;
+            disk.db.flush(&names)
+        });
+        disk.db.stop_background_work();
+        flushed
+    }
+}
+
+impl Inner {
+    fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, Error> {
+        self.disk.replicas.read().get(&id).cloned().ok_or(Error::missing(id))
+    }
+
+    /// The database must be of our format and belong to this directory.
+    fn check_identity(&self) -> Result<(), Error> {
+        let (db, meta) = (&self.disk.db, &self.disk.meta);
+        let Some(format) = db.fetch(meta, keys::FORMAT)? else {
+            let put = |key: &[u8], value: &[u8]| Mutation::Put {
+                family: meta.clone(),
+                key: key.to_vec(),
+                value: Bytes::copy_from_slice(value),
+            };
+            let rows = vec![put(keys::FORMAT, &[STORE_FORMAT]), put(keys::STORE_ID, &self.id)];
+            return self.disk.commit.write_and_wait(rows);
+        };
+        let found = u32::from(format.first().copied().unwrap_or_default());
+        let supported = u32::from(STORE_FORMAT);
+        if found > supported {
+            return Err(Error::NewerFormat { found, supported });
+        }
+        let id = db.fetch(meta, keys::STORE_ID)?;
+        if id.as_deref() != Some(&self.id[..]) {
+            return Err(Error::corrupt("store", "its database belongs to another directory"));
+        }
+        Ok(())
+    }
+
+    /// Opens every replica with a descriptor; column families without one are leftovers.
+    fn open_replicas(&self) -> Result<(), Error> {
+        let mut ids = Vec::new();
+        let (db, meta) = (&self.disk.db, &self.disk.meta);
+        db.walk(meta, keys::descriptors(), Walk::Few, &mut |row, value| {
+            let found = u32::from(value.first().copied().unwrap_or_default());
+            let supported = u32::from(DESCRIPTOR_FORMAT);
+            if found > supported {
+                return Err(Error::NewerFormat { found, supported });
+            }
+            let id = keys::replica_of_descriptor(row)
+                .ok_or_else(|| Error::corrupt("replica's descriptor", "its key is malformed"))?;
+            ids.push(id);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for name in db.family_names(&self.database)? {
+            if let Some(id) = keys::replica_of(&name)
+                && !ids.contains(&id)
+            {
+                tracing::info!(replica = %id, "dropping what is left of a replica");
+                db.drop_family(&name)?;
+            }
+        }
+        ids.into_iter().try_for_each(|id| self.open_replica(id))
+    }
+
+    fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
+        let disk = &self.disk;
+        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id)?;
+        disk.replicas.write().insert(id, Arc::new(replica));
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! What was encoded is decoded the same; whatever else comes in is refused, never a panic.
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use statehouse_store::{
+    Body, CollectionId, Command, CommandBatch, Condition, DType, Delete, Edit, Entry, Expiry,
+    Field, ModelTag, Patch, Put, RequestTag, Sweep, Value, Write,
+};
+
+use crate::support::{bytes_field, noise, pick, seed, write};
+
+fn full_write(key: &str) -> Write {
+    Write {
+        condition: Condition::Version(1 << 20),
+        request: Some(RequestTag { id: [9; 16], fingerprint: 77 }),
+        expiry: Expiry::At(123_456),
+        writer: 42,
+        model: Some(ModelTag { name: "gru".into(), version: 3 }),
+        answer: Bytes::from_static(b"answer"),
+        ..write(key)
+    }
+}
+
+fn every_command() -> Vec<Command> {
+    let tensor = |dtype: DType| Field {
+        name: format!("t-{dtype}"),
+        value: Value::Tensor { dtype, shape: vec![2, 3], data: noise(1, 6 * dtype.size_bytes()) },
+    };
+    let with = |condition, expiry| Write { condition, expiry, ..write("k") };
+    vec![
+        Command::Put(Put {
+            write: full_write("key"),
+            fields: DType::ALL.map(tensor).into_iter().collect(),
+        }),
+        Command::Patch(Patch {
+            write: with(Condition::Absent, Expiry::Never),
+            edits: vec![
+                Edit::Set(bytes_field("a", &b"xyz"[..])),
+                Edit::Remove { name: "b".into() },
+                Edit::WriteRange { name: "c".into(), offset: 9, bytes: noise(2, 40) },
+                Edit::Append { name: "d".into(), bytes: noise(3, 5), max_bytes: Some(100) },
+                Edit::Append { name: "e".into(), bytes: Bytes::new(), max_bytes: None },
+            ],
+        }),
+        Command::Delete(Delete { write: with(Condition::Writer(5), Expiry::Keep) }),
+        Command::DropCollection { collection: CollectionId(u64::MAX) },
+        Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: Some(Bytes::from_static(b"c")) }),
+        Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: None }),
+    ]
+}
+
+fn every_entry() -> Vec<Entry> {
+    let commands = CommandBatch { time_ms: 99, commands: every_command() };
+    let bodies =
+        [Body::Blank, Body::Membership(Bytes::from_static(b"1,2,3")), Body::Commands(commands)];
+    let entry = |body| Entry { index: 1 << 40, term: 12, body };
+    bodies.map(entry).into_iter().collect()
+}
+
+#[test]
+fn every_entry_survives_a_round_trip() {
+    for entry in every_entry() {
+        assert_eq!(Entry::decode(entry.encode().into()), Ok(entry));
+    }
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    for entry in every_entry() {
+        let bytes = Bytes::from(entry.encode());
+        for len in 0..bytes.len() {
+            assert!(Entry::decode(bytes.slice(..len)).is_err(), "{len} of {}", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn bytes_behind_an_entry_are_refused() {
+    for entry in every_entry() {
+        let mut bytes = entry.encode();
+        bytes.push(0);
+        assert!(Entry::decode(bytes.into()).is_err());
+    }
+}
+
+#[test]
+fn a_newer_format_is_refused_by_name() {
+    let mut bytes = every_entry()[0].encode();
+    bytes[0] = 2;
+    let refused = Entry::decode(bytes.into()).unwrap_err();
+    assert_eq!(refused.to_string(), "expected a supported format number at byte 1");
+}
+
+#[test]
+fn flipped_bits_are_read_or_refused_but_never_a_panic() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let entries: Vec<Vec<u8>> = every_entry().iter().map(Entry::encode).collect();
+    for _ in 0..20_000 {
+        let mut bytes = entries[pick(&mut random, 0..entries.len())].clone();
+        for _ in 0..pick(&mut random, 1..4) {
+            let at = pick(&mut random, 0..bytes.len());
+            bytes[at] = random.random();
+        }
+        if let Ok(entry) = Entry::decode(bytes.into()) {
+            let again = Entry::decode(entry.encode().into());
+            assert_eq!(again, Ok(entry), "what was read is read again the same");
+        }
+    }
+}
+
+#[test]
+fn commands_out_of_bounds_are_named() {
+    let named = |command: Command| command.check().unwrap_err().to_string();
+    assert_eq!(
+        named(Command::Delete(Delete { write: write("") })),
+        "expected 1..=512 bytes of a key, found 0"
+    );
+    assert_eq!(
+        named(Command::Delete(Delete { write: write(&"k".repeat(600)) })),
+        "expected 1..=512 bytes of a key, found 600"
+    );
+    let fields = (0..1_025).map(|number| bytes_field(&number.to_string(), &b""[..])).collect();
+    assert_eq!(
+        named(Command::Put(Put { write: write("k"), fields })),
+        "expected 0..=1024 fields, found 1025"
+    );
+    let answer = noise(1, (16 << 10) + 1);
+    assert_eq!(
+        named(Command::Delete(Delete { write: Write { answer, ..write("k") } })),
+        "expected 0..=16384 bytes of an answer, found 16385"
+    );
+}

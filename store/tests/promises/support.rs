@@ -1,0 +1,188 @@
+//! A node of one replica for tests, and short ways to say commands.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use statehouse_store::{
+    Body, Callback, CollectionId, Command, CommandBatch, Condition, Config, Edit, Entry, Error,
+    Expiry, Field, Log, Patch, Put, Reader, ReplicaId, Reply, Selection, Shard, Store, Target,
+    Value, WholeState, Write, WriteLimits,
+};
+use tempfile::TempDir;
+
+pub const REPLICA: ReplicaId = ReplicaId(1);
+pub const USERS: CollectionId = CollectionId(7);
+pub const LIMITS: WriteLimits =
+    WriteLimits { state_bytes_max: 1 << 30, inline_bytes_max: 16 << 10 };
+
+/// A store with one replica, driven as a node drives it: append, wait, apply.
+pub struct Node {
+    pub store: Store,
+    pub log: Log,
+    pub shard: Shard,
+    pub reader: Reader,
+    pub dir: PathBuf,
+    /// Removes the directory when the last node in it is gone.
+    keep: Option<TempDir>,
+}
+
+impl Node {
+    pub fn new() -> Node {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().to_owned();
+        let mut node = Node::open(&path);
+        node.keep = Some(dir);
+        node
+    }
+
+    /// Opens a store that may have been there before, and applies what its log is ahead.
+    pub fn open(dir: &Path) -> Node {
+        Node::open_with(dir, Config::default())
+    }
+
+    pub fn open_with(dir: &Path, config: Config) -> Node {
+        let store = Store::open(dir, config).unwrap();
+        if store.replicas().is_empty() {
+            store.create_replica(REPLICA).unwrap();
+        }
+        let mut node = Node {
+            log: store.log(REPLICA).unwrap(),
+            shard: store.shard(REPLICA).unwrap(),
+            reader: store.reader(REPLICA).unwrap(),
+            store,
+            dir: dir.to_owned(),
+            keep: None,
+        };
+        node.catch_up();
+        node
+    }
+
+    /// Applies what the log is ahead of the shard.
+    pub fn catch_up(&mut self) -> Vec<Reply> {
+        let last = self.log.last().map_or(0, |last| last.index);
+        let mut replies = Vec::new();
+        while self.shard.applied().index < last {
+            let next = self.shard.applied().index + 1;
+            let mut batch = self.store.apply_batch();
+            for entry in self.log.read(next..last + 1, 1 << 20).unwrap() {
+                replies.extend(self.shard.apply(&mut batch, &entry).unwrap());
+            }
+            batch.commit().unwrap();
+        }
+        replies
+    }
+
+    /// Closes, and opens the same directory again.
+    pub fn reopen(mut self) -> Node {
+        let keep = self.keep.take();
+        let dir = self.dir.clone();
+        self.store.close().unwrap();
+        drop(self);
+        let mut node = Node::open(&dir);
+        node.keep = keep;
+        node
+    }
+
+    pub fn next_index(&self) -> u64 {
+        self.log.last().map_or(0, |last| last.index) + 1
+    }
+
+    pub fn entry(&self, time_ms: u64, commands: Vec<Command>) -> Entry {
+        let body = Body::Commands(CommandBatch { time_ms, commands });
+        Entry { index: self.next_index(), term: 1, body }
+    }
+
+    /// Appends one entry, waits for the disk, applies it.
+    pub fn run_at(&mut self, time_ms: u64, commands: Vec<Command>) -> Vec<Reply> {
+        self.append(vec![self.entry(time_ms, commands)]);
+        self.catch_up()
+    }
+
+    pub fn run(&mut self, commands: Vec<Command>) -> Vec<Reply> {
+        self.run_at(1_000, commands)
+    }
+
+    pub fn append(&self, entries: Vec<Entry>) {
+        wait(|done| self.log.append(entries, done)).unwrap();
+    }
+
+    pub fn purge_all(&self) {
+        wait(|done| self.log.purge_through(self.shard.applied().index, done)).unwrap();
+    }
+
+    pub fn whole(&self, key: &str) -> Option<WholeState> {
+        self.reader.get_whole(USERS, key.as_bytes(), &Selection::all(), 1_000).unwrap()
+    }
+
+    /// The bytes of a field.
+    pub fn field(&self, key: &str, field: &str) -> Bytes {
+        let state = self.whole(key).expect("the state is there");
+        let found = state.fields.iter().find(|found| found.name == field);
+        found.expect("the field is there").bytes().clone()
+    }
+}
+
+/// Calls something that takes a callback, and waits for it.
+pub fn wait(start: impl FnOnce(Callback) -> Result<(), Error>) -> Result<(), Error> {
+    let (sender, receiver) = mpsc::channel();
+    start(Box::new(move |result| sender.send(result).unwrap()))?;
+    receiver.recv().expect("the callback is called")
+}
+
+pub fn write(key: &str) -> Write {
+    Write {
+        target: Target { collection: USERS, key: Bytes::copy_from_slice(key.as_bytes()) },
+        condition: Condition::Any,
+        request: None,
+        expiry: Expiry::Keep,
+        writer: 0,
+        model: None,
+        limits: LIMITS,
+        answer: Bytes::new(),
+    }
+}
+
+pub fn bytes_field(name: &str, bytes: impl Into<Bytes>) -> Field {
+    Field { name: name.into(), value: Value::Bytes(bytes.into()) }
+}
+
+pub fn put(key: &str, bytes: impl Into<Bytes>) -> Command {
+    Command::Put(Put { write: write(key), fields: vec![bytes_field("f", bytes)] })
+}
+
+pub fn patch(key: &str, edits: Vec<Edit>) -> Command {
+    Command::Patch(Patch { write: write(key), edits })
+}
+
+pub fn write_range(offset: u64, bytes: impl Into<Bytes>) -> Edit {
+    Edit::WriteRange { name: "f".into(), offset, bytes: bytes.into() }
+}
+
+pub fn append(bytes: impl Into<Bytes>, max_bytes: Option<u64>) -> Edit {
+    Edit::Append { name: "f".into(), bytes: bytes.into(), max_bytes }
+}
+
+/// Bytes that differ from place to place and from seed to seed.
+pub fn noise(seed: u64, len: usize) -> Bytes {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
+    bytes.into()
+}
+
+/// The seed of a random test: printed, and taken from `SEED` if that is set.
+pub fn seed() -> u64 {
+    let seed = match std::env::var("SEED") {
+        Ok(seed) => seed.parse().expect("SEED is a number"),
+        Err(_) => rand::rng().random(),
+    };
+    println!("SEED={seed}");
+    seed
+}
+
+pub fn pick(random: &mut StdRng, range: Range<usize>) -> usize {
+    random.random_range(range)
+}

@@ -1,0 +1,289 @@
+//! States come back as they were put, conditions hold, repeats have one effect, expiry expires.
+
+mod harness;
+
+use harness::{
+    House, bytes_field, create, create_with, f32_field, field_bytes, get, put, reason, seed,
+};
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use statehouse_client::v1::{self, edit, field::Value, write_options};
+
+fn options(condition: Option<write_options::Condition>) -> Option<v1::WriteOptions> {
+    Some(v1::WriteOptions { condition, ..Default::default() })
+}
+
+fn with_id(request_id: &str) -> Option<v1::WriteOptions> {
+    Some(v1::WriteOptions { request_id: request_id.to_owned().into(), ..Default::default() })
+}
+
+fn patch(collection: &str, key: &str, edits: Vec<edit::Edit>) -> v1::PatchRequest {
+    v1::PatchRequest {
+        collection: collection.to_owned(),
+        key: key.to_owned().into(),
+        edits: edits.into_iter().map(|edit| v1::Edit { edit: Some(edit) }).collect(),
+        options: None,
+    }
+}
+
+#[tokio::test]
+async fn states_of_every_size_survive_a_restart() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let mut states = Vec::new();
+    for bytes in [0usize, 1, 500, 16 << 10, (16 << 10) + 1, 262_144, 262_145, 3_000_000] {
+        let mut data = vec![0u8; bytes];
+        random.fill_bytes(&mut data);
+        let fields = vec![
+            bytes_field("blob", data),
+            f32_field("h", &[2, 3], &[1.0, -2.5, f32::NAN, 0.0, 1e30, -0.0]),
+        ];
+        let key = format!("{bytes} bytes");
+        let written = client.put(put("c", &key, fields.clone())).await.unwrap();
+        states.push((key, written.version, fields));
+    }
+    let (code, _) = node.stop();
+    assert_eq!(code, Some(0));
+    let node = house.start();
+    let client = node.client().await;
+    for (key, version, fields) in states {
+        let state = client.get(get("c", &key)).await.unwrap();
+        assert_eq!((state.version, state.fields), (version, fields), "{key}");
+    }
+}
+
+#[tokio::test]
+async fn ranges_and_fields_are_read_alone() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let data: Vec<u8> = (0..1_000_000u32).map(|n| (n % 251) as u8).collect();
+    let fields = vec![
+        bytes_field("small", "hello"),
+        bytes_field("large", data.clone()),
+        f32_field("t", &[3], &[1.0, 2.0, 3.0]),
+    ];
+    client.put(put("c", "k", fields)).await.unwrap();
+    let select = |name: &str, offset, length| v1::FieldSelector {
+        name: name.to_owned(),
+        offset,
+        length,
+    };
+    let read = |selector| v1::GetRequest { fields: vec![selector], ..get("c", "k") };
+    for (offset, length) in [(0, 1), (262_143, 2), (500_000, 400_000), (999_999, 1)] {
+        let request = read(select("large", Some(offset), Some(length)));
+        let state = client.get(request).await.unwrap();
+        let expected = &data[offset as usize..(offset + length) as usize];
+        assert_eq!(field_bytes(&state, "large"), expected, "{offset}+{length}");
+        assert_eq!(state.fields.len(), 1);
+    }
+    let state = client.get(read(select("t", Some(4), None))).await.unwrap();
+    let expected: Vec<u8> = [2.0f32, 3.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(state.fields[0].value, Some(Value::Bytes(expected.into())));
+    assert_eq!(reason(client.get(read(select("none", None, None))).await), "FIELD_NOT_FOUND");
+    let past = read(select("large", Some(999_999), Some(2)));
+    assert_eq!(reason(client.get(past).await), "RANGE_PAST_END");
+}
+
+#[tokio::test]
+async fn conditions_hold() {
+    use write_options::Condition::{IfAbsent, IfVersion};
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let write = |condition| v1::PutRequest {
+        options: options(condition),
+        ..put("c", "k", vec![bytes_field("v", "x")])
+    };
+    let first = client.put(write(Some(IfAbsent(true)))).await.unwrap().version;
+    assert_eq!(reason(client.put(write(Some(IfAbsent(true)))).await), "VERSION_CONFLICT");
+    let second = client.put(write(Some(IfVersion(first)))).await.unwrap().version;
+    assert!(second > first);
+    let refused = client.put(write(Some(IfVersion(first)))).await.unwrap_err();
+    let statehouse_client::Error::Refused { metadata, .. } = refused else { panic!("{refused}") };
+    assert_eq!(metadata["current_version"], second.to_string());
+
+    let delete = |version| v1::DeleteRequest {
+        collection: "c".to_owned(),
+        key: "k".into(),
+        options: options(Some(IfVersion(version))),
+    };
+    assert_eq!(reason(client.delete(delete(first)).await), "VERSION_CONFLICT");
+    assert!(client.delete(delete(second)).await.unwrap().existed);
+    assert_eq!(reason(client.get(get("c", "k")).await), "STATE_NOT_FOUND");
+    let again = client.put(write(Some(IfAbsent(true)))).await.unwrap().version;
+    assert!(again > second, "a version is not used again after a delete");
+}
+
+#[tokio::test]
+async fn a_request_id_has_one_effect_and_one_answer() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let append = |bytes: &str, id: &str| v1::PatchRequest {
+        options: with_id(id),
+        ..patch(
+            "c",
+            "k",
+            vec![edit::Edit::Append(edit::Append {
+                field: "log".to_owned(),
+                data: bytes.to_owned().into(),
+                max_bytes: None,
+            })],
+        )
+    };
+    client.put(put("c", "k", vec![bytes_field("log", "")])).await.unwrap();
+    let first = client.patch(append("a", "id-1")).await.unwrap();
+    let repeat = client.patch(append("a", "id-1")).await.unwrap();
+    assert_eq!((repeat.version, repeat.repeated_request), (first.version, true));
+    assert_eq!(reason(client.patch(append("b", "id-1")).await), "REQUEST_ID_REUSED");
+    node.kill();
+    let node = house.start();
+    let client = node.client().await;
+    assert!(client.patch(append("a", "id-1")).await.unwrap().repeated_request, "after a crash");
+    client.patch(append("b", "id-2")).await.unwrap();
+    let state = client.get(get("c", "k")).await.unwrap();
+    assert_eq!(field_bytes(&state, "log"), "ab");
+}
+
+#[tokio::test]
+async fn patches_change_parts() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    // A large field against a plain vector of bytes.
+    let mut model = vec![0u8; 700_000];
+    random.fill_bytes(&mut model);
+    client.put(put("c", "k", vec![bytes_field("f", model.clone())])).await.unwrap();
+    for _ in 0..60 {
+        let mut data = vec![0u8; random.random_range(1..40_000)];
+        random.fill_bytes(&mut data);
+        let edit = if random.random_bool(0.3) {
+            model.extend_from_slice(&data);
+            edit::Edit::Append(edit::Append {
+                field: "f".to_owned(),
+                data: data.into(),
+                max_bytes: None,
+            })
+        } else {
+            let offset = random.random_range(0..=model.len() - data.len());
+            model[offset..offset + data.len()].copy_from_slice(&data);
+            let (field, offset) = ("f".to_owned(), offset as u64);
+            edit::Edit::WriteRange(edit::WriteRange { field, offset, data: data.into() })
+        };
+        client.patch(patch("c", "k", vec![edit])).await.unwrap();
+    }
+    let state = client.get(get("c", "k")).await.unwrap();
+    assert!(field_bytes(&state, "f") == model, "the field is what the edits made of it");
+
+    // A window of events: the front is dropped by whole rows.
+    client.put(put("c", "w", vec![f32_field("w", &[0, 2], &[])])).await.unwrap();
+    for row in 0..5u8 {
+        let row = [f32::from(row), 0.5].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
+        let append = edit::Append { field: "w".into(), data: row.into(), max_bytes: Some(24) };
+        client.patch(patch("c", "w", vec![edit::Edit::Append(append)])).await.unwrap();
+    }
+    let state = client.get(get("c", "w")).await.unwrap();
+    assert_eq!(state.fields[0], f32_field("w", &[3, 2], &[2.0, 0.5, 3.0, 0.5, 4.0, 0.5]));
+
+    let remove = vec![edit::Edit::Remove("w".to_owned())];
+    client.patch(patch("c", "w", remove.clone())).await.unwrap();
+    assert!(client.get(get("c", "w")).await.unwrap().fields.is_empty());
+    assert_eq!(reason(client.patch(patch("c", "none", remove)).await), "STATE_NOT_FOUND");
+}
+
+#[tokio::test]
+async fn states_expire_and_collections_say_when() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    let settings = v1::CollectionSettings {
+        default_ttl_ms: 1,
+        missing: v1::MissingState::Empty as i32,
+        ..Default::default()
+    };
+    create_with(&client, "brief", settings).await;
+    let brief = put("brief", "k", vec![bytes_field("v", "x")]);
+    let version = client.put(brief.clone()).await.unwrap().version;
+    // Awaited, not slept for: it's there until it has expired, then it reads as empty.
+    let state = tokio::time::timeout(harness::PATIENCE, async {
+        loop {
+            let state = client.get(get("brief", "k")).await.unwrap();
+            if state.version != version {
+                return state;
+            }
+        }
+    });
+    assert_eq!(state.await.unwrap(), v1::StoredState::default());
+
+    let forever = v1::WriteOptions {
+        expiry: Some(write_options::Expiry::NeverExpires(true)),
+        ..Default::default()
+    };
+    let request = v1::PutRequest { options: Some(forever), ..brief };
+    let version = client.put(request).await.unwrap().version;
+    let state = client.get(get("brief", "k")).await.unwrap();
+    assert_eq!((state.version, state.expires_at_ms), (version, None));
+}
+
+#[tokio::test]
+async fn batches_answer_for_each_key() {
+    use statehouse_client::v1::pipeline_request::Call;
+    use statehouse_client::v1::pipeline_response::Result as Answer;
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let puts = (0..100)
+        .map(|n| put(if n == 50 { "nowhere" } else { "c" }, &format!("{n}"), vec![]))
+        .collect();
+    let answer = client.call(Call::BatchPut(v1::BatchPutRequest { puts })).await.unwrap();
+    let Answer::BatchPut(puts) = answer else { panic!("{answer:?}") };
+    for (n, item) in puts.items.iter().enumerate() {
+        use v1::batch_put_response::item::Result as Item;
+        match item.result.as_ref().unwrap() {
+            Item::Written(written) => assert!(n != 50 && written.version > 0),
+            Item::Error(error) => {
+                assert_eq!((n, error.reason.as_str()), (50, "COLLECTION_NOT_FOUND"));
+            }
+        }
+    }
+    let keys = ["1", "99", "none"].iter().map(|key| (*key).into()).collect();
+    let request = v1::BatchGetRequest { collection: "c".into(), keys, ..Default::default() };
+    let answer = client.call(Call::BatchGet(request)).await.unwrap();
+    let Answer::BatchGet(gets) = answer else { panic!("{answer:?}") };
+    use v1::batch_get_response::item::Result as Item;
+    let found: Vec<bool> =
+        gets.items.iter().map(|item| matches!(item.result, Some(Item::State(_)))).collect();
+    assert_eq!(found, [true, true, false]);
+}
+
+#[tokio::test]
+async fn a_dropped_collection_is_gone_and_its_name_is_free() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    let first = create(&client, "c").await;
+    for n in 0..50 {
+        client.put(put("c", &format!("{n}"), vec![bytes_field("v", "x")])).await.unwrap();
+    }
+    let drop = || v1::DropCollectionRequest { name: "c".to_owned() };
+    client.state().drop_collection(drop()).await.unwrap();
+    assert_eq!(reason(client.get(get("c", "1")).await), "COLLECTION_NOT_FOUND");
+    let again = client.state().drop_collection(drop()).await;
+    let again = again.map_err(|status| client.error(&status));
+    assert_eq!(reason(again), "COLLECTION_NOT_FOUND");
+    let second = create(&client, "c").await;
+    assert_ne!(first.id, second.id, "an id is not used again");
+    for n in 0..50 {
+        assert_eq!(reason(client.get(get("c", &format!("{n}"))).await), "STATE_NOT_FOUND");
+    }
+}
