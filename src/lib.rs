@@ -8,6 +8,7 @@
 //! | `node` | composes the rooms in order, stops them in reverse |
 //! | `config` | what a node is told: file, environment, flags |
 //! | `states` | the State use case |
+//! | `chain` | keeps the writes and steps of a key in order |
 //! | `score` | the Score use case |
 //! | `models` | the models a node has loaded |
 //! | `failure` | every reason a caller can be given |
@@ -21,6 +22,7 @@
 //! writes of large states, TLS.
 
 pub mod bench;
+pub mod chain;
 pub mod cli;
 pub mod clock;
 pub mod config;

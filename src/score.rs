@@ -2,12 +2,11 @@
 //!
 //! A PEEK reads what is committed and leaves it alone. A STEP also writes the model's new state
 //! back, in one conditional patch, and answers once that is committed. Steps of one key run one
-//! after another (`chain.rs`), each on the state that the one before made, without waiting for
+//! after another (`../chain.rs`), each on the state that the one before made, without waiting for
 //! its commit; should a commit not go through, every step that built on it is run again.
 
 mod answer;
 mod bind;
-mod chain;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,10 +18,10 @@ use statehouse_inference as inference;
 use statehouse_inference::{Request, Tensor};
 use statehouse_store::{Command, Condition, Edit, ModelTag, Patch, RequestTag};
 
+use crate::chain::{Tail, Turn};
 use crate::failure::{Failure, Reason};
 use crate::models::{Models, Version};
 use crate::states::{self, StateKey, States, WriteOptions, Written};
-use chain::{Chains, Tail, Turn};
 
 /// How often a step is run when the state changes under it.
 const STEP_ATTEMPTS_MAX: u32 = 16;
@@ -96,7 +95,6 @@ impl Ran {
 pub struct Scorer {
     states: States,
     models: Arc<Models>,
-    chains: Chains,
     writers: Arc<AtomicU64>,
 }
 
@@ -117,7 +115,7 @@ impl Scorer {
         // Writer tokens differ between runs of the node, so that none of a former one matches.
         let first = rand::random::<u64>() | 1;
         let writers = Arc::new(AtomicU64::new(first));
-        Scorer { states, models, chains: Chains::default(), writers }
+        Scorer { states, models, writers }
     }
 
     /// The models.
@@ -178,7 +176,7 @@ impl Scorer {
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
         for _ in 0..STEP_ATTEMPTS_MAX {
-            let turn = self.chains.enter(job.collection.id, &job.target.key)?.await?;
+            let turn = self.states.chains().enter(job.collection.id, &job.target.key)?.await?;
             match self.attempt(job, turn).await {
                 Err(failure) if failure.reason == Reason::VersionConflict => {}
                 done => return done,
@@ -201,6 +199,7 @@ impl Scorer {
         let (condition, states, initial) = match tail {
             Some(tail) => (Condition::Writer(tail.writer), tail.states, false),
             None => {
+                turn.settled().await?;
                 let base = self.read(job).await?;
                 let condition = match base.version {
                     0 => Condition::Absent,
@@ -221,21 +220,14 @@ impl Scorer {
         let writer = self.next_writer();
         let command = self.patch(job, condition, writer, &answer.states, &scored)?;
         // Proposed before the next step may start: entries keep the order of the steps.
-        let commit = self.states.propose(&job.target.key, command);
-        let mut commit = std::pin::pin!(commit);
-        let early = futures::poll!(commit.as_mut());
-        let settling = turn.leave(Tail {
+        let commit = self.states.propose(&job.target.key, command, turn.begin());
+        turn.leave(Some(Tail {
             model: job.model.loaded.name().to_owned(),
             model_version: job.model.version,
             states: answer.states,
             writer,
-        });
-        let committed = match early {
-            std::task::Poll::Ready(committed) => committed,
-            std::task::Poll::Pending => commit.await,
-        };
-        settling.settle(committed.is_ok());
-        let committed = committed?;
+        }));
+        let committed = states::written(commit.await?)?;
         finish(scored, committed.written, &committed.attached)
     }
 

@@ -19,9 +19,10 @@ pub use limits::{
 pub use read::{FieldSelector, GetQuery, StateKey};
 pub use write::{
     Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
-    reply_failure, request_tag,
+    reply_failure, request_tag, written,
 };
 
+use crate::chain::Chains;
 use crate::failure::Failure;
 
 /// Reads and writes the states of one node.
@@ -29,17 +30,23 @@ use crate::failure::Failure;
 pub struct States {
     shards: Arc<Shards>,
     catalog: Arc<Catalog>,
+    chains: Chains,
 }
 
 impl States {
     /// Over the shards and catalog of a node.
     pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>) -> Self {
-        States { shards, catalog }
+        States { shards, catalog, chains: Chains::default() }
     }
 
     /// The collections and models.
     pub fn catalog(&self) -> &Arc<Catalog> {
         &self.catalog
+    }
+
+    /// What keeps the writes of a key in order.
+    pub fn chains(&self) -> &Chains {
+        &self.chains
     }
 
     /// The shards beneath.

@@ -65,7 +65,8 @@ impl Lines {
             let _ = write!(
                 out,
                 "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" points=\"{points}\"/>\
-                 <text x=\"{}\" y=\"{}\" fill=\"{}\" font-size=\"13\" text-anchor=\"end\">{}</text>",
+                 <text x=\"{}\" y=\"{}\" fill=\"{}\" font-size=\"13\" \
+                 text-anchor=\"end\">{}</text>",
                 line.colour,
                 WIDTH - RIGHT - 70.0 * at as f64,
                 TOP - 6.0,

@@ -144,7 +144,7 @@ async fn models_that_can_not_be_served() {
     }
     let unknown = format!("{toml}[batch]\nrow_max = 8\n");
     refused(push_files(&client, &unknown, onnx.clone()).await, "INVALID_MODEL", "rows_max");
-    let operator = std::fs::read(bad_model("unsupported_operator.onnx")).unwrap();
+    let operator = std::fs::read(bad_model("unlisted_operator.onnx")).unwrap();
     refused(push_files(&client, toml, operator).await, "INVALID_MODEL", "unsupported operator");
     let nan = std::fs::read(bad_model("nan_output.onnx")).unwrap();
     refused(push_files(&client, toml, nan).await, "INVALID_MODEL", "self-test");

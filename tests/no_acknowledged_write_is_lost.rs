@@ -6,7 +6,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use harness::{House, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put, seed};
+use harness::{
+    House, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put, seed,
+};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use statehouse_client::{Client, v1};
@@ -66,7 +68,13 @@ async fn writes_survive_kill_9_in_a_loop() {
 }
 
 /// Counts its keys up until the node is gone.
-async fn write(client: Client, ledger: Ledger, writer: u64, acknowledged: Arc<AtomicU64>, seed: u64) {
+async fn write(
+    client: Client,
+    ledger: Ledger,
+    writer: u64,
+    acknowledged: Arc<AtomicU64>,
+    seed: u64,
+) {
     let mut random = StdRng::seed_from_u64(seed);
     loop {
         let key = format!("{writer}-{}", random.random_range(0..KEYS));
@@ -116,7 +124,8 @@ async fn every_event_steps_its_state_exactly_once_across_kills() {
     const EVENTS: usize = 240;
     const ACCOUNTS: usize = 4;
     let mut random = StdRng::seed_from_u64(seed());
-    let amounts: Vec<f32> = (0..EVENTS).map(|_| random.random_range(1.0f32..900.0).round()).collect();
+    let amounts: Vec<f32> =
+        (0..EVENTS).map(|_| random.random_range(1.0f32..900.0).round()).collect();
     let step = |event: usize| {
         let key = format!("account-{}", event % ACCOUNTS);
         let request_id = format!("event-{event}").into();
@@ -160,10 +169,8 @@ async fn every_event_steps_its_state_exactly_once_across_kills() {
     }
     for account in 0..ACCOUNTS {
         let key = format!("account-{account}");
-        let (killed, calm) = tokio::join!(
-            client.get(get("accounts", &key)),
-            calm_client.get(get("accounts", &key))
-        );
+        let (killed, calm) =
+            tokio::join!(client.get(get("accounts", &key)), calm_client.get(get("accounts", &key)));
         assert_eq!(killed.unwrap().fields, calm.unwrap().fields, "{key}");
     }
 }

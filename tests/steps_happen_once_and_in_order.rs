@@ -3,7 +3,9 @@
 mod harness;
 
 use futures::future::join_all;
-use harness::{House, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put, reason};
+use harness::{
+    House, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put, reason,
+};
 use statehouse_client::v1::pipeline_request::Call;
 use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_client::v1::{self, ScoreMode};

@@ -35,7 +35,8 @@ fn scorer(hidden: usize) -> Model {
         (name.to_string(), TensorView::new(Dtype::F32, shape.clone(), raw).expect("fits"))
     });
     let manifest = format!(
-        "name = \"m\"\nformat = \"safetensors\"\n[architecture]\nkind = \"gru\"\ninputs = {INPUTS}\n\
+        "name = \"m\"\nformat = \"safetensors\"\n[architecture]\nkind = \"gru\"\n\
+         inputs = {INPUTS}\n\
          hidden = {hidden}\nhead = [{HEAD}, 1]\noutput_activation = \"sigmoid\"\n\
          [[state]]\nfield = \"h\"\ninput = \"h_in\"\noutput = \"h_out\"\n"
     );

@@ -1,8 +1,8 @@
 //! Built-in graphs around weights in `model.safetensors`, under PyTorch's parameter names.
 //!
-//! A built-in becomes the same kind of graph that an ONNX file holds, and from there on is planned and
-//! run like one. PyTorch keeps a GRU's gates in the order reset, update, new; ONNX wants update, reset,
-//! new.
+//! A built-in becomes the same kind of graph that an ONNX file holds, and from there on is planned
+//! and run like one. PyTorch keeps a GRU's gates in the order reset, update, new; ONNX wants
+//! update, reset, new.
 
 use crate::error::Error;
 use crate::manifest::{Activation, Architecture};
@@ -81,7 +81,11 @@ struct Build {
 impl Build {
     fn port(name: &str, width: usize) -> ValueInfo {
         let batch = Axis::Free(Some("batch".into()));
-        ValueInfo { name: name.into(), dtype: DType::F32, shape: Some(vec![batch, Axis::Fixed(width)]) }
+        ValueInfo {
+            name: name.into(),
+            dtype: DType::F32,
+            shape: Some(vec![batch, Axis::Fixed(width)]),
+        }
     }
 
     fn input(&mut self, name: &str, width: usize) {

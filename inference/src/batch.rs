@@ -1,13 +1,18 @@
 //! Which rows run together, and how rows become a batch and a batch becomes rows. Pure.
 //!
-//! The rule: the device is free, so run now with what is there, earliest deadline first, as many rows as
-//! the earliest deadline allows. A row that would come too late is dropped before it costs anything, and
-//! so is one that could only be met by a batch so small that the rows behind it would be late.
+//! The rule: the device is free, so run now with what is there, earliest deadline first, as many
+//! rows as the earliest deadline allows. A row that would come too late is dropped before it costs
+//! anything. If not all that waits can be served in time, the most urgent rows are given up as far
+//! as they would make the batch too small to be worth its cost.
 
 use crate::cost::Cost;
 use crate::tensor::Tensor;
 use bytes::{Bytes, BytesMut};
 use std::time::{Duration, Instant};
+
+/// A batch is worth its cost if it serves this share of the rows per second that the best one
+/// would.
+const WORTHWHILE: f64 = 0.9;
 
 /// What waits in one lane, earliest deadline first.
 #[derive(Clone, Copy, Debug)]
@@ -53,47 +58,50 @@ pub enum Cut {
 
 /// Decides what to run.
 pub fn cut(waiting: Waiting<'_>, rules: Rules, cost: &Cost) -> Cut {
-    let count = waiting.deadlines.len();
+    let Waiting { now, deadlines, oldest } = waiting;
     let mut dropped = 0;
-    loop {
-        let here = (count - dropped).min(rules.rows_max);
-        if here == 0 {
-            return Cut::Run { dropped, rows: 0, reason: Reason::Deadline };
+    let mut rows = 0;
+    while dropped < deadlines.len() {
+        rows = rows_in_time(now, &deadlines[dropped..], rules.rows_max, cost);
+        if rows > 0 {
+            break;
         }
-        let rest = &waiting.deadlines[dropped..];
-        let alone = count - dropped == 1;
-        let rows = rows_that_fit(waiting.now, rest, here, alone, cost);
-        if rows == 0 || (rows < here && starves(waiting.now, rest, rows, rules.rows_max, cost)) {
-            dropped += 1;
-            continue;
-        }
-        let until = waiting.oldest + rules.wait_max;
-        let in_time = rest[0].is_none_or(|deadline| until + cost.estimate(here) <= deadline);
-        let may_wait = rows == here && here < rules.rows_max && waiting.now < until;
-        if may_wait && in_time && dropped == 0 {
+        dropped += 1;
+    }
+    if rows == 0 {
+        return Cut::Run { dropped, rows, reason: Reason::Deadline };
+    }
+    let here = (deadlines.len() - dropped).min(rules.rows_max);
+    if rows < here && some_will_miss(now, &deadlines[dropped..], rules.rows_max, cost) {
+        let (more, worthwhile) = worthwhile(now, &deadlines[dropped..], rules.rows_max, cost);
+        dropped += more;
+        rows = worthwhile;
+    }
+    let here = (deadlines.len() - dropped).min(rules.rows_max);
+    let until = oldest + rules.wait_max;
+    if dropped == 0 && rows == here && here < rules.rows_max && now < until {
+        let in_time = |deadline| until + cost.estimate(here) <= deadline;
+        if deadlines[0].is_none_or(in_time) {
             return Cut::Wait(until);
         }
-        let reason = if rows < here {
-            Reason::Deadline
-        } else if rows == rules.rows_max {
-            Reason::Full
-        } else if rules.wait_max > Duration::ZERO {
-            Reason::Waited
-        } else {
-            Reason::Free
-        };
-        return Cut::Run { dropped, rows, reason };
     }
+    let reason = match rows {
+        rows if rows < here => Reason::Deadline,
+        rows if rows == rules.rows_max => Reason::Full,
+        _ if rules.wait_max > Duration::ZERO => Reason::Waited,
+        _ => Reason::Free,
+    };
+    Cut::Run { dropped, rows, reason }
 }
 
 /// The largest batch that still meets the first row's deadline; 0 if none does.
-fn rows_that_fit(
+fn rows_in_time(
     now: Instant,
     deadlines: &[Option<Instant>],
-    here: usize,
-    alone: bool,
+    rows_max: usize,
     cost: &Cost,
 ) -> usize {
+    let here = deadlines.len().min(rows_max);
     let Some(deadline) = deadlines[0] else { return here };
     let fits = |rows: usize| now + cost.estimate(rows) <= deadline;
     if fits(here) {
@@ -108,21 +116,45 @@ fn rows_that_fit(
         rows /= 2;
     }
     // With nothing else to run, only what can't possibly be in time is dropped.
-    usize::from(alone && now + cost.at_least(1) <= deadline)
+    usize::from(deadlines.len() == 1 && now + cost.at_least(1) <= deadline)
 }
 
-/// Whether a batch of only `rows` makes the next row late, although leaving the first one would not.
-fn starves(
-    now: Instant,
-    deadlines: &[Option<Instant>],
-    rows: usize,
+/// Whether serving every row from the first on, each batch as large as its deadline allows, makes a
+/// later row late.
+fn some_will_miss(
+    mut now: Instant,
+    mut deadlines: &[Option<Instant>],
     rows_max: usize,
     cost: &Cost,
 ) -> bool {
-    let behind = (deadlines.len() - rows).min(rows_max);
-    let Some(Some(next)) = deadlines.get(rows) else { return false };
-    let after = now + cost.estimate(rows) + cost.estimate(behind);
-    after > *next && now + cost.estimate(behind) <= *next
+    while !deadlines.is_empty() {
+        let rows = rows_in_time(now, deadlines, rows_max, cost);
+        if rows == 0 {
+            return true;
+        }
+        now += cost.estimate(rows);
+        deadlines = &deadlines[rows..];
+    }
+    false
+}
+
+/// How many rows to give up so that the batch behind them is worth its cost, and its size. Without
+/// this an overloaded device serves ever smaller batches to ever more urgent rows, and loses most
+/// of them.
+fn worthwhile(
+    now: Instant,
+    deadlines: &[Option<Instant>],
+    rows_max: usize,
+    cost: &Cost,
+) -> (usize, usize) {
+    let sizes: Vec<usize> = (0..deadlines.len())
+        .map(|from| rows_in_time(now, &deadlines[from..], rows_max, cost))
+        .collect();
+    // Rows per second; a cost of zero means that nothing was measured yet.
+    let rate = |rows: usize| rows as f64 / cost.estimate(rows).as_secs_f64().max(1e-9);
+    let best = sizes.iter().map(|&rows| rate(rows)).fold(0.0, f64::max);
+    let from = sizes.iter().position(|&rows| rows > 0 && rate(rows) >= best * WORTHWHILE);
+    from.map_or((0, sizes[0]), |from| (from, sizes[from]))
 }
 
 /// The rows that a batch is filled up to, if the device wants few different sizes.
@@ -153,8 +185,8 @@ pub fn gather(rows: &[&Tensor], batch_axis: usize, padded: usize) -> Tensor {
     Tensor { dtype: first.dtype, shape, data: data.freeze() }
 }
 
-/// Cuts the first `rows` rows out of a batch. `None` if the batch axis isn't `padded` long. Rows share
-/// the batch's memory where a row is one piece of it.
+/// Cuts the first `rows` rows out of a batch. `None` if the batch axis isn't `padded` long. Rows
+/// share the batch's memory where a row is one piece of it.
 pub fn scatter(
     batch: &Tensor,
     batch_axis: usize,
@@ -180,7 +212,11 @@ pub fn scatter(
         }
         data.freeze()
     };
-    Some((0..rows).map(|at| Tensor { dtype: batch.dtype, shape: shape.clone(), data: row(at) }).collect())
+    Some(
+        (0..rows)
+            .map(|at| Tensor { dtype: batch.dtype, shape: shape.clone(), data: row(at) })
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -198,8 +234,8 @@ mod tests {
         cost
     }
 
-    /// Cuts with rows_max 8; deadlines in tenths of ms from now, 0 for none; the oldest row came 1 ms
-    /// ago.
+    /// Cuts with rows_max 8; deadlines in tenths of ms from now, 0 for none; the oldest row came 1
+    /// ms ago.
     fn decide(tenths: &[u32], wait_max: Duration) -> Cut {
         let now = Instant::now();
         let deadlines: Vec<Option<Instant>> =

@@ -1,8 +1,9 @@
 //! What a batch costs, measured. Pure: durations in, durations out.
 //!
-//! One estimate per power of two of rows: a moving mean plus twice the mean deviation, as TCP estimates
-//! its round trip. Beside it the cheapest run of late, which no hiccup can raise: only that may refuse
-//! work while the device is idle, so a bad estimate can't refuse the very runs that would correct it.
+//! One estimate per power of two of rows: a moving mean plus twice the mean deviation, as TCP
+//! estimates its round trip. Beside it the cheapest run of late, which no hiccup can raise: only
+//! that may refuse work while the device is idle, so a bad estimate can't refuse the very runs that
+//! would correct it.
 
 use std::time::Duration;
 
@@ -62,7 +63,8 @@ impl Cost {
         self.estimate(rows_max) * full + rest
     }
 
-    /// A figure for this many rows; from smaller runs in proportion, else from larger ones as they are.
+    /// A figure for this many rows; from smaller runs in proportion, else from larger ones as they
+    /// are.
     fn scaled(&self, rows: usize, figure: impl Fn(&Bucket) -> f64) -> Duration {
         let wanted = bucket_of(rows);
         let below = (0..=wanted).rev().find(|&at| self.buckets[at].measured);

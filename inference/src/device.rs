@@ -69,8 +69,8 @@ impl<B: Backend> BurnDevice<B> {
         BurnDevice { device, name, kind }
     }
 
-    /// A product whose result is known, computed and read back. A broken installation may panic here
-    /// instead of failing.
+    /// A product whose result is known, computed and read back. A broken installation may panic
+    /// here instead of failing.
     pub fn self_test(&self) -> Result<(), Error> {
         const SIDE: usize = 32;
         // Small integers, so that every precision gives the exact result.

@@ -15,8 +15,8 @@ pub enum Error {
     /// The graph uses an operator that is not interpreted.
     #[error("unsupported operator {op} (domain '{domain}', opset {opset}) in node '{node}'")]
     UnsupportedOperator { op: String, domain: String, node: String, opset: i64 },
-    /// A trial run at load failed.
-    #[error("self-test failed at output '{output}': {reason}")]
+    /// A trial run at load failed; `output` is empty if it failed as a whole.
+    #[error("self-test failed{}: {reason}", at_output(.output))]
     SelfTest { output: String, reason: String },
     /// The request's tensors are not what the model declares.
     #[error(transparent)]
@@ -68,6 +68,10 @@ pub enum InputError {
     /// A number of tensors other than declared.
     #[error("expected {expected} {what}, got {actual}")]
     Count { what: &'static str, expected: usize, actual: usize },
+}
+
+fn at_output(output: &str) -> String {
+    if output.is_empty() { String::new() } else { format!(" at output '{output}'") }
 }
 
 fn suggest(nearest: &Option<String>) -> String {

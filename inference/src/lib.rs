@@ -1,9 +1,9 @@
 //! What we compute: tensors in, tensors out.
 //!
 //! A [`Model`] is a directory's files: `model.toml` and `model.onnx` (or `model.safetensors` for a
-//! built-in architecture). It is checked and planned without a device. A [`Worker`] is the one thread
-//! that drives a [`Device`]; it loads models, queues rows earliest deadline first, and answers them in
-//! batches.
+//! built-in architecture). It is checked and planned without a device. A [`Worker`] is the one
+//! thread that drives a [`Device`]; it loads models, queues rows earliest deadline first, and
+//! answers them in batches.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), statehouse_inference::Error> {
@@ -14,11 +14,11 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Reading order: `tensor` (what a value is), `manifest` and `model` (what a model is), `onnx` (parse,
-//! plan, run), `device`, then `batch`, `cost`, `queue` and `worker` (when rows run).
+//! Reading order: `tensor` (what a value is), `manifest` and `model` (what a model is), `onnx`
+//! (parse, plan, run), `device`, then `batch`, `cost`, `queue` and `worker` (when rows run).
 //!
-//! Deliberately absent: keys, versions, disk, network, async. A row's state arrives with the row and
-//! leaves with its answer.
+//! Deliberately absent: keys, versions, disk, network, async. A row's state arrives with the row
+//! and leaves with its answer.
 //!
 //! Not done:
 //! - Floats are computed as f32 and integers as i64, whatever the graph declares; other types are
@@ -38,6 +38,7 @@ pub mod onnx;
 pub mod queue;
 pub mod stats;
 pub mod tensor;
+pub mod trial;
 pub mod worker;
 
 mod architecture;

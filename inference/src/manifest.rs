@@ -1,7 +1,7 @@
 //! `model.toml`: what a model directory says about itself. Pure.
 //!
-//! Reading is strict: an unknown key is an error that names the nearest known one, and every message
-//! says which line. What the keys mean for a graph is decided in `model`.
+//! Reading is strict: an unknown key is an error that names the nearest known one, and every
+//! message says which line. What the keys mean for a graph is decided in `model`.
 
 use crate::error::Error;
 use serde::Deserialize;
@@ -120,12 +120,13 @@ pub enum NotFinite {
     Allow,
 }
 
-/// `[architecture]`: a built-in graph whose weights lie in `model.safetensors` under PyTorch's names.
+/// `[architecture]`: a built-in graph whose weights lie in `model.safetensors` under PyTorch's
+/// names.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Architecture {
-    /// A GRU cell and a head of linear layers. Weights `gru.weight_ih`, `gru.weight_hh`, `gru.bias_ih`,
-    /// `gru.bias_hh`, then `fc1.weight`, `fc1.bias` and so on.
+    /// A GRU cell and a head of linear layers. Weights `gru.weight_ih`, `gru.weight_hh`,
+    /// `gru.bias_ih`, `gru.bias_hh`, then `fc1.weight`, `fc1.bias` and so on.
     Gru {
         /// Features per row.
         inputs: usize,
@@ -188,9 +189,13 @@ impl Manifest {
         };
         let table = DeTable::parse(text).map_err(located)?;
         check_keys(text, table.get_ref(), TOP, "")?;
-        for (section, known) in
-            [("batch", BATCH), ("architecture", ARCHITECTURE), ("state", STATE), ("input", PORT), ("output", PORT)]
-        {
+        for (section, known) in [
+            ("batch", BATCH),
+            ("architecture", ARCHITECTURE),
+            ("state", STATE),
+            ("input", PORT),
+            ("output", PORT),
+        ] {
             for part in sections(table.get_ref(), section) {
                 check_keys(text, part, known, section)?;
             }
@@ -202,7 +207,8 @@ impl Manifest {
 
     fn check(&self) -> Result<(), Error> {
         let wrong = |reason: String| Err(Error::manifest(reason));
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
+        let allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
         if !(1..=64).contains(&self.name.len()) || !self.name.bytes().all(allowed) {
             return wrong(format!("name: expected 1 to 64 of [a-z0-9-_.], got '{}'", self.name));
         }
@@ -326,7 +332,9 @@ mod tests {
         let text = "nmae = \"a\"\nformat = \"onnx\"\n";
         assert_eq!(refusal(text), "model.toml: line 1: unknown key 'nmae', nearest is 'name'");
         let text = "name = \"a\"\nformat = \"onnx\"\n[[state]]\nfeild = \"h\"\n";
-        assert!(refusal(text).contains("line 4: unknown key 'feild' in [state], nearest is 'field'"));
+        assert!(
+            refusal(text).contains("line 4: unknown key 'feild' in [state], nearest is 'field'")
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
-//! Rows that wait for the device: per model, earliest deadline first, bounded over all. Pure but for the
-//! callbacks it carries; the time is passed in.
+//! Rows that wait for the device: per model, earliest deadline first, bounded over all. Pure but
+//! for the callbacks it carries; the time is passed in.
 //!
-//! Only rows of equal shapes can share a batch, so a model whose axes are free has a lane per shape.
+//! Only rows of equal shapes can share a batch, so a model whose axes are free has a lane per
+//! shape.
 
 use crate::batch::{Cut, Rules, Waiting, cut};
 use crate::cost::Cost;
@@ -16,6 +17,9 @@ pub type ModelId = u64;
 
 /// Rows without a deadline are ordered as if they had this long.
 pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How many full batches ahead a decision looks.
+const WINDOW_BATCHES: usize = 8;
 
 /// One request.
 pub struct Row {
@@ -112,8 +116,7 @@ impl Queue {
     /// What to run of a lane.
     pub fn decide(&self, key: &LaneKey, now: Instant, rules: Rules, cost: &Cost) -> Cut {
         let lane = &self.lanes[key];
-        // More than two batches ahead changes nothing for the next one.
-        let window = lane.iter().take(2 * rules.rows_max);
+        let window = lane.iter().take(WINDOW_BATCHES * rules.rows_max);
         let deadlines: Vec<Option<Instant>> = window.map(|(_, row)| row.deadline).collect();
         let oldest = if rules.wait_max == Duration::ZERO {
             now
@@ -164,5 +167,51 @@ impl Row {
     /// Answers a row that was not run.
     pub fn refuse(self, error: Error) {
         (self.done)(Err(error));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Reason;
+
+    fn key(model: ModelId, free_axes: &[usize]) -> LaneKey {
+        LaneKey { model, free_axes: free_axes.to_vec() }
+    }
+
+    fn row(now: Instant, deadline_ms: Option<u64>) -> Row {
+        let deadline = deadline_ms.map(|ms| now + Duration::from_millis(ms));
+        Row { inputs: vec![], states: vec![], deadline, arrived: now, done: Box::new(|_| ()) }
+    }
+
+    #[test]
+    fn lanes_keep_models_and_shapes_apart() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for (model, axes, ms) in [(1, &[][..], 30), (2, &[4], 20), (2, &[5], 10), (2, &[4], 40)] {
+            queue.push(key(model, axes), row(now, Some(ms)));
+        }
+        assert_eq!((queue.len(), queue.rows_of(2)), (4, 3));
+        assert_eq!(queue.most_urgent(|_| true), Some(&key(2, &[5])));
+        assert_eq!(queue.most_urgent(|key| key.model == 1), Some(&key(1, &[])));
+        let taken = queue.take(&key(2, &[4]), 0, 9, Reason::Free);
+        assert_eq!((taken.dropped.len(), taken.rows.len(), queue.len()), (0, 2, 2));
+        assert_eq!(queue.clear(2).len(), 1);
+        assert_eq!(queue.clear_all().len(), 1);
+        assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn only_what_is_more_urgent_is_ahead() {
+        let now = Instant::now();
+        let mut queue = Queue::default();
+        for ms in [10, 20, 30] {
+            queue.push(key(1, &[]), row(now, Some(ms)));
+        }
+        queue.push(key(1, &[]), row(now, None));
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(queue.ahead_of(at(5)), 0);
+        assert_eq!(queue.ahead_of(at(20)), 2, "an equal deadline that came first is ahead");
+        assert_eq!(queue.ahead_of(at(3_600_000)), 4, "no deadline is ten seconds");
     }
 }

@@ -1,7 +1,7 @@
 //! Tensors as they cross the room's door: a type, a shape and little-endian row-major bytes.
 //!
-//! Plain values: no device, no arithmetic. [`Tensor::new`] is the only way to make one, so a tensor's
-//! bytes always match its type and shape.
+//! Plain values: no device, no arithmetic. [`Tensor::new`] is the only way to make one, so a
+//! tensor's bytes always match its type and shape.
 
 use bytes::Bytes;
 use std::fmt;
@@ -164,14 +164,16 @@ impl Tensor {
 
     /// Every element as f64, whatever the type.
     pub fn to_f64(&self) -> Vec<f64> {
-        self.data.chunks_exact(self.dtype.size_bytes()).map(|raw| read_f64(self.dtype, raw)).collect()
+        self.data
+            .chunks_exact(self.dtype.size_bytes())
+            .map(|raw| read_f64(self.dtype, raw))
+            .collect()
     }
 
     /// The elements of an f32 tensor; `None` for another type.
     pub fn to_f32(&self) -> Option<Vec<f32>> {
-        (self.dtype == DType::F32).then(|| {
-            self.data.chunks_exact(4).map(|raw| f32::from_le_bytes(exact(raw))).collect()
-        })
+        (self.dtype == DType::F32)
+            .then(|| self.data.chunks_exact(4).map(|raw| f32::from_le_bytes(exact(raw))).collect())
     }
 
     /// The position of the first element that is NaN or infinite, if any.

@@ -1,7 +1,7 @@
 //! The one thread that drives a device, and the handle that others hold.
 //!
-//! A submitted row goes straight into the queue, under one short lock; the thread takes batches out of
-//! it. Callbacks run on the thread, so they must be cheap and must not block. The thread ends by
+//! A submitted row goes straight into the queue, under one short lock; the thread takes batches out
+//! of it. Callbacks run on the thread, so they must be cheap and must not block. The thread ends by
 //! [`Handle::shutdown`] only.
 
 mod batching;
@@ -167,7 +167,8 @@ impl Handle {
         &self.shared.device_name
     }
 
-    /// Plans, warms every batch size and self-tests. Blocks until done; other models go on meanwhile.
+    /// Plans, warms every batch size and self-tests. Blocks until done; other models go on
+    /// meanwhile.
     pub fn load(&self, model: Model) -> Result<LoadedModel, Error> {
         let (reply, loaded) = bounded(1);
         {
@@ -277,7 +278,8 @@ impl State {
             running.estimate.saturating_sub(now.saturating_duration_since(running.since))
         });
         if ahead == 0 && self.running.is_none() {
-            // Nothing is in the way: only the impossible is refused, and the run corrects the estimate.
+            // Nothing is in the way: only the impossible is refused, and the run corrects the
+            // estimate.
             return entry.cost.at_least(1);
         }
         let rows_max = entry.model.limits().batch_rows_max;

@@ -1,7 +1,9 @@
 //! Every fixture that onnxruntime computed must come out the same here.
 //!
-//! `testdata/ops` and `testdata/models` hold `<case>.onnx` with the tensors `in.<name>` and `out.<name>`
-//! in `<case>.safetensors`; a second batch size lies in `<case>.batch1.safetensors`.
+//! `testdata/ops` and `testdata/models` hold `<case>.onnx` with the tensors `in.<name>` and
+//! `out.<name>` in `<case>.safetensors`; a second batch size lies in `<case>.batch1.safetensors`.
+
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
 
 use bytes::Bytes;
 use safetensors::{Dtype, SafeTensors};
@@ -42,7 +44,8 @@ fn check(folder: &str, cases_min: usize) -> BTreeSet<String> {
     let mut cases = 0;
     for numbers in files(folder, "safetensors") {
         let case = numbers.file_stem().unwrap().to_string_lossy().to_string();
-        let graph_file = numbers.with_file_name(format!("{}.onnx", case.trim_end_matches(".batch1")));
+        let graph_file =
+            numbers.with_file_name(format!("{}.onnx", case.trim_end_matches(".batch1")));
         cases += 1;
         if let Err(reason) = run_case(&graph_file, &numbers, &mut operators) {
             failures.push(format!("{case}: {reason}"));
@@ -65,11 +68,7 @@ fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-fn run_case(
-    graph: &Path,
-    numbers: &Path,
-    operators: &mut BTreeSet<String>,
-) -> Result<(), String> {
+fn run_case(graph: &Path, numbers: &Path, operators: &mut BTreeSet<String>) -> Result<(), String> {
     let graph = Graph::parse(Bytes::from(std::fs::read(graph).unwrap())).map_err(show)?;
     operators.extend(graph.nodes.iter().map(|node| node.op.clone()));
     let program = Arc::new(Program::plan(graph).map_err(show)?);
@@ -81,7 +80,12 @@ fn run_case(
     // The second run takes shapes from memory; it must not differ.
     let second = runner.run(inputs).map_err(show)?;
     for ((port, first), second) in program.outputs.iter().zip(first).zip(second) {
-        if first.to_f64().iter().map(|v| v.to_bits()).ne(second.to_f64().iter().map(|v| v.to_bits())) {
+        if first
+            .to_f64()
+            .iter()
+            .map(|v| v.to_bits())
+            .ne(second.to_f64().iter().map(|v| v.to_bits()))
+        {
             return Err(format!("output '{}' differs in the second run", port.name));
         }
         compare(&first, &tensors[&format!("out.{}", port.name)])
@@ -102,7 +106,10 @@ fn compare(actual: &Tensor, expected: &Tensor) -> Result<(), String> {
     let tolerance = if actual.dtype == DType::F16 { 1e-3 } else { TOLERANCE };
     for (at, (have, want)) in actual.to_f64().into_iter().zip(expected.to_f64()).enumerate() {
         let same = have == want || (have.is_nan() && want.is_nan());
-        if !same && (have - want).abs().is_nan() | ((have - want).abs() > tolerance * want.abs().max(1.0)) {
+        if !same
+            && (have - want).abs().is_nan()
+                | ((have - want).abs() > tolerance * want.abs().max(1.0))
+        {
             return Err(format!("element {at}: expected {want}, got {have}"));
         }
     }

@@ -1,6 +1,10 @@
 //! The worker from outside: rows in, answers out, on the CPU and on a device made for the test.
 
+#![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
+
 use bytes::Bytes;
+use statehouse_inference::onnx::graph::{Attribute, Axis, Graph, Node, ValueInfo};
+use statehouse_inference::onnx::host::HostTensor;
 use statehouse_inference::{
     Answer, Config, DType, Device, DeviceKind, Error, Handle, InputError, LoadedModel, Model,
     Program, Request, Runner, Tensor, Worker, flex,
@@ -24,7 +28,8 @@ fn model(manifest: &str, file: &str) -> Model {
     .unwrap()
 }
 
-type Answers = Receiver<(usize, Result<Answer, Error>)>;
+type Numbered = (usize, Result<Answer, Error>);
+type Answers = Receiver<Numbered>;
 
 /// Submits one row; its answer comes under `number`.
 fn submit(
@@ -32,7 +37,7 @@ fn submit(
     model: &LoadedModel,
     row: (Vec<Tensor>, Vec<Tensor>),
     deadline: Option<Instant>,
-    answer: (usize, &Sender<(usize, Result<Answer, Error>)>),
+    answer: (usize, &Sender<Numbered>),
 ) -> Result<(), Error> {
     let (number, sender) = (answer.0, answer.1.clone());
     handle.submit(Request {
@@ -95,13 +100,14 @@ fn rows_scored_together_are_as_scored_alone() {
     assert_eq!(refused, Err(Error::Gone { what: "the worker".into() }));
 }
 
-/// Fifty chained steps of one layer are the states of one run over the sequence.
+/// Fifty chained steps are one run of the graph's GRU over the sequence, and PyTorch's formula.
 #[test]
 fn chained_steps_are_one_sequence() {
     let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
     let weights = gru_weights(3, 8);
     let manifest = "name = \"m\"\nformat = \"safetensors\"\n[architecture]\nkind = \"gru\"\n\
-                    inputs = 3\nhidden = 8\n[[state]]\nfield = \"h\"\ninput = \"h_in\"\noutput = \"h_out\"\n";
+                    inputs = 3\nhidden = 8\n\
+                    [[state]]\nfield = \"h\"\ninput = \"h_in\"\noutput = \"h_out\"\n";
     let files = BTreeMap::from([
         ("model.toml".to_string(), Bytes::from(manifest)),
         ("model.safetensors".to_string(), safetensors_file(&weights)),
@@ -110,21 +116,67 @@ fn chained_steps_are_one_sequence() {
     let (sender, answers): (_, Answers) = channel();
     let mut state = vec![model.states()[0].initial.clone()];
     let mut reference = [0.0_f64; 8];
-    for moment in 0..50_usize {
-        let x = [0, 1, 2].map(|at| ((moment * 5 + at * 3) % 17) as f32 / 8.5 - 1.0);
-        let input = model.check_inputs([("x", Tensor::from_f32(vec![3], &x).unwrap())]).unwrap();
+    let inputs: Vec<[f32; 3]> = (0..50_usize)
+        .map(|moment| [0, 1, 2].map(|at| ((moment * 5 + at * 3) % 17) as f32 / 8.5 - 1.0))
+        .collect();
+    let sequence = gru_over_sequence(&weights, &inputs);
+    for (moment, x) in inputs.iter().enumerate() {
+        let input = model.check_inputs([("x", Tensor::from_f32(vec![3], x).unwrap())]).unwrap();
         submit(&handle, &model, (input, state), None, (moment, &sender)).unwrap();
         state = answers.recv().unwrap().1.unwrap().states;
-        reference = pytorch_gru_cell(&weights, &x, &reference);
-        for (have, want) in state[0].to_f64().iter().zip(reference) {
+        reference = pytorch_gru_cell(&weights, x, &reference);
+        let state = state[0].to_f64();
+        for unit in 0..8 {
+            let (have, want) = (state[unit], reference[unit]);
             assert!((have - want).abs() < 1e-5, "moment {moment}: {have} instead of {want}");
+            let want = sequence[moment * 8 + unit];
+            assert!((have - want).abs() < 1e-6, "moment {moment}: {have}, in sequence {want}");
         }
     }
     handle.shutdown();
 }
 
+/// Every state of one ONNX `GRU` over all inputs: `[moment, unit]`.
+fn gru_over_sequence(weights: &[Weight], inputs: &[[f32; 3]]) -> Vec<f64> {
+    // ONNX wants update, reset, new; PyTorch keeps reset, update, new.
+    let reordered = |which: usize| -> Vec<f32> {
+        let values = &weights[which].2;
+        let gate = values.len() / 3;
+        [&values[gate..2 * gate], &values[..gate], &values[2 * gate..]].concat()
+    };
+    let port = |name: &str, shape: &[usize]| ValueInfo {
+        name: name.into(),
+        dtype: DType::F32,
+        shape: Some(shape.iter().map(|&length| Axis::Fixed(length)).collect()),
+    };
+    let constants = [
+        ("w", HostTensor::floats(vec![1, 24, 3], reordered(0))),
+        ("r", HostTensor::floats(vec![1, 24, 8], reordered(1))),
+        ("b", HostTensor::floats(vec![1, 48], [reordered(2), reordered(3)].concat())),
+    ];
+    let graph = Graph {
+        nodes: vec![Node {
+            op: "GRU".into(),
+            opset: 17,
+            inputs: ["x", "w", "r", "b"].map(|name| Some(name.to_string())).to_vec(),
+            outputs: vec![Some("all".into())],
+            attributes: BTreeMap::from([("linear_before_reset".into(), Attribute::Int(1))]),
+            ..Node::default()
+        }],
+        inputs: vec![port("x", &[inputs.len(), 1, 3])],
+        outputs: vec![port("all", &[inputs.len(), 1, 1, 8])],
+        constants: constants.map(|(name, value)| (name.to_string(), value)).into(),
+    };
+    let mut runner = flex().unwrap().load(Arc::new(Program::plan(graph).unwrap())).unwrap();
+    let x = Tensor::from_f32(vec![inputs.len(), 1, 3], inputs.as_flattened()).unwrap();
+    runner.run(vec![x]).unwrap()[0].to_f64()
+}
+
+/// Name, shape, values.
+type Weight = (&'static str, Vec<usize>, Vec<f32>);
+
 /// Weights under PyTorch's names.
-fn gru_weights(inputs: usize, hidden: usize) -> Vec<(&'static str, Vec<usize>, Vec<f32>)> {
+fn gru_weights(inputs: usize, hidden: usize) -> Vec<Weight> {
     let shapes = [
         ("gru.weight_ih", vec![3 * hidden, inputs]),
         ("gru.weight_hh", vec![3 * hidden, hidden]),
@@ -145,7 +197,7 @@ fn gru_weights(inputs: usize, hidden: usize) -> Vec<(&'static str, Vec<usize>, V
         .collect()
 }
 
-fn safetensors_file(weights: &[(&'static str, Vec<usize>, Vec<f32>)]) -> Bytes {
+fn safetensors_file(weights: &[Weight]) -> Bytes {
     use safetensors::tensor::{Dtype, TensorView, serialize};
     let raw: Vec<Vec<u8>> = weights
         .iter()
@@ -158,11 +210,7 @@ fn safetensors_file(weights: &[(&'static str, Vec<usize>, Vec<f32>)]) -> Bytes {
 }
 
 /// `torch.nn.GRUCell` from its documentation, in f64.
-fn pytorch_gru_cell(
-    weights: &[(&'static str, Vec<usize>, Vec<f32>)],
-    x: &[f32],
-    h: &[f64; 8],
-) -> [f64; 8] {
+fn pytorch_gru_cell(weights: &[Weight], x: &[f32], h: &[f64; 8]) -> [f64; 8] {
     let dot = |which: usize, row: usize, with: &[f64]| -> f64 {
         let columns = with.len();
         let own = &weights[which].2[row * columns..(row + 1) * columns];
@@ -220,8 +268,8 @@ fn an_index_outside_its_table_is_refused_before_it_is_queued() {
     assert!(error.contains(&format!("index {limit} is out of range")), "{error}");
 }
 
-/// A device under the test's control: it adds 1 to the first input, gives NaN for -1, panics for -2, and
-/// each run waits for the gate.
+/// A device under the test's control: it adds 1 to the first input, gives NaN for -1, panics for
+/// -2, and each run waits for the gate.
 struct Gated {
     gate: Arc<Gate>,
 }
@@ -297,12 +345,10 @@ impl Runner for Gated {
 fn gated(config: Config, manifest: &str) -> (Arc<Gate>, Handle, LoadedModel) {
     let gate = Arc::new(Gate::default());
     let handle = Worker::start(Box::new(Gated { gate: gate.clone() }), config).unwrap();
-    let weights = [
-        ("fc1.weight", vec![1, 1], vec![1.0]),
-        ("fc1.bias", vec![1], vec![1.0]),
-    ];
+    let weights = [("fc1.weight", vec![1, 1], vec![1.0]), ("fc1.bias", vec![1], vec![1.0])];
     let manifest = format!(
-        "name = \"m\"\nformat = \"safetensors\"\n{manifest}[architecture]\nkind = \"mlp\"\nsizes = [1, 1]\n"
+        "name = \"m\"\nformat = \"safetensors\"\n{manifest}\
+         [architecture]\nkind = \"mlp\"\nsizes = [1, 1]\n"
     );
     let files = BTreeMap::from([
         ("model.toml".to_string(), Bytes::from(manifest)),
@@ -471,30 +517,5 @@ fn a_model_that_waits_for_company_gets_it() {
         assert_eq!(answers.recv().unwrap().1.unwrap().batch_rows, 3);
     }
     assert_eq!(handle.stats()[0].1.reasons.full, 1);
-    handle.shutdown();
-}
-
-/// A window of any length is a state; rows of equal lengths share batches.
-#[test]
-fn lengths_that_differ_run_apart() {
-    let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
-    let model = handle.load(model("", "ops/../models/torch_attention_script.onnx"));
-    let model = model.unwrap();
-    let (sender, answers): (_, Answers) = channel();
-    let row = || -> Vec<Tensor> {
-        let specs = model.inputs().iter();
-        specs
-            .map(|spec| {
-                let shape = spec.row_shape.iter().map(|axis| axis.unwrap_or(2)).collect();
-                Tensor::zeros(spec.dtype, shape).unwrap()
-            })
-            .collect()
-    };
-    for at in 0..4 {
-        submit(&handle, &model, (row(), vec![]), None, (at, &sender)).unwrap();
-    }
-    for _ in 0..4 {
-        answers.recv().unwrap().1.unwrap();
-    }
     handle.shutdown();
 }

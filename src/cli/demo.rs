@@ -10,7 +10,7 @@ use indicatif::ProgressBar;
 use statehouse_client::{Client, Config as ClientConfig, v1};
 
 use super::output::print_state;
-use super::replay::{ensure_collection, print_outcome, progress_bar};
+use super::replay::{UNLISTED_DEFAULT, ensure_collection, print_outcome, progress_bar};
 use super::text::show_count;
 use crate::config::Config;
 use crate::node::Node;
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, default_value_t = 50_000)]
     count: u64,
     /// Accounts of the made-up stream.
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 600)]
     accounts: u64,
     /// Anomalies planted in the made-up stream.
     #[arg(long, default_value_t = 20)]
@@ -100,6 +100,7 @@ async fn show(args: &Args, map: &Map, node: &Node) -> anyhow::Result<()> {
         run_id: "demo".to_owned(),
         // Twice the anomalies, to see how many of them are there.
         top: made.as_ref().map_or(10, |made| (made.anomalies.len() * 2).max(10)),
+        unlisted: UNLISTED_DEFAULT,
         limit: None,
     };
     let progress: ProgressBar = progress_bar(count);

@@ -191,7 +191,10 @@ fn print_line(model: &v1::Model) {
 }
 
 fn model_json(model: &v1::Model) -> Json {
-    let spec = |spec: &v1::TensorSpec| json!({ "name": spec.name, "dtype": dtype_name(spec.dtype), "shape": spec.shape });
+    let spec = |spec: &v1::TensorSpec| {
+        let dtype = dtype_name(spec.dtype);
+        json!({ "name": spec.name, "dtype": dtype, "shape": spec.shape })
+    };
     let version = |version: &v1::ModelVersion| {
         json!({
             "version": version.version,

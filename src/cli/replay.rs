@@ -12,6 +12,9 @@ use super::output::print_json;
 use super::text::{show_count, show_us};
 use crate::replay::{Events, Map, Options, Outcome, run as replay, write_report};
 
+/// First events of a key that are not listed, unless told otherwise.
+pub const UNLISTED_DEFAULT: u32 = 10;
+
 /// What `replay` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -36,6 +39,9 @@ pub struct Args {
     /// Most surprising events to show.
     #[arg(long, default_value_t = 10)]
     top: usize,
+    /// First events of a key that are not listed: everything about a new key is surprising.
+    #[arg(long, default_value_t = UNLISTED_DEFAULT)]
+    unlisted: u32,
     /// Stop after so many events.
     #[arg(long)]
     limit: Option<u64>,
@@ -54,6 +60,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         peek: args.peek,
         run_id: args.run_id.unwrap_or_else(|| format!("replay-{:016x}", rand::random::<u64>())),
         top: args.top,
+        unlisted: args.unlisted,
         limit: args.limit,
     };
     let progress = progress_bar(args.limit);

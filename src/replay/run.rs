@@ -1,7 +1,7 @@
 //! Sends events as steps, pipelined, in order per key, and measures.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
@@ -26,6 +26,8 @@ pub struct Options {
     pub run_id: String,
     /// Most surprising events to keep.
     pub top: usize,
+    /// First events of a key that are not listed: everything about a new key is surprising.
+    pub unlisted: u32,
     /// Stop after so many events.
     pub limit: Option<u64>,
 }
@@ -99,6 +101,8 @@ struct Meter {
     outcome: Outcome,
     slice_latency: Histogram<u64>,
     top: usize,
+    unlisted: u32,
+    seen: HashMap<String, u32>,
     surprises: BinaryHeap<Reverse<Surprise>>,
 }
 
@@ -110,7 +114,7 @@ pub async fn run(
     options: &Options,
     progress: &ProgressBar,
 ) -> anyhow::Result<Outcome> {
-    let mut meter = Meter::new(options.top)?;
+    let mut meter = Meter::new(options)?;
     let mut under_way = FuturesUnordered::new();
     let mut more = true;
     let mut sent = 0;
@@ -178,7 +182,7 @@ fn at_line(line: u64, error: Error) -> anyhow::Error {
 }
 
 impl Meter {
-    fn new(top: usize) -> anyhow::Result<Self> {
+    fn new(options: &Options) -> anyhow::Result<Self> {
         let outcome = Outcome {
             events: 0,
             repeated: 0,
@@ -191,7 +195,15 @@ impl Meter {
         };
         let slice_latency = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
         let started = Instant::now();
-        Ok(Meter { started, outcome, slice_latency, top, surprises: BinaryHeap::new() })
+        Ok(Meter {
+            started,
+            outcome,
+            slice_latency,
+            top: options.top,
+            unlisted: options.unlisted,
+            seen: HashMap::new(),
+            surprises: BinaryHeap::new(),
+        })
     }
 
     fn record(&mut self, latency: Duration, scored: &v1::ScoreResponse, surprise: Surprise) {
@@ -204,7 +216,9 @@ impl Meter {
         if scored.batch_rows > 0 {
             self.outcome.batch_rows.saturating_record(scored.batch_rows.into());
         }
-        if surprise.score.is_finite() && self.top > 0 {
+        let seen = self.seen.entry(surprise.key.clone()).or_default();
+        *seen += 1;
+        if surprise.score.is_finite() && self.top > 0 && *seen > self.unlisted {
             self.surprises.push(Reverse(surprise));
             if self.surprises.len() > self.top {
                 self.surprises.pop();

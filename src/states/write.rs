@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::limits::{check_field, check_field_name, check_fields};
 use super::{EDITS_MAX, REQUEST_ID_BYTES_MAX, StateKey, States, check_key};
+use crate::chain::Uncommitted;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
@@ -90,7 +91,7 @@ impl States {
         let bytes = put.fields.iter().map(|field| field.value.bytes().len() as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Put(Put { write, fields: put.fields });
-        self.propose(&put.target.key, command).await.map(|answer| answer.written)
+        self.write_in_turn(&collection, &put.target.key, command).await
     }
 
     /// Changes parts of a state.
@@ -106,7 +107,7 @@ impl States {
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
-        self.propose(&patch.target.key, command).await.map(|answer| answer.written)
+        self.write_in_turn(&collection, &patch.target.key, command).await
     }
 
     /// Deletes a state; answers whether there was one, and whether the request is a repeat.
@@ -114,11 +115,27 @@ impl States {
         let collection = self.collection(&delete.target.collection)?;
         let fingerprint = fingerprint(b"delete", |_| {});
         let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
-        let shard = self.shards().locate(&delete.target.key).shard_id();
-        match self.shards().propose(shard, Command::Delete(Delete { write })).await? {
+        let command = Command::Delete(Delete { write });
+        let turn = self.chains().enter(collection.id, &delete.target.key)?.await?;
+        let commit = self.propose(&delete.target.key, command, turn.begin());
+        turn.leave(None);
+        match commit.await? {
             Reply::Deleted { existed, repeated, .. } => Ok((existed, repeated)),
             other => Err(reply_failure(other)),
         }
+    }
+
+    /// Proposes a write once those of the same key that came before are proposed.
+    async fn write_in_turn(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        command: Command,
+    ) -> Result<Written, Failure> {
+        let turn = self.chains().enter(collection.id, key)?.await?;
+        let commit = self.propose(key, command, turn.begin());
+        turn.leave(None);
+        written(commit.await?).map(|answer| answer.written)
     }
 
     /// Checks what every write has in common.
@@ -150,15 +167,39 @@ impl States {
         })
     }
 
-    /// Proposes a write and awaits its answer.
-    pub async fn propose(&self, key: &[u8], command: Command) -> Result<Answer, Failure> {
-        let shard = self.shards().locate(key).shard_id();
-        match self.shards().propose(shard, command).await? {
-            Reply::Written { version, answer, repeated } => {
-                Ok(Answer { written: Written { version, repeated }, attached: answer })
-            }
-            other => Err(reply_failure(other)),
+    /// Proposes a command at once; the future that comes back has the reply. The chain of its
+    /// key learns how it ended even if nobody awaits that.
+    pub fn propose(
+        &self,
+        key: &[u8],
+        command: Command,
+        uncommitted: Uncommitted,
+    ) -> impl Future<Output = Result<Reply, Failure>> + use<> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let done = move |reply: Result<Reply, statehouse_cluster::Error>| {
+            // Of a repeat, what the caller made of it is not what is stored.
+            let stored =
+                matches!(reply, Ok(Reply::Written { repeated: false, .. } | Reply::Deleted { .. }));
+            uncommitted.settle(stored);
+            // The caller may have given up; the write stands all the same.
+            let _ = sender.send(reply);
+        };
+        self.shards().locate(key).propose(command, Box::new(done));
+        async move {
+            let reply = receiver.await;
+            let gone = "the node stopped before the reply";
+            Ok(reply.map_err(|_| Failure::new(Reason::OutcomeUnknown, gone))??)
         }
+    }
+}
+
+/// The answer of a write, or why it was refused.
+pub fn written(reply: Reply) -> Result<Answer, Failure> {
+    match reply {
+        Reply::Written { version, answer, repeated } => {
+            Ok(Answer { written: Written { version, repeated }, attached: answer })
+        }
+        other => Err(reply_failure(other)),
     }
 }
 

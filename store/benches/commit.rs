@@ -1,6 +1,8 @@
 //! Appends through the commit thread: 64 appenders of 1 KiB over 16 replicas, each waiting for
 //! its sync, beside a bare loop of `fdatasync` on the same disk.
 
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::mpsc;

@@ -1,5 +1,7 @@
 //! Reads in process: hot from the block cache and from the memtable, small and large.
 
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
 use std::hint::black_box;
 
 use bytes::Bytes;

@@ -1,5 +1,7 @@
 //! Entries to bytes and back: what every append and every replay pays.
 
+#![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
 use std::hint::black_box;
 
 use bytes::Bytes;

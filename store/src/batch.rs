@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 
 use bytes::Bytes;
 
@@ -33,6 +33,9 @@ pub(crate) struct Part {
     started: EntryId,
     pub applied: Applied,
     pub overlay: Overlay,
+    /// The least release index of its garbage rows, and the earliest time of its expiry rows.
+    pub garbage_from: u64,
+    pub expiries_from_ms: u64,
 }
 
 impl ApplyBatch {
@@ -43,8 +46,14 @@ impl ApplyBatch {
     pub(crate) fn part(&mut self, replica: &Arc<Replica>) -> (&Arc<Disk>, &mut Part) {
         let part = self.parts.entry(replica.id).or_insert_with(|| {
             let applied = replica.applied.lock().clone();
-            let (replica, started) = (replica.clone(), applied.id);
-            Part { replica, started, applied, overlay: Overlay::default() }
+            Part {
+                replica: replica.clone(),
+                started: applied.id,
+                applied,
+                overlay: Overlay::default(),
+                garbage_from: u64::MAX,
+                expiries_from_ms: u64::MAX,
+            }
         });
         (&self.disk, part)
     }
@@ -72,7 +81,7 @@ impl ApplyBatch {
     /// If a shard of the batch was applied through another batch meanwhile.
     pub fn commit(self) -> Result<(), Error> {
         self.check()?;
-        self.disk.failure.check()?;
+        self.disk.check()?;
         let mut batch = Batch::default();
         for part in self.parts.values() {
             let applied = part.replica.applied.lock().id;
@@ -85,6 +94,9 @@ impl ApplyBatch {
             self.disk.db.write(batch).map_err(|error| self.disk.failure.raise(&error))?;
         }
         for part in self.parts.into_values() {
+            // After the write: whoever sees these sees the rows.
+            part.replica.garbage_from.fetch_min(part.garbage_from, AcqRel);
+            part.replica.expiries_from_ms.fetch_min(part.expiries_from_ms, AcqRel);
             part.replica.publish(part.applied);
         }
         self.disk.commands_applied.fetch_add(self.commands, Relaxed);

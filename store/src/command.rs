@@ -398,7 +398,7 @@ impl Edit {
     }
 }
 
-fn check_field_name(name: &String) -> Result<(), OutOfBounds> {
+fn check_field_name(name: &str) -> Result<(), OutOfBounds> {
     bounded("bytes of a field's name", name.len(), (1, FIELD_NAME_BYTES_MAX))
 }
 

@@ -126,10 +126,10 @@ impl Commit {
     /// Refuses new jobs, lets the thread do what waits, and ends it. Blocks.
     pub fn close(&self) {
         self.stop();
-        if let Some(thread) = self.thread.lock().take() {
-            if thread.join().is_err() {
-                tracing::error!("the commit thread ended in a panic");
-            }
+        if let Some(thread) = self.thread.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the commit thread ended in a panic");
         }
     }
 

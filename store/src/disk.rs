@@ -31,6 +31,18 @@ pub(crate) struct Disk {
     pub tail_bytes: AtomicU64,
     pub tail_bytes_max: u64,
     pub commands_applied: AtomicU64,
+    pub closed: AtomicBool,
+}
+
+impl Disk {
+    /// Refuses if the store is closed or its disk has failed.
+    pub fn check(&self) -> Result<(), Error> {
+        self.failure.check()?;
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(Error::io("write", "the store is closed")),
+            false => Ok(()),
+        }
+    }
 }
 
 impl Drop for Disk {
@@ -52,6 +64,10 @@ pub(crate) struct Replica {
     /// The same as in `applied`, for readers.
     pub applied_index: AtomicU64,
     pub time_ms: AtomicU64,
+    /// No garbage row has a release index below, and no expiry row a time below: where walks
+    /// begin, so that they do not cross what earlier ones have deleted.
+    pub garbage_from: AtomicU64,
+    pub expiries_from_ms: AtomicU64,
     /// Somebody holds the replica's `Shard`.
     pub taken: AtomicBool,
     pub dropped: AtomicBool,
@@ -86,6 +102,8 @@ impl Replica {
             applied_index: AtomicU64::new(applied.id.index),
             time_ms: AtomicU64::new(applied.time_ms),
             applied: Mutex::new(applied),
+            garbage_from: AtomicU64::new(0),
+            expiries_from_ms: AtomicU64::new(0),
             taken: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
         })

@@ -245,7 +245,8 @@ fn decode<E: From<Malformed>>(
         2 => {
             let time_ms = scan.u64("an entry's time")?;
             let count = scan.u16("a number of commands")?;
-            let mut commands = Vec::with_capacity(usize::from(count));
+            // What a stranger claims is no reason to allocate megabytes.
+            let mut commands = Vec::with_capacity(usize::from(count.min(1_024)));
             for position in 0..count {
                 let at = At { index, position };
                 commands.push(decode_command(&mut scan, at, &mut resolve)?);

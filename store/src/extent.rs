@@ -198,11 +198,12 @@ impl Pieces {
         if piece.len() == 0 {
             return;
         }
-        if let (Some(Piece::Stored(last)), Piece::Stored(next)) = (self.pieces.last_mut(), &piece) {
-            if last.blob == next.blob && last.offset + last.len == next.offset {
-                last.len += next.len;
-                return;
-            }
+        if let (Some(Piece::Stored(last)), Piece::Stored(next)) = (self.pieces.last_mut(), &piece)
+            && last.blob == next.blob
+            && last.offset + last.len == next.offset
+        {
+            last.len += next.len;
+            return;
         }
         self.pieces.push(piece);
     }

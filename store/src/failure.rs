@@ -34,14 +34,17 @@ impl Failure {
 
     /// The disk has failed. Answers what everybody is told: the first failure.
     pub fn raise(&self, error: &Error) -> Error {
-        let mut hooks = self.hooks.lock();
-        let first = self.reason.set(error.to_string().into()).is_ok();
-        let failed = self.get().expect("a reason was set just now or before");
-        if first {
-            tracing::error!(%error, "disk failed: the store stops");
-            for hook in hooks.drain(..) {
-                hook(&failed);
+        let hooks = {
+            let mut hooks = self.hooks.lock();
+            if self.reason.set(error.to_string().into()).is_ok() {
+                tracing::error!(%error, "disk failed: the store stops");
             }
+            std::mem::take(&mut *hooks)
+        };
+        let failed = self.get().expect("a reason was set just now or before");
+        // Not under the lock: a hook may look at the store.
+        for hook in hooks {
+            hook(&failed);
         }
         failed
     }
@@ -49,9 +52,8 @@ impl Failure {
     /// Calls the hook when the disk fails: at once if it has.
     pub fn on_failure(&self, hook: FailureHook) {
         let mut hooks = self.hooks.lock();
-        match self.get() {
-            Some(failed) => hook(&failed),
-            None => hooks.push(hook),
-        }
+        let Some(failed) = self.get() else { return hooks.push(hook) };
+        drop(hooks);
+        hook(&failed);
     }
 }

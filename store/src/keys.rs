@@ -132,9 +132,9 @@ pub(crate) fn garbage(release: u64, version: u64, number: u32) -> Vec<u8> {
     build(b'G', &parts)
 }
 
-/// All garbage that a log purged through `purged` releases.
-pub(crate) fn garbage_through(purged: u64) -> (Vec<u8>, Vec<u8>) {
-    (vec![b'G'], after(b'G', purged))
+/// All garbage from a release index up to and with another.
+pub(crate) fn garbage_between(from: u64, through: u64) -> (Vec<u8>, Vec<u8>) {
+    (build(b'G', &[&from.to_be_bytes()]), after(b'G', through))
 }
 
 /// The row of an entry.
@@ -236,8 +236,9 @@ mod tests {
         assert!(holds(all_records(), record(last, b"k")));
         assert!(holds(expiries(&[], 9), expiry(9, last, b"k")));
         assert!(!holds(expiries(&[], 9), expiry(10, CollectionId(0), &[])));
-        assert!(holds(garbage_through(9), garbage(9, u64::MAX, u32::MAX)));
-        assert!(!holds(garbage_through(9), garbage(10, 0, 0)));
+        assert!(holds(garbage_between(9, 9), garbage(9, 0, 0)));
+        assert!(holds(garbage_between(0, 9), garbage(9, u64::MAX, u32::MAX)));
+        assert!(!holds(garbage_between(0, 9), garbage(10, 0, 0)));
         assert!(holds(requests_before(9), request(8, &[255; 16])));
         assert!(!holds(requests_before(9), request(9, &[0; 16])));
         let other = BlobId { number: 0, position: 4, ..BLOB };

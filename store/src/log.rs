@@ -56,7 +56,6 @@ impl Log {
         entries: Vec<E>,
         done: Callback,
     ) -> Result<(), Error> {
-        self.replica.check()?;
         let entries: Vec<Arc<Entry>> = entries.into_iter().map(Into::into).collect();
         let mut mutations = Vec::with_capacity(entries.len());
         let mut sizes = Vec::with_capacity(entries.len());
@@ -69,6 +68,7 @@ impl Log {
             sizes.push(mutations[before..].iter().map(|row| row.bytes() as u64).sum::<u64>());
         }
         let mut log = self.replica.log.lock();
+        self.replica.check()?;
         for (next, entry) in (log.last.index + 1..).zip(&entries) {
             assert_eq!(entry.index, next, "entries are appended without gaps");
         }
@@ -97,27 +97,20 @@ impl Log {
         self.replica.check()?;
         let mut entries = Vec::new();
         let mut room = bytes_max as u64;
-        let tail_first = {
+        let stored = {
             let log = self.replica.log.lock();
             if range.start <= log.purged.index || range.start > log.last.index {
                 return Ok(entries);
             }
-            log.tail_first()
-        };
-        if range.start < tail_first {
-            let stored = range.start..range.end.min(tail_first);
-            if !self.read_stored(stored.clone(), &mut room, &mut entries)? {
+            if range.start >= log.tail_first() {
+                log.read(range, &mut room, &mut entries);
                 return Ok(entries);
             }
-        }
-        let log = self.replica.log.lock();
-        for index in range.start + entries.len() as u64..range.end {
-            let Some((entry, bytes)) = log.get(index) else { break };
-            if *bytes > room && !entries.is_empty() {
-                break;
-            }
-            room = room.saturating_sub(*bytes);
-            entries.push(entry.clone());
+            range.start..range.end.min(log.tail_first())
+        };
+        if self.read_stored(stored.clone(), &mut room, &mut entries)? {
+            let log = self.replica.log.lock();
+            log.read(stored.end..range.end, &mut room, &mut entries);
         }
         Ok(entries)
     }
@@ -140,8 +133,8 @@ impl Log {
 
     /// Keeps a vote; `done` fires when it is synced.
     pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
-        self.replica.check()?;
         let mut log = self.replica.log.lock();
+        self.replica.check()?;
         let key = keys::vote(self.replica.id);
         let row = Mutation::Put { family: self.disk.meta.clone(), key, value: vote.clone() };
         self.disk.commit.push(Job { mutations: vec![row], sync: true, done })?;
@@ -159,10 +152,10 @@ impl Log {
     /// # Panics
     /// If one of them is applied: what a quorum has committed never goes.
     pub fn truncate_from(&self, index: u64, done: Callback) -> Result<(), Error> {
-        self.replica.check()?;
         let applied = self.replica.applied_index.load(Ordering::Acquire);
         assert!(index > applied, "entry {index} is applied (as is {applied}): it stays");
         let mut log = self.replica.log.lock();
+        self.replica.check()?;
         let mut mutations = Vec::new();
         for index in index..=log.last.index {
             let (family, key) = (self.disk.log.clone(), keys::entry(self.replica.id, index));
@@ -190,12 +183,28 @@ impl Log {
     /// # Panics
     /// If one of them is not applied: it would be lost.
     pub fn purge_through(&self, index: u64, done: Callback) -> Result<(), Error> {
-        self.replica.check()?;
         let applied = self.replica.applied.lock().id;
         assert!(index <= applied.index, "entry {index} is not applied: it can't be purged");
         let mut mutations = Vec::new();
-        self.collect_garbage(index, &mut mutations)?;
+        let from = self.replica.garbage_from.swap(u64::MAX, Ordering::AcqRel);
+        let purged = self
+            .collect_garbage(from, index, &mut mutations)
+            .and_then(|()| self.purge_with(mutations, index, applied, done));
+        let next = if purged.is_ok() { from.max(index + 1) } else { from };
+        self.replica.garbage_from.fetch_min(next, Ordering::AcqRel);
+        purged
+    }
+
+    /// Purges the entries, together with other deletions.
+    fn purge_with(
+        &self,
+        mut mutations: Vec<Mutation>,
+        index: u64,
+        applied: EntryId,
+        done: Callback,
+    ) -> Result<(), Error> {
         let mut log = self.replica.log.lock();
+        self.replica.check()?;
         if index <= log.purged.index {
             return self.disk.commit.push(Job { mutations, sync: false, done });
         }
@@ -328,10 +337,18 @@ impl Log {
             .ok_or_else(|| Error::corrupt("log", "an entry's payload is missing"))
     }
 
-    /// Deletes the chunks that are kept for entries up to an index alone.
-    fn collect_garbage(&self, index: u64, out: &mut Vec<Mutation>) -> Result<(), Error> {
+    /// Deletes the chunks that are kept for some entries alone.
+    fn collect_garbage(
+        &self,
+        from: u64,
+        through: u64,
+        out: &mut Vec<Mutation>,
+    ) -> Result<(), Error> {
+        if from > through {
+            return Ok(());
+        }
         let family = &self.replica.family;
-        let range = keys::garbage_through(index);
+        let range = keys::garbage_between(from, through);
         self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
             let garbage = Garbage::decode(Bytes::copy_from_slice(value))
                 .map_err(|error| Error::corrupt("garbage row", error))?;
@@ -360,7 +377,7 @@ impl Log {
 fn payloads_of(entry: &Entry) -> Vec<(CollectionId, BlobId, Bytes)> {
     let Body::Commands(batch) = &entry.body else { return Vec::new() };
     let mut found = Vec::new();
-    for (position, command) in (0u16..).zip(&batch.commands) {
+    for (command, position) in batch.commands.iter().zip(0u16..) {
         for payload in detached(command) {
             let blob = BlobId { index: entry.index, position, number: payload.slot };
             found.push((payload.collection, blob, payload.bytes.clone()));

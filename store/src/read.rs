@@ -204,20 +204,39 @@ impl Reader {
     /// the disk.
     pub fn sweep_start(&self, now_ms: u64) -> Result<Option<SweepStart>, Error> {
         self.replica.check()?;
-        let first = |range| -> Result<Option<Vec<u8>>, Error> {
-            let mut first = None;
-            self.disk.db.walk(&self.replica.family, range, Walk::Few, &mut |row, _| {
-                first = Some(row.to_vec());
-                Ok(ControlFlow::Break(()))
-            })?;
-            Ok(first)
-        };
-        if let Some(row) = first(keys::expiries(&[], now_ms))? {
+        if let Some(row) = self.first_expiry(now_ms)? {
             let cursor = Some(Bytes::from(row).slice(1..));
             return Ok(Some(SweepStart { cursor }));
         }
-        let requests = first(keys::requests_before(dedup::oldest_kept(now_ms)))?;
+        let requests = self.first_row(keys::requests_before(dedup::oldest_kept(now_ms)))?;
         Ok(requests.map(|_| SweepStart { cursor: None }))
+    }
+
+    /// The first row of the expiry index up to a time. Begins where the last walk ended: in front
+    /// of it lies what sweeps have deleted.
+    fn first_expiry(&self, now_ms: u64) -> Result<Option<Vec<u8>>, Error> {
+        let from = &self.replica.expiries_from_ms;
+        let from_ms = from.swap(u64::MAX, Ordering::AcqRel);
+        let row = match from_ms <= now_ms {
+            true => self.first_row(keys::expiries(&from_ms.to_be_bytes(), now_ms)),
+            false => Ok(None),
+        };
+        let none_before_ms = match &row {
+            Ok(None) => from_ms.max(now_ms.saturating_add(1)),
+            Ok(Some(row)) => keys::parse_expiry(row).map_or(from_ms, |(at_ms, ..)| at_ms),
+            Err(_) => from_ms,
+        };
+        from.fetch_min(none_before_ms, Ordering::AcqRel);
+        row
+    }
+
+    fn first_row(&self, range: (Vec<u8>, Vec<u8>)) -> Result<Option<Vec<u8>>, Error> {
+        let mut first = None;
+        self.disk.db.walk(&self.replica.family, range, Walk::Few, &mut |row, _| {
+            first = Some(row.to_vec());
+            Ok(ControlFlow::Break(()))
+        })?;
+        Ok(first)
     }
 
     /// A shard's time never runs backwards, whatever a reader's clock says.

@@ -123,7 +123,7 @@ impl Applier<'_> {
     fn commands(&mut self, index: u64, batch: &CommandBatch) -> Result<Vec<Reply>, Error> {
         let time_ms = self.part.applied.time_ms;
         let mut replies = Vec::with_capacity(batch.commands.len());
-        for (position, command) in (0u16..).zip(&batch.commands) {
+        for (command, position) in batch.commands.iter().zip(0u16..) {
             let moment = Moment { index, position, time_ms };
             replies.push(match command {
                 Command::Put(put) => self.write(command, &put.write, moment)?,
@@ -197,6 +197,7 @@ impl Applier<'_> {
                 overlay.delete(keys::expiry(at_ms, collection, key));
             }
             if let Some(at_ms) = next_expiry {
+                self.part.expiries_from_ms = self.part.expiries_from_ms.min(at_ms);
                 overlay.put(keys::expiry(at_ms, collection, key), Bytes::new());
             }
         }
@@ -222,6 +223,7 @@ impl Applier<'_> {
         if garbage.release() > self.part.replica.purged.load(Ordering::Acquire) {
             let key = keys::garbage(garbage.release(), moment.version(), self.discarded);
             self.discarded += 1;
+            self.part.garbage_from = self.part.garbage_from.min(garbage.release());
             return overlay.put(key, garbage.encode().into());
         }
         let mut deletions = Vec::new();

@@ -37,10 +37,10 @@ impl Space {
     /// Bytes that we may still use.
     pub fn free(&self) -> Result<u64, Error> {
         let mut last = self.last.lock();
-        if let Some((at, free)) = *last {
-            if at.elapsed() < FRESH {
-                return Ok(free);
-            }
+        if let Some((at, free)) = *last
+            && at.elapsed() < FRESH
+        {
+            return Ok(free);
         }
         let disk = rustix::fs::statvfs(&self.dir)
             .map_err(|error| Error::io("ask for the disk's free space", error))?;

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -32,8 +32,8 @@ use crate::stats::{MemoryStats, Stats};
 /// The format of a replica's descriptor.
 const DESCRIPTOR_FORMAT: u8 = 1;
 
-/// A node's disk. Cheap to clone; the directory is free again when every clone, every handle
-/// made from it and every `Bytes` read through it is gone.
+/// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
+/// clone, every handle made from it and every `Bytes` read through it is gone.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -70,14 +70,18 @@ impl Store {
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
             tail_bytes_max: config.log_tail_bytes_max as u64,
+            closed: AtomicBool::new(false),
             commands_applied: AtomicU64::new(0),
         });
         let pool = Arc::new(ReadPool::new(config.read_threads, config.read_queue_max));
         let space = Space::new(dir, config.disk_reserve_bytes);
         let changing = Mutex::new(());
         let inner = Inner { disk, pool, space, id, database, config, changing };
-        inner.check_identity()?;
-        inner.open_replicas()?;
+        let opened = inner.check_identity().and_then(|()| inner.open_replicas());
+        if let Err(error) = opened {
+            inner.disk.commit.close();
+            return Err(error);
+        }
         Ok(Store { inner: Arc::new(inner) })
     }
 
@@ -110,9 +114,10 @@ impl Store {
         inner.disk.failure.check()?;
         let _changing = inner.changing.lock();
         let replica = inner.disk.replicas.write().remove(&id).ok_or(Error::missing(id))?;
-        replica.dropped.store(true, Ordering::Release);
         let gone = {
+            // Under the log's lock: no job for it can follow those that delete it.
             let mut log = replica.log.lock();
+            replica.dropped.store(true, Ordering::Release);
             log.forget_through(u64::MAX)
         };
         inner.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
@@ -228,10 +233,14 @@ impl Store {
         }
     }
 
-    /// Stops: refuses new jobs and reads, does what waits, writes memtables to files, syncs, and
-    /// ends the threads. Blocks. After it a start replays nothing.
+    /// Stops: refuses new jobs, batches and pooled reads, does what waits, writes memtables to
+    /// files, syncs, and ends the threads. Blocks. After it a start replays nothing. Once: again does nothing.
     pub fn close(&self) -> Result<(), Error> {
         let disk = &self.inner.disk;
+        let _changing = self.inner.changing.lock();
+        if disk.closed.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
         self.inner.pool.close();
         disk.commit.close();
         let flushed = disk.failure.check().and_then(|()| {

@@ -6,6 +6,7 @@
 //! the most gives up its oldest durable entries.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -52,6 +53,19 @@ impl LogState {
     pub fn get(&self, index: u64) -> Option<&(Arc<Entry>, u64)> {
         let position = index.checked_sub(self.tail_first())?;
         self.tail.get(usize::try_from(position).ok()?)
+    }
+
+    /// Adds the entries of a range that are in memory, as many as there is room for, but at
+    /// least one if there is none yet.
+    pub fn read(&self, range: Range<u64>, room: &mut u64, entries: &mut Vec<Arc<Entry>>) {
+        for index in range {
+            let Some((entry, bytes)) = self.get(index) else { return };
+            if bytes > room && !entries.is_empty() {
+                return;
+            }
+            *room = room.saturating_sub(*bytes);
+            entries.push(entry.clone());
+        }
     }
 
     /// Adds an entry. Answers the bytes by which the tail has grown.

@@ -39,7 +39,7 @@ pub fn sigmoid(x: f32) -> f32 {
 pub fn tanh(x: f32) -> f32 {
     let square = x * x;
     let mut series = -5.704_988_7e-3_f32;
-    for coefficient in [2.063_908_9e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
+    for coefficient in [2.063_909e-2, -5.373_971_6e-2, 0.133_314_42, -0.333_332_8] {
         series = series.mul_add(square, coefficient);
     }
     let near = (series * square).mul_add(x, x);
@@ -60,7 +60,8 @@ pub fn tanh_all(values: &mut [f32]) {
 /// One GRU step with the reset gate after the recurrent product, in one pass over each row.
 ///
 /// `from_input` and `from_state` are `[rows, 3 * hidden]`, gates in the order update, reset, new.
-/// `bias` is the input's 3 * hidden, then the state's. `state` is `[rows, hidden]`, replaced in place.
+/// `bias` is the input's 3 * hidden, then the state's. `state` is `[rows, hidden]`, replaced in
+/// place.
 pub fn gru_gates(from_input: &[f32], from_state: &[f32], bias: &[f32], state: &mut [f32]) {
     let hidden = bias.len() / 6;
     let rows = state.len() / hidden.max(1);
@@ -79,8 +80,7 @@ pub fn gru_gates(from_input: &[f32], from_state: &[f32], bias: &[f32], state: &m
         for unit in 0..hidden {
             let update = sigmoid(x_z[unit] + input_z[unit] + h_z[unit] + state_z[unit]);
             let reset = sigmoid(x_r[unit] + input_r[unit] + h_r[unit] + state_r[unit]);
-            let new =
-                tanh(reset.mul_add(h_n[unit] + state_n[unit], x_n[unit] + input_n[unit]));
+            let new = tanh(reset.mul_add(h_n[unit] + state_n[unit], x_n[unit] + input_n[unit]));
             state[unit] = update.mul_add(state[unit] - new, new);
         }
     }
@@ -88,9 +88,9 @@ pub fn gru_gates(from_input: &[f32], from_state: &[f32], bias: &[f32], state: &m
 
 /// One LSTM step in one pass over each row.
 ///
-/// `products` is `[rows, 4 * hidden]`, gates in the order input, output, forget, cell. `bias` is the
-/// input's 4 * hidden, then the state's. `cell` is `[rows, hidden]`, replaced in place; `state` is
-/// written.
+/// `products` is `[rows, 4 * hidden]`, gates in the order input, output, forget, cell. `bias` is
+/// the input's 4 * hidden, then the state's. `cell` is `[rows, hidden]`, replaced in place; `state`
+/// is written.
 pub fn lstm_gates(products: &[f32], bias: &[f32], cell: &mut [f32], state: &mut [f32]) {
     let hidden = bias.len() / 8;
     assert_eq!(products.len(), 4 * cell.len(), "four gates per unit");

@@ -188,11 +188,8 @@ impl Graph {
 }
 
 fn opsets(model: &wire::ModelProto) -> Result<BTreeMap<String, i64>, Error> {
-    let opsets: BTreeMap<String, i64> = model
-        .opset_import
-        .iter()
-        .map(|import| (domain(&import.domain), import.version))
-        .collect();
+    let opsets: BTreeMap<String, i64> =
+        model.opset_import.iter().map(|import| (domain(&import.domain), import.version)).collect();
     match opsets.get("") {
         Some(version) if !OPSET_RANGE.contains(version) => Err(Error::onnx(format!(
             "expected opset {} to {}, got {version}",
@@ -292,9 +289,9 @@ fn value(message: wire::AttributeProto) -> Result<Option<Attribute>, String> {
         }
         attribute_kind::FLOATS => Some(Attribute::Floats(message.floats)),
         attribute_kind::INTS => Some(Attribute::Ints(message.ints)),
-        attribute_kind::STRINGS => Some(Attribute::Texts(
-            message.strings.iter().map(text).collect::<Result<_, _>>()?,
-        )),
+        attribute_kind::STRINGS => {
+            Some(Attribute::Texts(message.strings.iter().map(text).collect::<Result<_, _>>()?))
+        }
         _ => None,
     })
 }
@@ -343,7 +340,8 @@ fn tensor(message: wire::TensorProto) -> Result<Tensor, String> {
     if bytes / dtype.size_bytes() > ELEMENTS_MAX {
         return Err(format!("expected at most {ELEMENTS_MAX} elements"));
     }
-    let data = if message.raw_data.is_empty() { typed_bytes(dtype, &message) } else { message.raw_data };
+    let data =
+        if message.raw_data.is_empty() { typed_bytes(dtype, &message) } else { message.raw_data };
     Tensor::new(dtype, shape, data).map_err(|error| error.to_string())
 }
 

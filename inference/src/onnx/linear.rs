@@ -33,7 +33,9 @@ impl PostTransform {
     pub fn apply(self, scores: &mut [f32]) {
         match self {
             PostTransform::None => {}
-            PostTransform::Logistic => scores.iter_mut().for_each(|score| *score = logistic(*score)),
+            PostTransform::Logistic => {
+                scores.iter_mut().for_each(|score| *score = logistic(*score))
+            }
             PostTransform::Softmax => softmax(scores, |_| true),
             PostTransform::SoftmaxZero => softmax(scores, |score| score.abs() > 1e-7),
         }
@@ -136,7 +138,8 @@ impl Linear {
                 .chunks_exact(self.features)
                 .zip(&self.intercepts)
                 .map(|(weights, &intercept)| {
-                    let products = weights.iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
+                    let products =
+                        weights.iter().zip(row).map(|(w, x)| f64::from(*w) * f64::from(*x));
                     products.sum::<f64>() + f64::from(intercept)
                 })
                 .collect();

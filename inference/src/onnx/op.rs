@@ -1,7 +1,7 @@
 //! A node's operator, typed: attributes read, defaults filled, forms of different opsets made one.
 //!
-//! What an operator computes is in `run`. Operands that older opsets kept in attributes (axes, split
-//! sizes) are `Option` here: `None` means that they come as an input, or not at all.
+//! What an operator computes is in `run`. Operands that older opsets kept in attributes (axes,
+//! split sizes) are `Option` here: `None` means that they come as an input, or not at all.
 
 use super::graph::{Attribute, Node, cast_target};
 use super::host::HostTensor;
@@ -15,19 +15,74 @@ pub const DOMAIN_ML: &str = "ai.onnx.ml";
 
 /// Every operator of the default domain that is interpreted, for documentation and tests.
 pub const OPERATORS: &[&str] = &[
-    "Abs", "Add", "And", "ArgMax", "BatchNormalization", "Cast", "Clip", "Concat", "Constant",
-    "ConstantOfShape", "Div", "Dropout", "Equal", "Erf", "Exp", "Expand", "Flatten", "GRU", "Gather",
-    "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity", "LSTM", "LayerNormalization",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max", "Min", "Mul", "Neg",
-    "Not", "Or", "Pow", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
-    "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Transpose",
-    "Unsqueeze", "Where",
+    "Abs",
+    "Add",
+    "And",
+    "ArgMax",
+    "BatchNormalization",
+    "Cast",
+    "Clip",
+    "Concat",
+    "Constant",
+    "ConstantOfShape",
+    "Div",
+    "Dropout",
+    "Equal",
+    "Erf",
+    "Exp",
+    "Expand",
+    "Flatten",
+    "GRU",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "Greater",
+    "GreaterOrEqual",
+    "Identity",
+    "LSTM",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "LessOrEqual",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "Min",
+    "Mul",
+    "Neg",
+    "Not",
+    "Or",
+    "Pow",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "Shape",
+    "Sigmoid",
+    "Slice",
+    "Softmax",
+    "Split",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+    "Where",
 ];
 
 /// Every operator of `ai.onnx.ml` that is interpreted.
 pub const OPERATORS_ML: &[&str] = &[
-    "ArrayFeatureExtractor", "LinearClassifier", "LinearRegressor", "Normalizer", "Scaler",
-    "TreeEnsembleClassifier", "TreeEnsembleRegressor",
+    "ArrayFeatureExtractor",
+    "LinearClassifier",
+    "LinearRegressor",
+    "Normalizer",
+    "Scaler",
+    "TreeEnsembleClassifier",
+    "TreeEnsembleRegressor",
 ];
 
 /// An operator with its attributes.
@@ -233,9 +288,7 @@ fn default_domain(node: &Node) -> Result<Option<Op>, Error> {
         "Constant" => constant(node)?,
         "Identity" => Op::Identity,
         "Dropout" => Op::Dropout,
-        "Cast" => Op::Cast(
-            cast_target(node.int("to", 0)?).map_err(|reason| node.wrong(reason))?,
-        ),
+        "Cast" => Op::Cast(cast_target(node.int("to", 0)?).map_err(|reason| node.wrong(reason))?),
         "MatMul" => Op::MatMul,
         "Gemm" => Op::Gemm(Gemm {
             alpha: node.float("alpha", 1.0)?,

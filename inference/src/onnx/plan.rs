@@ -1,5 +1,5 @@
-//! From a graph to a program: only what the outputs need, in an order that works, constants computed
-//! once, each value freed after its last use.
+//! From a graph to a program: only what the outputs need, in an order that works, constants
+//! computed once, each value freed after its last use.
 
 use super::graph::{Axis, Graph, Node, ValueInfo};
 use super::host::{HostTensor, Values};
@@ -46,7 +46,7 @@ pub struct Port {
 /// One operator call.
 #[derive(Clone, Debug)]
 pub struct Step {
-    /// The node's name, for messages.
+    /// The node and its operator, for messages.
     pub name: String,
     /// What to do.
     pub op: Op,
@@ -135,7 +135,7 @@ impl Names {
         };
         let result = |name: &Option<String>| name.as_ref().map(|name| self.known(name)).transpose();
         Ok(Step {
-            name: node.name.clone(),
+            name: format!("node '{}' ({})", node.name, node.op),
             op: Op::parse(node)?,
             inputs: node.inputs.iter().map(operand).collect::<Result<_, Error>>()?,
             outputs: node.outputs.iter().map(result).collect::<Result<_, Error>>()?,
@@ -177,8 +177,11 @@ fn order<'a>(
     }
     let mut marks = vec![Mark::Unseen; nodes.len()];
     let mut ordered = Vec::new();
-    let mut pending: Vec<usize> =
-        outputs.iter().rev().filter_map(|output| maker.get(output.name.as_str()).copied()).collect();
+    let mut pending: Vec<usize> = outputs
+        .iter()
+        .rev()
+        .filter_map(|output| maker.get(output.name.as_str()).copied())
+        .collect();
     // Depth first with an explicit stack: a long chain must not exhaust the thread's.
     while let Some(&position) = pending.last() {
         match marks[position] {
@@ -205,11 +208,14 @@ fn order<'a>(
     Ok(ordered)
 }
 
+/// Constants by slot that a step came to.
+type Folded = Vec<(ValueId, Arc<HostTensor>)>;
+
 /// The results of a step whose operands are all constant.
 fn fold(
     step: &Step,
     constants: &BTreeMap<ValueId, Arc<HostTensor>>,
-) -> Result<Option<Vec<(ValueId, Arc<HostTensor>)>>, Error> {
+) -> Result<Option<Folded>, Error> {
     if let Op::Constant(value) = &step.op {
         let results = step.outputs.iter().flatten();
         return Ok(Some(results.map(|&id| (id, Arc::new(value.clone()))).collect()));
@@ -222,7 +228,8 @@ fn fold(
             Some(None) => return Ok(None),
         }
     }
-    let results = run::on_host(step, operands).map_err(|reason| Error::onnx(reason.to_string()))?;
+    let results = run::on_host(step, operands)
+        .map_err(|reason| Error::onnx(format!("{}: {reason}", step.name)))?;
     let slots = step.outputs.iter().zip(results);
     Ok(Some(slots.filter_map(|(slot, result)| Some(((*slot)?, result))).collect()))
 }
@@ -252,8 +259,8 @@ fn operand_slots(step: &Step) -> impl Iterator<Item = ValueId> + '_ {
     step.inputs.iter().flatten().map(|operand| operand.value)
 }
 
-/// Which inputs index a constant table, directly or through pure reshaping: a wrong index can then be
-/// refused before the row is queued. Anywhere else it is clamped.
+/// Which inputs index a constant table, directly or through pure reshaping: a wrong index can then
+/// be refused before the row is queued. Anywhere else it is clamped.
 fn index_limits(
     inputs: &[Port],
     steps: &[Step],

@@ -1,8 +1,8 @@
 //! Runs a program on any Burn backend.
 //!
-//! Operators work on rank-erased backend tensors. What depends on shapes alone (axes, target shapes,
-//! constants of a shape) stays on the host; it is computed in the first run with given input shapes and
-//! remembered, so a later run with those shapes only does arithmetic on data.
+//! Operators work on rank-erased backend tensors. What depends on shapes alone (axes, target
+//! shapes, constants of a shape) stays on the host; it is computed in the first run with given
+//! input shapes and remembered, so a later run with those shapes only does arithmetic on data.
 
 mod value;
 
@@ -114,9 +114,8 @@ impl<B: Backend> Session<B> {
                 continue;
             }
             let operands = self.operands(step, &mut slots)?;
-            let results = execute(step, operands, &self.kit).map_err(|reason| {
-                Error::internal(format!("node '{}' ({:?}): {reason}", step.name, op_name(&step.op)))
-            })?;
+            let results = execute(step, operands, &self.kit)
+                .map_err(|reason| Error::internal(format!("{}: {reason}", step.name)))?;
             for (slot, result) in step.outputs.iter().zip(results) {
                 if let Some(slot) = slot {
                     slots[*slot] = Some(result);
@@ -138,17 +137,13 @@ impl<B: Backend> Session<B> {
             .map_err(|reason| Error::internal(format!("reading outputs: {reason}")))
     }
 
-    fn operands(
-        &self,
-        step: &Step,
-        slots: &mut [Option<Value<B>>],
-    ) -> Result<Operands<B>, Error> {
+    fn operands(&self, step: &Step, slots: &mut [Option<Value<B>>]) -> Result<Operands<B>, Error> {
         let mut values = Vec::with_capacity(step.inputs.len());
         for operand in &step.inputs {
             values.push(match operand {
                 None => None,
                 Some(operand) => Some(self.operand(*operand, slots).ok_or_else(|| {
-                    Error::internal(format!("node '{}': an operand was not computed", step.name))
+                    Error::internal(format!("{}: an operand was not computed", step.name))
                 })?),
             });
         }
@@ -230,11 +225,7 @@ pub fn on_host(
         let results = dispatch(step, Operands { values }, &kit)?;
         results.into_iter().map(Value::into_host).collect()
     };
-    let about = |reason| format!("node '{}' ({}): {reason}", step.name, op_name(&step.op));
-    match catch_unwind(AssertUnwindSafe(run)) {
-        Ok(outcome) => outcome.map_err(about),
-        Err(_) => Err(about("operands don't fit".to_string())),
-    }
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("operands don't fit".to_string()))
 }
 
 fn dispatch<B: Backend>(
@@ -272,15 +263,29 @@ fn dispatch<B: Backend>(
         Op::ArgMax { axis, keep_axes, last } => {
             one(reduce::arg_max(*axis, *keep_axes, *last, operands.take(0)?, kit))
         }
-        op => shaping(op, operands, kit),
+        op @ (Op::Concat { .. }
+        | Op::Split { .. }
+        | Op::Slice
+        | Op::Gather { .. }
+        | Op::Reshape { .. }
+        | Op::Transpose { .. }
+        | Op::Squeeze { .. }
+        | Op::Unsqueeze { .. }
+        | Op::Expand
+        | Op::Shape { .. }
+        | Op::Flatten { .. }
+        | Op::ConstantOfShape { .. }) => one(shaping(op, operands, kit)?),
+        Op::Trees(trees) => classical::trees(trees, operands.take(0)?, kit),
+        Op::Linear(linear) => classical::linear(linear, operands.take(0)?, kit),
+        Op::Normalizer(norm) => one(classical::normalizer(*norm, operands.take(0)?, kit)),
+        Op::Scaler(scaler) => one(classical::scaler(scaler, operands.take(0)?, kit)),
+        Op::ArrayFeatureExtractor => {
+            one(index::gather(-1, operands.take(0)?, operands.take(1)?, kit))
+        }
     }
 }
 
-fn shaping<B: Backend>(
-    op: &Op,
-    mut operands: Operands<B>,
-    kit: &Kit<B>,
-) -> Outcome<Vec<Value<B>>> {
+fn shaping<B: Backend>(op: &Op, mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Vec<Value<B>>> {
     let one = |value: Outcome<Value<B>>| value.map(|value| vec![value]);
     match op {
         Op::Concat { axis } => one(shape::concat(*axis, operands, kit)),
@@ -288,9 +293,7 @@ fn shaping<B: Backend>(
             index::split(*axis, sizes.as_deref(), *parts, operands, kit)
         }
         Op::Slice => one(index::slice(operands, kit)),
-        Op::Gather { axis } => {
-            one(index::gather(*axis, operands.take(0)?, operands.take(1)?, kit))
-        }
+        Op::Gather { axis } => one(index::gather(*axis, operands.take(0)?, operands.take(1)?, kit)),
         Op::Reshape { allow_zero } => one(shape::reshape(*allow_zero, operands, kit)),
         Op::Transpose { order } => one(shape::transpose(order.as_deref(), operands.take(0)?, kit)),
         Op::Squeeze { axes } => one(shape::squeeze(axes.as_deref(), operands, kit)),
@@ -314,16 +317,10 @@ fn shaping<B: Backend>(
         Op::ArrayFeatureExtractor => {
             one(index::gather(-1, operands.take(0)?, operands.take(1)?, kit))
         }
-        other => Err(format!("{} is not interpreted", op_name(other))),
+        other => unreachable!("{other:?} is dispatched before"),
     }
 }
 
 fn wanted(step: &Step) -> Vec<bool> {
     step.outputs.iter().map(Option::is_some).collect()
-}
-
-/// The operator's name without its attributes.
-fn op_name(op: &Op) -> String {
-    let text = format!("{op:?}");
-    text.split(['(', ' ', '{']).next().unwrap_or_default().to_string()
 }

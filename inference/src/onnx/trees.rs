@@ -1,7 +1,7 @@
 //! Tree ensembles in flat arrays: one pass per row, on the host.
 //!
-//! Classifier scores follow onnxruntime where the standard is vague (two classes with weights for one).
-//! The trees are checked when read, so a walk can neither leave the arrays nor loop.
+//! Classifier scores follow onnxruntime where the standard is vague (two classes with weights for
+//! one). The trees are checked when read, so a walk can neither leave the arrays nor loop.
 
 use super::graph::Node;
 use super::linear::PostTransform;
@@ -107,12 +107,8 @@ impl Trees {
         let (leaves, ranges) = columns.leaves(node, &index, targets)?;
         let nodes = columns.branches(node, &index, &ranges)?;
         let roots = roots(node, &nodes, &columns.tree_ids)?;
-        let base: Vec<f64> = node
-            .floats("base_values")?
-            .unwrap_or_default()
-            .into_iter()
-            .map(f64::from)
-            .collect();
+        let base: Vec<f64> =
+            node.floats("base_values")?.unwrap_or_default().into_iter().map(f64::from).collect();
         if base.len() > targets {
             return Err(node.wrong(format!("expected at most {targets} base values")));
         }
@@ -141,8 +137,8 @@ impl Trees {
         matches!(self.finish, Finish::Classify { .. })
     }
 
-    /// Runs every tree for every row of `features` columns. Returns labels (empty for a regressor) and
-    /// `targets` scores per row.
+    /// Runs every tree for every row of `features` columns. Returns labels (empty for a regressor)
+    /// and `targets` scores per row.
     pub fn run(&self, rows: &[f32], features: usize) -> (Vec<i64>, Vec<f32>) {
         assert!(features >= self.features_min, "every tested feature is a column");
         let mut labels = Vec::new();
@@ -183,7 +179,8 @@ impl Trees {
                 });
             }
         }
-        let divisor = if aggregate == Aggregate::Average { self.roots.len().max(1) as f64 } else { 1.0 };
+        let divisor =
+            if aggregate == Aggregate::Average { self.roots.len().max(1) as f64 } else { 1.0 };
         let start = scores.len();
         scores.extend(totals.iter().enumerate().map(|(target, total)| {
             let base = self.base.get(target).or(self.base.first()).copied().unwrap_or(0.0);
@@ -278,6 +275,9 @@ struct Columns {
     leaf_weights: Vec<f32>,
 }
 
+/// The first weight of a node and the one after its last.
+type LeafRange = (u32, u32);
+
 /// Where each (tree, node) stands.
 type Index = HashMap<(i64, i64), u32>;
 
@@ -323,7 +323,8 @@ impl Columns {
     fn index(&self, node: &Node) -> Result<Index, Error> {
         let mut index = Index::with_capacity(self.node_ids.len());
         for (position, key) in self.tree_ids.iter().zip(&self.node_ids).enumerate() {
-            let position = u32::try_from(position).map_err(|_| node.wrong("too many tree nodes"))?;
+            let position =
+                u32::try_from(position).map_err(|_| node.wrong("too many tree nodes"))?;
             if index.insert((*key.0, *key.1), position).is_some() {
                 return Err(node.wrong(format!("tree node {key:?} is given twice")));
             }
@@ -337,7 +338,7 @@ impl Columns {
         node: &Node,
         index: &Index,
         targets: usize,
-    ) -> Result<(Vec<Leaf>, Vec<(u32, u32)>), Error> {
+    ) -> Result<(Vec<Leaf>, Vec<LeafRange>), Error> {
         let mut placed = Vec::with_capacity(self.leaf_trees.len());
         for entry in 0..self.leaf_trees.len() {
             let key = (self.leaf_trees[entry], self.leaf_nodes[entry]);
@@ -365,12 +366,13 @@ impl Columns {
         &self,
         node: &Node,
         index: &Index,
-        ranges: &[(u32, u32)],
+        ranges: &[LeafRange],
     ) -> Result<Vec<Branch>, Error> {
         (0..self.tree_ids.len())
             .map(|position| {
-                let test = test(&self.tests[position])
-                    .ok_or_else(|| node.wrong(format!("unknown mode '{}'", self.tests[position])))?;
+                let test = test(&self.tests[position]).ok_or_else(|| {
+                    node.wrong(format!("unknown mode '{}'", self.tests[position]))
+                })?;
                 let child = |id: i64| {
                     let key = (self.tree_ids[position], id);
                     index.get(&key).copied().ok_or_else(|| node.wrong(format!("no node {key:?}")))

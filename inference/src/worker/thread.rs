@@ -142,7 +142,8 @@ impl Thread {
         if let Some(ready) = self.ready.get_mut(&key.model) {
             if !taken.rows.is_empty() {
                 let pads = self.device.pads_batches();
-                outcome = Some(batching::run(&ready.model, ready.runner.as_mut(), taken.rows, pads));
+                outcome =
+                    Some(batching::run(&ready.model, ready.runner.as_mut(), taken.rows, pads));
             }
         } else {
             for row in taken.rows {
@@ -222,7 +223,7 @@ impl Thread {
                 state.models_pending -= 1;
                 state.models_made += 1;
                 let id = state.models_made;
-                let entry = Entry { model: model.clone(), cost, stats: Stats::default() };
+                let entry = Entry { model: model.clone(), cost: *cost, stats: Stats::default() };
                 state.models.insert(id, entry);
                 drop(state);
                 self.ready.insert(id, Ready { model: model.clone(), runner });

@@ -11,9 +11,9 @@ use rocksdb::{
 
 use crate::config::Config;
 
-/// Bytes of write-ahead log beyond which the column families that hold it back are flushed:
-/// bounds how much a start replays.
-const WAL_BYTES_MAX: u64 = 256 << 20;
+/// Bytes of write-ahead log for each byte of memtables, beyond which the column families that
+/// hold it back are flushed: bounds what a start replays, and holds in memory while it does.
+const WAL_PER_MEMTABLE: u64 = 2;
 
 /// Table files held open; more are opened when needed.
 const OPEN_FILES_MAX: i32 = 4_096;
@@ -48,7 +48,7 @@ pub(super) fn database(config: &Config, memory: &Memory, direct_io: bool) -> Opt
     options.set_max_subcompactions(1);
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_skip_stats_update_on_db_open(true);
-    options.set_max_total_wal_size(WAL_BYTES_MAX);
+    options.set_max_total_wal_size(WAL_PER_MEMTABLE * config.memtable_bytes_max as u64);
     options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     options.set_track_and_verify_wals_in_manifest(true);
     // An overwrite of a recycled file syncs in half the time of an append: no metadata changes.

@@ -179,3 +179,47 @@ fn the_largest_fields_leave_the_record_until_the_rest_fits() {
     assert_eq!(placed, [("a", false), ("b", true), ("c", true), ("d", true), ("e", false)]);
     assert_eq!(node.field("k", "c"), noise(7_000, 7_000));
 }
+
+#[test]
+fn sweeps_and_purges_find_their_work_again_after_a_restart() {
+    let mut node = Node::new();
+    for (number, at_ms) in [9_000, 3_000, 6_000].into_iter().enumerate() {
+        let expiring = Write { expiry: Expiry::At(at_ms), ..write(&format!("k{number}")) };
+        let fields = vec![bytes_field("f", noise(at_ms, 300_000))];
+        node.run(vec![Command::Put(Put { write: expiring, fields })]);
+        assert_eq!(node.reader.sweep_start(2_000).unwrap(), None);
+    }
+    let sweep = |node: &mut Node, now_ms| {
+        let cursor = node.reader.sweep_start(now_ms).unwrap()?.cursor;
+        let sweep = Sweep { now_ms, limit: 1, cursor };
+        Some(node.run_at(now_ms, vec![Command::Sweep(sweep)]).remove(0))
+    };
+    assert_eq!(sweep(&mut node, 3_500), Some(Reply::Swept { states: 1 }));
+    assert_eq!(sweep(&mut node, 3_500), None);
+    let mut node = node.reopen();
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1 }));
+    // One that expires before all the others comes late.
+    let expiring = Write { expiry: Expiry::At(4_000), ..write("late") };
+    node.run_at(20_000, vec![Command::Put(Put { write: expiring, fields: vec![] })]);
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1 }));
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1 }));
+    assert_eq!(sweep(&mut node, 20_000), None);
+    assert_eq!(node.shard.census().unwrap().garbage, 3);
+    let node = node.reopen();
+    node.purge_all();
+    assert_eq!(node.shard.census().unwrap(), Default::default());
+}
+
+#[test]
+fn a_closed_store_takes_nothing_more() {
+    let mut node = Node::new();
+    node.run(vec![put("k", &b"v"[..])]);
+    node.store.close().unwrap();
+    let append = wait(|done| node.log.append(vec![node.entry(1, vec![])], done)).unwrap_err();
+    assert_eq!(append.to_string(), "commit failed: the store is closed");
+    let commit = node.store.apply_batch().commit().unwrap_err();
+    assert_eq!(commit.to_string(), "write failed: the store is closed");
+    assert!(node.store.read_pool().submit(Box::new(|| ())).is_err());
+    assert_eq!(node.field("k", "f"), &b"v"[..], "what is held open can still be read");
+    node.store.close().unwrap();
+}

@@ -68,7 +68,7 @@ fn child() {
     loop {
         let (time_ms, commands) = commands(seed, node.next_index());
         let replies = node.run_at(time_ms, commands);
-        if node.next_index() % 16 == 0 {
+        if node.next_index().is_multiple_of(16) {
             node.purge_all();
         }
         let applied = node.shard.applied().index;

@@ -113,7 +113,8 @@ fn a_purged_log_starts_behind_and_knows_where() {
     }
     wait(|done| node.log.purge_through(3, done)).unwrap();
     wait(|done| node.log.purge_through(2, done)).unwrap();
-    for node in [node.reopen()] {
+    {
+        let node = node.reopen();
         assert_eq!(node.log.purged(), id(3, 1));
         assert_eq!(node.log.last(), id(5, 1));
         assert_eq!(node.log.entry_id(3).unwrap(), id(3, 1));

@@ -2,6 +2,8 @@
 //!
 //! One binary, because each one links RocksDB.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod blobs;
 mod crash;
 mod directory;
@@ -11,4 +13,5 @@ mod failure;
 mod log;
 mod read;
 mod scripts;
+mod size;
 mod support;

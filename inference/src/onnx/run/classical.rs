@@ -9,11 +9,7 @@ use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
 
 /// A tree ensemble over rows of features.
-pub fn trees<B: Backend>(
-    trees: &Trees,
-    value: Value<B>,
-    kit: &Kit<B>,
-) -> Outcome<Vec<Value<B>>> {
+pub fn trees<B: Backend>(trees: &Trees, value: Value<B>, kit: &Kit<B>) -> Outcome<Vec<Value<B>>> {
     let (rows, columns, features) = table(value)?;
     if columns < trees.features_min() {
         return Err(format!("expected {} features, got {columns}", trees.features_min()));
@@ -69,7 +65,9 @@ fn table<B: Backend>(value: Value<B>) -> Outcome<(usize, usize, Vec<f32>)> {
     let features = match values {
         Values::Float(values) => values,
         Values::Int(values) => values.into_iter().map(|value| value as f32).collect(),
-        Values::Bool(values) => values.into_iter().map(|value| f32::from(u8::from(value))).collect(),
+        Values::Bool(values) => {
+            values.into_iter().map(|value| f32::from(u8::from(value))).collect()
+        }
     };
     Ok((rows, columns, features))
 }

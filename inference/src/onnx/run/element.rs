@@ -52,10 +52,7 @@ fn unary_int<B: Backend>(op: Unary, tensor: IntTensor<B>) -> Outcome<Value<B>> {
 }
 
 /// `Dropout` at inference; a third operand that asks for training is refused.
-pub fn dropout<B: Backend>(
-    mut operands: Operands<B>,
-    wanted: &[bool],
-) -> Outcome<Vec<Value<B>>> {
+pub fn dropout<B: Backend>(mut operands: Operands<B>, wanted: &[bool]) -> Outcome<Vec<Value<B>>> {
     let value = operands.take(0)?;
     if let Some(training) = operands.take_optional(2)
         && training.host_scalar() != Some(0.0)
@@ -96,7 +93,10 @@ fn gelu_tanh<B: Backend>(tensor: FloatTensor<B>, kit: &Kit<B>) -> FloatTensor<B>
     let inner = B::float_add(tensor.clone(), B::float_mul_scalar(cube, 0.044_715_f32.into()));
     let root = (2.0 / std::f64::consts::PI).sqrt() as f32;
     let bent = tanh(B::float_mul_scalar(inner, root.into()), kit);
-    B::float_mul(B::float_mul_scalar(tensor, 0.5_f32.into()), B::float_add_scalar(bent, 1.0_f32.into()))
+    B::float_mul(
+        B::float_mul_scalar(tensor, 0.5_f32.into()),
+        B::float_add_scalar(bent, 1.0_f32.into()),
+    )
 }
 
 /// An operator with two operands, broadcast.

@@ -13,7 +13,8 @@ pub fn matmul<B: Backend>(left: Value<B>, right: Value<B>, kit: &Kit<B>) -> Outc
     if left_shape.is_empty() || right_shape.is_empty() {
         return Err("expected matrices, got a scalar".into());
     }
-    let left_matrix = if left_shape.len() == 1 { vec![1, left_shape[0]] } else { left_shape.clone() };
+    let left_matrix =
+        if left_shape.len() == 1 { vec![1, left_shape[0]] } else { left_shape.clone() };
     let right_matrix =
         if right_shape.len() == 1 { vec![right_shape[0], 1] } else { right_shape.clone() };
     let (left_batch, left_last) = left_matrix.split_at(left_matrix.len() - 2);
@@ -27,7 +28,10 @@ pub fn matmul<B: Backend>(left: Value<B>, right: Value<B>, kit: &Kit<B>) -> Outc
     let (left, right) = if right_batch.is_empty() {
         // One plain product over all rows is faster than many small ones.
         let rows = left_matrix[..left_matrix.len() - 1].iter().product::<usize>();
-        (reshaped(left.dense(kit), vec![rows, left_last[1]]), reshaped(right.dense(kit), right_matrix))
+        (
+            reshaped(left.dense(kit), vec![rows, left_last[1]]),
+            reshaped(right.dense(kit), right_matrix),
+        )
     } else {
         let left = reshaped(left.dense(kit), left_matrix).with_rank(shape.len());
         (left, reshaped(right.dense(kit), right_matrix).with_rank(shape.len()))
@@ -51,11 +55,7 @@ fn reshaped<B: Backend>(dense: Dense<B>, shape: Vec<usize>) -> Dense<B> {
 }
 
 /// `Gemm`.
-pub fn gemm<B: Backend>(
-    gemm: &Gemm,
-    mut operands: Operands<B>,
-    kit: &Kit<B>,
-) -> Outcome<Value<B>> {
+pub fn gemm<B: Backend>(gemm: &Gemm, mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Value<B>> {
     let left = turned::<B>(operands.take(0)?.floats(kit)?, gemm.transpose_a)?;
     let right = turned::<B>(operands.take(1)?.floats(kit)?, gemm.transpose_b)?;
     let (left_shape, right_shape) = (left.shape().to_vec(), right.shape().to_vec());

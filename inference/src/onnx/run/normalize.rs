@@ -72,8 +72,7 @@ pub fn batch_norm<B: Backend>(
     };
     let (scale, bias, mean, variance) =
         (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
-    let spread =
-        B::float_sqrt(B::float_add_scalar(variance, Scalar::Float(f64::from(epsilon))));
+    let spread = B::float_sqrt(B::float_add_scalar(variance, Scalar::Float(f64::from(epsilon))));
     let scale = B::float_div(scale, spread);
     let centered = B::float_sub(value.floats(kit)?, mean);
     Ok(Value::float(B::float_add(B::float_mul(centered, scale), bias)))

@@ -1,7 +1,7 @@
 //! GRU and LSTM over a sequence, one or both ways.
 //!
-//! All inputs are multiplied at once, then each moment needs one product with the state and the gates.
-//! Where tensors live in host memory the gates are one fused pass over each row.
+//! All inputs are multiplied at once, then each moment needs one product with the state and the
+//! gates. Where tensors live in host memory the gates are one fused pass over each row.
 
 use super::element::{in_place, sigmoid, tanh};
 use super::index::narrow;
@@ -113,11 +113,17 @@ impl<B: Backend> Sequence<B> {
         };
         let (weights, recurrent) = (operands.take(1)?, operands.take(2)?);
         let [ways, wide, hidden] = recurrent.shape()[..] else {
-            return Err(format!("expected recurrent weights of rank 3, got {:?}", recurrent.shape()));
+            return Err(format!(
+                "expected recurrent weights of rank 3, got {:?}",
+                recurrent.shape()
+            ));
         };
         if wide != gates * hidden || weights.shape() != [ways, wide, inputs] {
             let shape = weights.shape();
-            return Err(format!("expected weights {:?}, got {shape:?}", [ways, gates * hidden, inputs]));
+            return Err(format!(
+                "expected weights {:?}, got {shape:?}",
+                [ways, gates * hidden, inputs]
+            ));
         }
         let bias = operands.take_optional(3);
         if let Some(bias) = bias.as_ref().filter(|bias| bias.shape() != [ways, 2 * wide]) {
@@ -283,10 +289,12 @@ fn gru_step<B: Backend>(
         let dense = Dense::<B>::Float(tensor.clone());
         floats(narrow(dense, axis, start * hidden, gates * hidden))
     };
-    let add_bias = |product, start, gates| -> Outcome<FloatTensor<B>> { match &state_bias {
-        None => Ok(product),
-        Some(bias) => Ok(B::float_add(product, part(bias, 1, start, gates)?)),
-    }};
+    let add_bias = |product, start, gates| -> Outcome<FloatTensor<B>> {
+        match &state_bias {
+            None => Ok(product),
+            Some(bias) => Ok(B::float_add(product, part(bias, 1, start, gates)?)),
+        }
+    };
     let halves = |from_state: FloatTensor<B>| -> Outcome<(FloatTensor<B>, FloatTensor<B>)> {
         let both = sigmoid(B::float_add(part(&from_input, 1, 0, 2)?, from_state), kit);
         Ok((part(&both, 1, 0, 1)?, part(&both, 1, 1, 1)?))
@@ -308,7 +316,8 @@ fn gru_step<B: Backend>(
     Ok(B::float_add(B::float_mul(update, B::float_sub(state, new.clone())), new))
 }
 
-/// One moment of an LSTM: new state and cell from the summed products. Gates: input, output, forget, cell.
+/// One moment of an LSTM: new state and cell from the summed products. Gates: input, output,
+/// forget, cell.
 fn lstm_step<B: Backend>(
     gates: FloatTensor<B>,
     cell: FloatTensor<B>,
@@ -343,7 +352,6 @@ fn lstm_step<B: Backend>(
 }
 
 /// The products with the input's bias added, and the state's bias as `[1, gates * hidden]`.
-#[allow(clippy::type_complexity)]
 fn biased<B: Backend>(
     product: FloatTensor<B>,
     weights: &Weights<B>,

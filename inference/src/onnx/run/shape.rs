@@ -170,11 +170,7 @@ fn lengths(values: &[i64]) -> Outcome<Vec<usize>> {
 }
 
 /// `Concat`.
-pub fn concat<B: Backend>(
-    at: i64,
-    mut operands: Operands<B>,
-    kit: &Kit<B>,
-) -> Outcome<Value<B>> {
+pub fn concat<B: Backend>(at: i64, mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Value<B>> {
     let mut parts = Vec::with_capacity(operands.count());
     for position in 0..operands.count() {
         parts.push(operands.take(position)?.dense(kit));

@@ -273,7 +273,8 @@ impl<B: Backend> Dense<B> {
         }
         check_elements(shape)?;
         let aligned = self.with_rank(shape.len());
-        let fits = aligned.shape().iter().zip(shape).all(|(&have, &want)| have == want || have == 1);
+        let fits =
+            aligned.shape().iter().zip(shape).all(|(&have, &want)| have == want || have == 1);
         if !fits {
             return Err(format!("{from:?} does not broadcast to {shape:?}"));
         }

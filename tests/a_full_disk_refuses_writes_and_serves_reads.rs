@@ -1,0 +1,92 @@
+//! Short of space, a node refuses writes before its log fails, goes on reading, and takes writes
+//! again once there is space.
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{House, bytes_field, create, field_bytes, get, put, reason};
+
+/// A small file system of memory; needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, mib: u32) -> Option<Self> {
+        std::fs::create_dir_all(at).unwrap();
+        let size = format!("size={mib}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at);
+        let mounted = mount.output().is_ok_and(|out| out.status.success());
+        mounted.then(|| SmallDisk(at.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, as the node may be on its way out.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_up() {
+    let mut house = House::new();
+    let Some(disk) = SmallDisk::mount(&house.path("disk"), 256) else {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    };
+    house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (64u64 << 20).to_string()));
+    let data = disk.0.join("data");
+    let node = house.try_start_at("127.0.0.1:0", &data).unwrap();
+    let client = node.client().await;
+    create(&client, "c").await;
+    // Something else fills the disk meanwhile, as it does.
+    let ballast = disk.0.join("ballast");
+    std::fs::write(&ballast, vec![0u8; 80 << 20]).unwrap();
+    let mut written = 0;
+    let refused = loop {
+        let fields = vec![bytes_field("v", vec![written as u8; 256 << 10])];
+        match client.put(put("c", &format!("{written}"), fields)).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 1_000, "the disk never fills up");
+    };
+    assert_eq!(refused.reason(), Some("DISK_FULL"), "{refused}");
+    assert_eq!(refused.code(), tonic::Code::ResourceExhausted);
+    assert!(written > 20);
+    for n in 0..written {
+        let state = client.get(get("c", &format!("{n}"))).await.unwrap();
+        assert!(field_bytes(&state, "v").iter().all(|byte| *byte == n as u8));
+    }
+    std::fs::remove_file(ballast).unwrap();
+    // The node looks at the disk again within moments.
+    let again = tokio::time::timeout(harness::PATIENCE, async {
+        while let Err(error) = client.put(put("c", "again", vec![])).await {
+            assert_eq!(error.reason(), Some("DISK_FULL"), "{error}");
+        }
+    });
+    again.await.expect("writes are taken again");
+    drop(client);
+    node.kill();
+    let node = house.try_start_at("127.0.0.1:0", &data).unwrap();
+    let client = node.client().await;
+    for n in 0..written {
+        client.get(get("c", &format!("{n}"))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_reserve_that_is_larger_than_what_is_free() {
+    let mut house = House::new();
+    let node = house.start();
+    create(&node.client().await, "c").await;
+    node.client().await.put(put("c", "k", vec![bytes_field("v", "kept")])).await.unwrap();
+    node.stop();
+    house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), i64::MAX.to_string()));
+    let node = house.start();
+    let client = node.client().await;
+    assert_eq!(reason(client.put(put("c", "k", vec![])).await), "DISK_FULL");
+    assert_eq!(field_bytes(&client.get(get("c", "k")).await.unwrap(), "v"), "kept");
+}

@@ -1,0 +1,108 @@
+//! Models are pushed, switched and deleted while they serve, and are there after a restart.
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use harness::{House, bank_model, bank_score, create, push, reason};
+use statehouse_client::v1::{self, ScoreMode};
+use statehouse_client::{Client, Error};
+
+async fn describe(client: &Client, name: &str) -> Result<v1::Model, Error> {
+    let request = v1::DescribeModelRequest { name: name.to_owned() };
+    let described = client.models().describe(request).await;
+    described.map(tonic::Response::into_inner).map_err(|status| client.error(&status))
+}
+
+async fn delete(client: &Client, name: &str, version: u64) -> Result<(), Error> {
+    let request = v1::DeleteModelRequest { name: name.to_owned(), version };
+    let deleted = client.models().delete(request).await;
+    deleted.map(drop).map_err(|status| client.error(&status))
+}
+
+#[tokio::test]
+async fn versions_are_pushed_activated_and_deleted() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "accounts").await;
+    for version in 1..=2 {
+        assert_eq!(push(&client, &bank_model()).await.unwrap().version, version);
+    }
+    let model = describe(&client, "bank-gru").await.unwrap();
+    assert_eq!((model.active_version, model.versions.len()), (2, 2));
+    let version = &model.versions[1];
+    assert!(version.loaded);
+    assert_eq!((version.inputs[0].name.as_str(), &version.inputs[0].shape[..]), ("x", &[6][..]));
+    let fields: Vec<&str> = version.states.iter().map(|state| state.field.as_str()).collect();
+    assert_eq!(fields, ["h", "last", "amounts"]);
+
+    assert_eq!(reason(delete(&client, "bank-gru", 2).await), "MODEL_ACTIVE");
+    let request = v1::ActivateModelRequest { name: "bank-gru".to_owned(), version: 1 };
+    client.models().activate(request).await.unwrap();
+    let peek = || bank_score("a", 5.0, ScoreMode::Peek);
+    assert_eq!(client.score(peek()).await.unwrap().model_version, 1);
+    let second = v1::ScoreRequest { model_version: 2, ..peek() };
+    assert_eq!(client.score(second.clone()).await.unwrap().model_version, 2);
+
+    delete(&client, "bank-gru", 2).await.unwrap();
+    assert_eq!(reason(client.score(second).await), "MODEL_VERSION_NOT_FOUND");
+    assert_eq!(push(&client, &bank_model()).await.unwrap().version, 3, "no version comes back");
+
+    node.kill();
+    let node = house.start();
+    let client = node.client().await;
+    let model = describe(&client, "bank-gru").await.unwrap();
+    assert_eq!((model.active_version, model.versions.len()), (3, 2));
+    assert_eq!(client.score(peek()).await.unwrap().model_version, 3);
+    let first = v1::ScoreRequest { model_version: 1, ..peek() };
+    assert_eq!(client.score(first).await.unwrap().model_version, 1, "loaded when it's named");
+
+    delete(&client, "bank-gru", 0).await.unwrap();
+    assert_eq!(reason(describe(&client, "bank-gru").await), "MODEL_NOT_FOUND");
+}
+
+/// PyTorch's own GRU and LSTM have the batch in the second axis of their state.
+fn states(path: &Path) -> String {
+    let name = path.file_name().unwrap().to_str().unwrap();
+    let states: &[&str] = match name {
+        name if name.starts_with("torch_gru_step") => &["h"],
+        name if name.starts_with("torch_lstm_step") => &["h", "c"],
+        _ => &[],
+    };
+    let binding = |state: &&str| {
+        format!(
+            "[[state]]\nfield = \"{state}\"\ninput = \"{state}_in\"\n\
+             output = \"{state}_out\"\nbatch_axis = 1\n"
+        )
+    };
+    states.iter().map(binding).collect()
+}
+
+/// Exports of PyTorch and scikit-learn, as their exporters wrote them.
+#[tokio::test]
+async fn exported_models_are_served_as_they_are() {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models");
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    let mut pushed = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|extension| extension != "onnx") {
+            continue;
+        }
+        pushed += 1;
+        let name = format!("m{pushed}");
+        let toml = format!("name = \"{name}\"\nformat = \"onnx\"\n{}", states(&path));
+        let files = vec![
+            ("model.toml".to_owned(), Bytes::from(toml)),
+            ("model.onnx".to_owned(), Bytes::from(std::fs::read(&path).unwrap())),
+        ];
+        let answer = client.push_model(files, true).await;
+        answer.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        assert!(describe(&client, &name).await.unwrap().versions[0].loaded);
+    }
+    assert!(pushed >= 30, "{pushed} models");
+}

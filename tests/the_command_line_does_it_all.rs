@@ -1,0 +1,155 @@
+//! What the README shows, through the binary: human output, --json, exit codes.
+
+mod harness;
+
+use harness::{House, bank_model, statehouse};
+
+#[test]
+fn a_quick_tour() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["collection", "create", "users", "--ttl", "30d"]);
+    assert!(node.ok(&["collection", "list"]).contains("users"));
+    let written = node.ok(&["put", "users", "ada", "h=[0.5, -1, 2]", "note=text:hello"]);
+    assert!(written.starts_with("version "));
+    let shown = node.ok(&["get", "users", "ada"]);
+    assert!(shown.contains("f32[3]: [0.5, -1.0, 2.0]") && shown.contains("\"hello\""), "{shown}");
+    let state = node.json(&["get", "users", "ada"]);
+    assert_eq!(state["fields"]["h"]["shape"], serde_json::json!([3]));
+    assert_eq!(state["fields"]["note"]["text"], "hello");
+
+    let version = state["version"].to_string();
+    node.ok(&["patch", "users", "ada", "--set", "n:i64=[1, 2]", "--if-version", &version]);
+    node.ok(&["patch", "users", "ada", "--write", "note@0=text:J", "--append", "note=text:!"]);
+    assert_eq!(node.json(&["get", "users", "ada"])["fields"]["note"]["text"], "Jello!");
+    let part = node.json(&["get", "users", "ada", "--field", "note@1+2"]);
+    assert_eq!(part["fields"]["note"]["text"], "el");
+    assert!(node.ok(&["delete", "users", "ada"]).contains("deleted"));
+
+    let model = bank_model();
+    let pushed = node.ok(&["model", "push", model.to_str().unwrap()]);
+    assert!(pushed.contains("bank-gru:1"));
+    assert!(node.ok(&["model", "describe", "bank-gru"]).contains("state  h"));
+    let x = "x=[700, 10700, 8401, 0, 0, 7]";
+    node.ok(&["score", "bank-gru", "users", "ada", x]);
+    let scored = node.json(&["score", "bank-gru", "users", "ada", x, "--step"]);
+    assert!(scored["outputs"]["score"]["data"][0].is_number(), "{scored}");
+    assert_eq!(node.json(&["get", "users", "ada"])["model"]["name"], "bank-gru");
+    node.ok(&["collection", "drop", "users"]);
+}
+
+#[test]
+fn tensors_come_from_and_go_to_npy_files() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["collection", "create", "users"]);
+    let (first, second) = (house.path("a.npy"), house.path("b.npy"));
+    node.ok(&["put", "users", "ada", "h=[[1, 2], [3, 4]]"]);
+    let field = ["get", "users", "ada", "--field", "h", "--out"];
+    node.ok(&[&field[..], &[first.to_str().unwrap()]].concat());
+    node.ok(&["put", "users", "bob", &format!("h=@{}", first.display())]);
+    let field = ["get", "users", "bob", "--field", "h", "--out"];
+    node.ok(&[&field[..], &[second.to_str().unwrap()]].concat());
+    assert_eq!(std::fs::read(first).unwrap(), std::fs::read(second).unwrap());
+    assert_eq!(node.json(&["get", "users", "bob"])["fields"]["h"]["shape"][1], 2);
+}
+
+#[test]
+fn exit_codes_tell_what_happened() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["collection", "create", "users"]);
+    node.ok(&["put", "users", "ada", "a=1"]);
+    for (args, expected) in [
+        (&["get", "users", "nobody"][..], 4),
+        (&["get", "nowhere", "ada"], 4),
+        (&["put", "users", "ada", "a=1", "--if-absent"], 5),
+        (&["put", "users", "", "a=1"], 1),
+        (&["put", "users", "ada", "a=[1, [2]]"], 1),
+        (&["put", "users"], 2),
+    ] {
+        let out = node.run(args);
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(expected), "{args:?}: {said}");
+        assert!(said.contains("error: "), "{args:?}: {said}");
+    }
+    node.stop();
+    let gone = statehouse().args(["get", "a", "b", "--endpoint", "127.0.0.1:1"]).output().unwrap();
+    assert_eq!(gone.status.code(), Some(3));
+}
+
+#[test]
+fn a_replay_steps_every_event_and_once() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["model", "push", bank_model().to_str().unwrap()]);
+    let events = house.path("events.csv");
+    let mut csv = String::from("account_id,date,type,operation,k_symbol,amount,balance\n");
+    for event in 0..500 {
+        let account = event % 7;
+        csv.push_str(&format!("{account},930101,PRIJEM,VKLAD,,{}.00,9000.00\n", 100 + event));
+    }
+    std::fs::write(&events, csv).unwrap();
+    let (map, report) = (bank_model().join("map.toml"), house.path("report.html"));
+    let replay = [
+        "replay",
+        "--events",
+        events.to_str().unwrap(),
+        "--map",
+        map.to_str().unwrap(),
+        "--run-id",
+        "test",
+        "--report",
+        report.to_str().unwrap(),
+    ];
+    let first = node.json(&replay);
+    assert_eq!((first["events"].as_u64(), first["repeated"].as_u64()), (Some(500), Some(0)));
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("Latency over time") && page.contains("<polyline"));
+    let version = node.json(&["get", "accounts", "3"])["version"].clone();
+    let again = node.json(&replay);
+    assert_eq!(again["repeated"], 500, "no event steps twice under one run id");
+    assert_eq!(node.json(&["get", "accounts", "3"])["version"], version);
+    assert_eq!(again["surprises"], first["surprises"]);
+}
+
+#[test]
+fn a_demo_says_what_it_did_and_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = dir.path().join("demo.html");
+    let mut demo = statehouse();
+    demo.args(["demo", "--count", "12000", "--accounts", "100", "--anomalies", "10", "--report"]);
+    let out = demo.arg(&report).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(said.contains("12,000 in") && said.contains("of 10 planted"), "{said}");
+    let found = said.lines().find_map(|line| line.strip_prefix("anomalies  ")).unwrap();
+    let found: u32 = found.split(' ').next().unwrap().parse().unwrap();
+    assert!(found >= 5, "{said}");
+    assert!(report.exists());
+}
+
+#[test]
+fn the_load_generator_measures() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["model", "push", bank_model().to_str().unwrap()]);
+    let bench = ["bench", "--duration", "300ms", "--warmup", "50ms", "--keys", "100", "--load"];
+    for more in [
+        &["--target", "unary", "--mix", "get"][..],
+        &["--mix", "get=8,put=2,batch-get=1,batch-put=1", "--batch", "4"],
+        &["--mix", "peek=1,step=1", "--state-bytes", "4KiB"],
+        &["--rate", "500"],
+    ] {
+        let figures = node.json(&[&bench[..], more].concat());
+        assert!(figures["answers"].as_u64().unwrap() > 10, "{figures}");
+        assert_eq!(figures["errors"], 0, "{figures}");
+        assert!(figures["latency_us"]["p99"].as_u64() >= figures["latency_us"]["p50"].as_u64());
+    }
+}
+
+#[test]
+fn completions_are_printed() {
+    let out = statehouse().args(["completions", "bash"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&out.stdout).contains("_statehouse"));
+}
