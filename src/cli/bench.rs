@@ -21,6 +21,9 @@ pub struct Args {
     /// The address of the node or peer.
     #[arg(long, env = "STATEHOUSE_ENDPOINT", default_value = "http://127.0.0.1:7070")]
     endpoint: String,
+    /// Prepare with this node instead: a peer that scores as a node does knows no collections.
+    #[arg(long)]
+    setup_endpoint: Option<String>,
     /// Kinds of calls by weight, of: get, put, peek, step, batch-get, batch-put.
     #[arg(long, default_value = "get")]
     mix: Mix,
@@ -119,7 +122,8 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
             Ok(payload)
         }
         Target::Unary | Target::Pipelined => {
-            let client = bench::connect(&with_scheme(&args.endpoint)).await?;
+            let node = args.setup_endpoint.as_ref().unwrap_or(&args.endpoint);
+            let client = bench::connect(&with_scheme(node)).await?;
             let scores = args.mix.has(&[Kind::Peek, Kind::Step]);
             let model = scores.then_some(args.model.as_str());
             let payload = bench::prepare(Some(&client), model, bytes, seed).await?;

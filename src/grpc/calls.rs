@@ -58,9 +58,9 @@ impl Calls {
     ) -> Result<v1::BatchGetResponse, Failure> {
         use v1::batch_get_response::{Item, item};
         check_batch("keys", request.keys.len())?;
-        self.states.collection(&request.collection)?;
-        let queries = convert::get_queries(request);
-        let items = join_all(queries.iter().map(|query| self.states.get(query))).await;
+        let collection = self.states.collection(&request.collection)?;
+        let fields = convert::selectors(request.fields);
+        let items = self.states.get_many(&collection, &request.keys, &fields).await;
         let item = |found| Item {
             result: Some(match found {
                 Ok(state) => item::Result::State(convert::state(state)),

@@ -33,18 +33,12 @@ fn invalid(message: impl Into<String>) -> Failure {
 pub fn get_query(request: v1::GetRequest) -> GetQuery {
     GetQuery {
         target: StateKey { collection: request.collection, key: request.key },
-        fields: request.fields.into_iter().map(selector).collect(),
+        fields: selectors(request.fields),
     }
 }
 
-/// One query per key of a batch.
-pub fn get_queries(request: v1::BatchGetRequest) -> Vec<GetQuery> {
-    let fields: Vec<FieldSelector> = request.fields.into_iter().map(selector).collect();
-    let query = |key| GetQuery {
-        target: StateKey { collection: request.collection.clone(), key },
-        fields: fields.clone(),
-    };
-    request.keys.into_iter().map(query).collect()
+pub fn selectors(fields: Vec<v1::FieldSelector>) -> Vec<FieldSelector> {
+    fields.into_iter().map(selector).collect()
 }
 
 fn selector(selector: v1::FieldSelector) -> FieldSelector {

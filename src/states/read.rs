@@ -1,6 +1,7 @@
 //! Reads: inline when everything lies in memory, else on the read pool.
 
 use bytes::Bytes;
+use futures::future::join_all;
 use statehouse_cluster::catalog::{Collection, Missing};
 use statehouse_store::{
     Cached, Field, FieldRange, Payload, Reader, Selection, State, Value, WholeState,
@@ -41,22 +42,62 @@ impl States {
     /// Reads a state. Linearizable: it sees every write acknowledged before.
     pub async fn get(&self, query: &GetQuery) -> Result<WholeState, Failure> {
         let collection = self.collection(&query.target.collection)?;
-        check_key(&query.target.key)?;
-        let (id, key, now_ms) = (collection.id, query.target.key.clone(), unix_now_ms());
-        let selection = selection(&query.fields);
-        let reader = self.shards.locate(&key).reader();
-        let found = match reader.try_get_whole(id, &key, &selection, now_ms).map_err(failure)? {
-            Cached::Ready(found) => found,
-            Cached::NeedsDisk => {
-                let wait = move |reader: &Reader| reader.get_whole(id, &key, &selection, now_ms);
-                self.on_disk(reader, wait).await?
-            }
-        };
-        match (found, collection.settings.missing) {
-            (Some(found), _) => Ok(ranges_as_bytes(found, &query.fields)),
-            (None, Missing::Empty) => Ok(WholeState::empty()),
-            (None, Missing::Error) => Err(not_found(&query.target)),
+        self.get_in(&collection, &query.target.key, &query.fields).await
+    }
+
+    /// Reads many states of one collection, each with its own outcome, in the order of the keys.
+    pub async fn get_many(
+        &self,
+        collection: &Collection,
+        keys: &[Bytes],
+        fields: &[FieldSelector],
+    ) -> Vec<Result<WholeState, Failure>> {
+        let selection = selection(fields);
+        // What lies in memory is taken at once; only what does not is waited for, together.
+        let mut found: Vec<Option<Result<WholeState, Failure>>> =
+            keys.iter().map(|key| self.cached(collection, key, fields, &selection)).collect();
+        let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
+        let waits = missing.iter().map(|at| self.get_in(collection, &keys[*at], fields));
+        for (at, state) in missing.iter().zip(join_all(waits).await) {
+            found[*at] = Some(state);
         }
+        found.into_iter().flatten().collect()
+    }
+
+    /// A state that lies in memory; `None` if the disk must be asked.
+    fn cached(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        fields: &[FieldSelector],
+        selection: &Selection,
+    ) -> Option<Result<WholeState, Failure>> {
+        if let Err(failure) = check_key(key) {
+            return Some(Err(failure));
+        }
+        let reader = self.shards.locate(key).reader();
+        match reader.try_get_whole(collection.id, key, selection, unix_now_ms()) {
+            Ok(Cached::Ready(found)) => Some(answer(collection, key, found, fields)),
+            Ok(Cached::NeedsDisk) => None,
+            Err(error) => Some(Err(failure(error))),
+        }
+    }
+
+    async fn get_in(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        fields: &[FieldSelector],
+    ) -> Result<WholeState, Failure> {
+        let selection = selection(fields);
+        if let Some(found) = self.cached(collection, key, fields, &selection) {
+            return found;
+        }
+        let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
+        let reader = self.shards.locate(key).reader();
+        let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);
+        let found = self.on_disk(reader, wait).await?;
+        answer(collection, key, found, fields)
     }
 
     /// Reads those of the named fields that a state has; nothing if there is no state.
@@ -147,13 +188,23 @@ fn selection(fields: &[FieldSelector]) -> Selection {
     )
 }
 
-fn not_found(target: &StateKey) -> Failure {
-    Failure::new(
-        Reason::StateNotFound,
-        format!("collection {:?} has no state under this key", target.collection),
-    )
-    .with("collection", &target.collection)
-    .with("key", String::from_utf8_lossy(&target.key))
+/// What was found, or what the collection says of a missing state.
+fn answer(
+    collection: &Collection,
+    key: &[u8],
+    found: Option<WholeState>,
+    fields: &[FieldSelector],
+) -> Result<WholeState, Failure> {
+    match (found, collection.settings.missing) {
+        (Some(found), _) => Ok(ranges_as_bytes(found, fields)),
+        (None, Missing::Empty) => Ok(WholeState::empty()),
+        (None, Missing::Error) => {
+            let message = format!("collection {:?} has no state under this key", collection.name);
+            Err(Failure::new(Reason::StateNotFound, message)
+                .with("collection", &collection.name)
+                .with("key", String::from_utf8_lossy(key)))
+        }
+    }
 }
 
 fn failure(error: statehouse_store::Error) -> Failure {

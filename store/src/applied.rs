@@ -57,3 +57,23 @@ impl Applied {
         Ok(Applied { id, time_ms, membership })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_applied_row_survives_a_round_trip_and_no_truncation() {
+        let id = EntryId { index: 9, term: 2 };
+        let membership = Some((EntryId { index: 4, term: 1 }, Bytes::from_static(b"1,2,3")));
+        for applied in
+            [Applied { id, time_ms: 77, membership }, Applied { id, time_ms: 77, membership: None }]
+        {
+            let row = Bytes::from(applied.encode());
+            for len in 0..row.len() {
+                assert!(Applied::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());
+            }
+            assert_eq!(Applied::decode(row), Ok(applied));
+        }
+    }
+}

@@ -78,3 +78,47 @@ pub(crate) fn decode(row: Bytes, tag: &RequestTag) -> Result<Reply, Malformed> {
     scan.finish()?;
     Ok(if fingerprint == tag.fingerprint { reply } else { Reply::RequestIdReused })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TAG: RequestTag = RequestTag { id: [1; 16], fingerprint: 9 };
+
+    #[test]
+    fn a_reply_is_remembered_as_a_repeat_and_no_truncation_is_read() {
+        let answer = Bytes::from_static(b"answer");
+        for (reply, remembered) in [
+            (
+                Reply::Written { version: 5, answer: answer.clone(), repeated: false },
+                Reply::Written { version: 5, answer, repeated: true },
+            ),
+            (
+                Reply::Deleted { version: 5, existed: true, repeated: false },
+                Reply::Deleted { version: 5, existed: true, repeated: true },
+            ),
+            (
+                Reply::Deleted { version: 5, existed: false, repeated: false },
+                Reply::Deleted { version: 5, existed: false, repeated: true },
+            ),
+        ] {
+            let row = Bytes::from(encode(&TAG, &reply).expect("it was done"));
+            for len in 0..row.len() {
+                assert!(decode(row.slice(..len), &TAG).is_err(), "{len} of {}", row.len());
+            }
+            assert_eq!(decode(row.clone(), &TAG), Ok(remembered));
+            let other = RequestTag { fingerprint: 8, ..TAG };
+            assert_eq!(decode(row, &other), Ok(Reply::RequestIdReused));
+        }
+        assert_eq!(encode(&TAG, &Reply::NotFound), None, "a refusal is not remembered");
+    }
+
+    #[test]
+    fn a_request_is_looked_for_ten_minutes_back_at_least() {
+        assert_eq!(buckets(0).collect::<Vec<_>>(), [0]);
+        assert_eq!(buckets(BUCKET_MS - 1).collect::<Vec<_>>(), [0]);
+        assert_eq!(buckets(7 * BUCKET_MS).collect::<Vec<_>>(), [7, 6, 5]);
+        assert_eq!(oldest_kept(7 * BUCKET_MS), 5);
+        assert_eq!(bucket(u64::MAX), u32::MAX);
+    }
+}

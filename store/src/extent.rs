@@ -21,6 +21,10 @@ pub const EXTENTS_MAX: usize = 256;
 /// The extents that even a short field may have.
 const EXTENTS_MIN: usize = 16;
 
+/// How far below its budget a list is brought once it has passed it: small edits then make room
+/// for the next ones by joining crumbs, and not by growing one neighbour again and again.
+const EXTENTS_SLACK: usize = 4;
+
 /// Beyond [`EXTENTS_MIN`], one extent for each of these bytes: reading stays dominated by
 /// chunks and not by crumbs.
 const BYTES_PER_EXTENT: u64 = CHUNK_BYTES / 2;
@@ -254,15 +258,18 @@ impl Pieces {
         }
     }
 
-    /// Brings the number of pieces within the budget: again and again makes the two neighbours
-    /// one that cost least to write again, of equals the first ones.
+    /// Brings the number of pieces within the budget, if it has passed it: again and again makes
+    /// the two neighbours one that cost least to write again, of equals the first ones.
     pub fn settle<E>(
         &mut self,
         load: &mut dyn FnMut(&Extent) -> Result<Bytes, E>,
     ) -> Result<(), E> {
         self.join_fresh();
         let budget = pieces_max(self.len());
-        while self.pieces.len() > budget {
+        if self.pieces.len() <= budget {
+            return Ok(());
+        }
+        while self.pieces.len() > budget - EXTENTS_SLACK {
             let cost = |pair: &[Piece]| pair[0].rewrite_cost() + pair[1].rewrite_cost();
             let (first, _) = self
                 .pieces
@@ -297,4 +304,65 @@ fn joined(run: &mut Vec<Bytes>) -> Option<Piece> {
 /// How many pieces content of this many bytes may have.
 fn pieces_max(bytes: u64) -> usize {
     ((bytes / BYTES_PER_EXTENT) as usize).clamp(EXTENTS_MIN, EXTENTS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u64 = CHUNK_BYTES;
+
+    fn extent(index: u64, offset: u64, len: u64) -> Extent {
+        Extent { blob: BlobId { index, position: 0, number: 0 }, offset, len }
+    }
+
+    fn gone(old: &[Extent], kept: &[Extent]) -> Vec<(u64, u32, u32)> {
+        let spans = unreferenced(old, kept);
+        spans.iter().map(|span| (span.blob.index, span.first, span.end)).collect()
+    }
+
+    #[test]
+    fn chunks_that_nothing_touches_any_more_are_named() {
+        let whole = extent(1, 0, 10 * CHUNK);
+        assert_eq!(gone(&[whole], &[]), [(1, 0, 10)]);
+        assert_eq!(gone(&[whole], &[whole]), []);
+        assert_eq!(gone(&[], &[whole]), []);
+        let (head, tail) = (extent(1, 0, CHUNK + 1), extent(1, 8 * CHUNK - 1, 2 * CHUNK));
+        assert_eq!(gone(&[whole], &[head, tail]), [(1, 2, 7)]);
+        assert_eq!(gone(&[whole], &[tail, head]), [(1, 2, 7)], "whatever the order");
+        assert_eq!(gone(&[whole], &[extent(1, 5 * CHUNK, 1)]), [(1, 0, 5), (1, 6, 10)]);
+        assert_eq!(gone(&[head, tail], &[]), [(1, 0, 2), (1, 7, 10)]);
+        assert_eq!(gone(&[head, extent(1, CHUNK + 5, 5)], &[]), [(1, 0, 2)], "once each");
+        assert_eq!(gone(&[whole, extent(2, 0, 5)], &[whole]), [(2, 0, 1)]);
+        assert_eq!(gone(&[extent(1, 0, 0)], &[]), []);
+    }
+
+    #[test]
+    fn a_write_cuts_what_it_covers() {
+        let mut pieces = Pieces::stored(&[extent(1, 0, 100)]);
+        pieces.write(10, Piece::Stored(extent(2, 0, 5)));
+        let expected = [extent(1, 0, 10), extent(2, 0, 5), extent(1, 15, 85)];
+        assert_eq!(pieces.clone().into_vec(), expected.map(Piece::Stored));
+        pieces.write(0, Piece::Stored(extent(3, 7, 100)));
+        assert_eq!(pieces.clone().into_vec(), [Piece::Stored(extent(3, 7, 100))]);
+        pieces.push(Piece::Stored(extent(3, 107, 9)));
+        assert_eq!(pieces.into_vec(), [Piece::Stored(extent(3, 7, 109))], "a run goes on");
+    }
+
+    #[test]
+    fn neighbours_that_cost_least_become_one() {
+        let extents: Vec<_> = (0..17).map(|index| extent(index, 0, 100 - index)).collect();
+        let mut pieces = Pieces::stored(&extents);
+        let mut read = Vec::new();
+        let mut load = |extent: &Extent| {
+            read.push(extent.blob.index);
+            Ok::<_, ()>(Bytes::from(vec![extent.blob.index as u8; extent.len as usize]))
+        };
+        pieces.settle(&mut load).expect("loading can't fail here");
+        // 15 and 16 are the smallest two. What they make must be written anyway, so that its
+        // neighbour costs no more than itself.
+        assert_eq!(read, [15, 16, 14, 13, 12, 11]);
+        assert_eq!(pieces.len(), extents.iter().map(|extent| extent.len).sum::<u64>());
+        assert_eq!(pieces.into_vec().len(), 12);
+    }
 }

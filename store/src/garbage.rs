@@ -107,3 +107,25 @@ impl Garbage {
         Ok(garbage)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_garbage_row_survives_a_round_trip_and_no_truncation() {
+        let blob = BlobId { index: 9, position: 2, number: 1 };
+        let collection = CollectionId(4);
+        for garbage in [
+            Garbage::Span(collection, ChunkSpan { blob, first: 3, end: 70 }),
+            Garbage::Collection(collection, blob),
+        ] {
+            let row = Bytes::from(garbage.encode());
+            for len in 0..row.len() {
+                assert!(Garbage::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());
+            }
+            assert_eq!(Garbage::decode(row), Ok(garbage));
+            assert_eq!(garbage.release(), 9);
+        }
+    }
+}

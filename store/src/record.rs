@@ -207,3 +207,62 @@ fn decode_extent(scan: &mut Scanner) -> Result<Extent, Malformed> {
     }
     Ok(Extent { blob, offset, len })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::value::DType;
+
+    fn record() -> Record {
+        let field = |name: &str, field_type, content| RecordField {
+            name: name.into(),
+            field_type,
+            content,
+        };
+        let extent = |index, len| Extent {
+            blob: BlobId { index, position: 3, number: 0x8001 },
+            offset: 9,
+            len,
+        };
+        let tensor = FieldType::Tensor { dtype: DType::F32, shape: vec![2, 5_000] };
+        Record {
+            version: 77 << 16,
+            writer: 5,
+            expires_at_ms: Some(1_000),
+            model: Some(ModelTag { name: "gru".into(), version: 2 }),
+            fields: vec![
+                field("a", FieldType::Bytes, Content::Inline(Bytes::from_static(b"hello"))),
+                field("b", tensor, Content::Blobs(vec![extent(7, 100), extent(8, 39_900)])),
+                field("c", FieldType::Bytes, Content::Inline(Bytes::new())),
+                field("d", FieldType::Bytes, Content::Inline(Bytes::from_static(b"world"))),
+            ],
+        }
+    }
+
+    #[test]
+    fn a_record_survives_a_round_trip_and_shares_its_rows_memory() {
+        let row = Bytes::from(record().encode());
+        let decoded = Record::decode(row.clone()).expect("it was just encoded");
+        assert_eq!(decoded, record());
+        let Content::Inline(hello) = &decoded.fields[0].content else { panic!("it is inline") };
+        assert!(row.as_ptr_range().contains(&hello.as_ptr()));
+    }
+
+    #[test]
+    fn every_truncation_and_every_addition_is_refused() {
+        let row = Bytes::from(record().encode());
+        for len in 0..row.len() {
+            assert!(Record::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());
+        }
+        let longer = Bytes::from([&row[..], b"!"].concat());
+        assert!(Record::decode(longer).is_err());
+    }
+
+    #[test]
+    fn an_extent_past_the_end_of_numbers_is_refused() {
+        let mut bad = record();
+        let Content::Blobs(extents) = &mut bad.fields[1].content else { panic!("it is in blobs") };
+        extents[0].offset = u64::MAX;
+        assert!(Record::decode(bad.encode().into()).is_err());
+    }
+}

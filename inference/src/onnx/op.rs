@@ -132,6 +132,23 @@ pub enum Op {
     Reduce(Reduce),
     /// The position of the largest.
     ArgMax { axis: i64, keep_axes: bool, last: bool },
+    /// Elements moved, taken or repeated, not changed.
+    Shaping(Shaping),
+    /// A tree ensemble, classifier or regressor.
+    Trees(Box<Trees>),
+    /// A linear classifier or regressor.
+    Linear(Box<Linear>),
+    /// Rows to unit norm.
+    Normalizer(Normalize),
+    /// `(x - offset) * scale`.
+    Scaler(Scaler),
+    /// Columns by index.
+    ArrayFeatureExtractor,
+}
+
+/// Operators that move, take or repeat elements.
+#[derive(Clone, Debug)]
+pub enum Shaping {
     /// Along an axis.
     Concat { axis: i64 },
     /// Into parts along an axis.
@@ -156,16 +173,6 @@ pub enum Op {
     Flatten { axis: i64 },
     /// A shape filled with one value.
     ConstantOfShape { value: HostTensor },
-    /// A tree ensemble, classifier or regressor.
-    Trees(Box<Trees>),
-    /// A linear classifier or regressor.
-    Linear(Box<Linear>),
-    /// Rows to unit norm.
-    Normalizer(Normalize),
-    /// `(x - offset) * scale`.
-    Scaler(Scaler),
-    /// Columns by index.
-    ArrayFeatureExtractor,
 }
 
 /// Element-wise operators with one operand.
@@ -317,7 +324,7 @@ fn default_domain(node: &Node) -> Result<Option<Op>, Error> {
         },
         _ => match element_wise(node)? {
             Some(op) => op,
-            None => return shaping(node),
+            None => return Ok(shaping(node)?.map(Op::Shaping)),
         },
     };
     Ok(Some(op))
@@ -357,27 +364,27 @@ fn element_wise(node: &Node) -> Result<Option<Op>, Error> {
     }))
 }
 
-fn shaping(node: &Node) -> Result<Option<Op>, Error> {
+fn shaping(node: &Node) -> Result<Option<Shaping>, Error> {
     Ok(Some(match node.op.as_str() {
-        "Concat" => Op::Concat { axis: node.int("axis", 0)? },
-        "Split" => Op::Split {
+        "Concat" => Shaping::Concat { axis: node.int("axis", 0)? },
+        "Split" => Shaping::Split {
             axis: node.int("axis", 0)?,
             sizes: node.ints("split")?,
             parts: node.outputs.len(),
         },
-        "Slice" => Op::Slice,
-        "Gather" => Op::Gather { axis: node.int("axis", 0)? },
-        "Reshape" => Op::Reshape { allow_zero: node.int("allowzero", 0)? != 0 },
-        "Transpose" => Op::Transpose { order: node.ints("perm")? },
-        "Squeeze" => Op::Squeeze { axes: node.ints("axes")? },
-        "Unsqueeze" => Op::Unsqueeze { axes: node.ints("axes")? },
-        "Expand" => Op::Expand,
-        "Shape" => Op::Shape {
+        "Slice" => Shaping::Slice,
+        "Gather" => Shaping::Gather { axis: node.int("axis", 0)? },
+        "Reshape" => Shaping::Reshape { allow_zero: node.int("allowzero", 0)? != 0 },
+        "Transpose" => Shaping::Transpose { order: node.ints("perm")? },
+        "Squeeze" => Shaping::Squeeze { axes: node.ints("axes")? },
+        "Unsqueeze" => Shaping::Unsqueeze { axes: node.ints("axes")? },
+        "Expand" => Shaping::Expand,
+        "Shape" => Shaping::Shape {
             start: node.int("start", 0)?,
             end: node.attributes.contains_key("end").then(|| node.int("end", 0)).transpose()?,
         },
-        "Flatten" => Op::Flatten { axis: node.int("axis", 1)? },
-        "ConstantOfShape" => Op::ConstantOfShape { value: fill_value(node)? },
+        "Flatten" => Shaping::Flatten { axis: node.int("axis", 1)? },
+        "ConstantOfShape" => Shaping::ConstantOfShape { value: fill_value(node)? },
         _ => return Ok(None),
     }))
 }

@@ -3,7 +3,7 @@
 
 use super::graph::{Axis, Graph, Node, ValueInfo};
 use super::host::{HostTensor, Values};
-use super::op::Op;
+use super::op::{Op, Shaping};
 use super::run;
 use crate::error::Error;
 use crate::tensor::DType;
@@ -272,14 +272,15 @@ fn index_limits(
     for step in steps {
         let operand = |position: usize| step.inputs.get(position).copied().flatten();
         match (&step.op, operand(0), operand(1)) {
-            (Op::Identity | Op::Cast(_) | Op::Squeeze { .. }, Some(from), _)
-            | (Op::Unsqueeze { .. } | Op::Reshape { .. } | Op::Flatten { .. }, Some(from), _) => {
+            (Op::Identity | Op::Cast(_), Some(from), _)
+            | (Op::Shaping(Shaping::Squeeze { .. } | Shaping::Unsqueeze { .. }), Some(from), _)
+            | (Op::Shaping(Shaping::Reshape { .. } | Shaping::Flatten { .. }), Some(from), _) => {
                 let to = step.outputs.first().copied().flatten();
                 if let (Some(&input), Some(to)) = (source.get(&from.value), to) {
                     source.insert(to, input);
                 }
             }
-            (Op::Gather { axis }, Some(table), Some(index)) => {
+            (Op::Shaping(Shaping::Gather { axis }), Some(table), Some(index)) => {
                 let Some(&input) = source.get(&index.value) else { continue };
                 let Some(table) = constants.get(&table.value) else { continue };
                 let rank = table.shape.len() as i64;

@@ -17,7 +17,7 @@ mod reduce;
 mod shape;
 
 use super::host::HostTensor;
-use super::op::Op;
+use super::op::{Op, Shaping};
 use super::plan::{Operand, Program, Step};
 use crate::error::Error;
 use crate::tensor::Tensor;
@@ -193,7 +193,7 @@ fn execute<B: Backend>(
     mut operands: Operands<B>,
     kit: &Kit<B>,
 ) -> Outcome<Vec<Value<B>>> {
-    if let Op::Shape { start, end } = &step.op {
+    if let Op::Shaping(Shaping::Shape { start, end }) = &step.op {
         return shape::shape(operands.take(0)?, *start, *end);
     }
     let hosted: Option<Vec<_>> = operands
@@ -263,18 +263,7 @@ fn dispatch<B: Backend>(
         Op::ArgMax { axis, keep_axes, last } => {
             one(reduce::arg_max(*axis, *keep_axes, *last, operands.take(0)?, kit))
         }
-        op @ (Op::Concat { .. }
-        | Op::Split { .. }
-        | Op::Slice
-        | Op::Gather { .. }
-        | Op::Reshape { .. }
-        | Op::Transpose { .. }
-        | Op::Squeeze { .. }
-        | Op::Unsqueeze { .. }
-        | Op::Expand
-        | Op::Shape { .. }
-        | Op::Flatten { .. }
-        | Op::ConstantOfShape { .. }) => one(shaping(op, operands, kit)?),
+        Op::Shaping(op) => shaping(op, operands, kit),
         Op::Trees(trees) => classical::trees(trees, operands.take(0)?, kit),
         Op::Linear(linear) => classical::linear(linear, operands.take(0)?, kit),
         Op::Normalizer(norm) => one(classical::normalizer(*norm, operands.take(0)?, kit)),
@@ -285,39 +274,33 @@ fn dispatch<B: Backend>(
     }
 }
 
-fn shaping<B: Backend>(op: &Op, mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Vec<Value<B>>> {
+fn shaping<B: Backend>(
+    op: &Shaping,
+    mut operands: Operands<B>,
+    kit: &Kit<B>,
+) -> Outcome<Vec<Value<B>>> {
     let one = |value: Outcome<Value<B>>| value.map(|value| vec![value]);
     match op {
-        Op::Concat { axis } => one(shape::concat(*axis, operands, kit)),
-        Op::Split { axis, sizes, parts } => {
+        Shaping::Concat { axis } => one(shape::concat(*axis, operands, kit)),
+        Shaping::Split { axis, sizes, parts } => {
             index::split(*axis, sizes.as_deref(), *parts, operands, kit)
         }
-        Op::Slice => one(index::slice(operands, kit)),
-        Op::Gather { axis } => one(index::gather(*axis, operands.take(0)?, operands.take(1)?, kit)),
-        Op::Reshape { allow_zero } => one(shape::reshape(*allow_zero, operands, kit)),
-        Op::Transpose { order } => one(shape::transpose(order.as_deref(), operands.take(0)?, kit)),
-        Op::Squeeze { axes } => one(shape::squeeze(axes.as_deref(), operands, kit)),
-        Op::Unsqueeze { axes } => one(shape::unsqueeze(axes.as_deref(), operands, kit)),
-        Op::Expand => one(shape::expand(operands, kit)),
-        Op::Flatten { axis } => one(shape::flatten(*axis, operands.take(0)?, kit)),
-        Op::ConstantOfShape { value } => one(shape::constant_of_shape(value, operands.take(0)?)),
-        Op::Shape { start, end } => shape::shape(operands.take(0)?, *start, *end),
-        Op::Trees(trees) => classical::trees(trees, operands.take(0)?, kit),
-        Op::Linear(linear) => classical::linear(linear, operands.take(0)?, kit),
-        Op::Normalizer(normalize) => {
-            one(classical::rows(operands.take(0)?, kit, None, |values, columns| {
-                normalize.run(values, columns);
-            }))
+        Shaping::Slice => one(index::slice(operands, kit)),
+        Shaping::Gather { axis } => {
+            one(index::gather(*axis, operands.take(0)?, operands.take(1)?, kit))
         }
-        Op::Scaler(scaler) => {
-            one(classical::rows(operands.take(0)?, kit, scaler.columns(), |values, columns| {
-                scaler.run(values, columns);
-            }))
+        Shaping::Reshape { allow_zero } => one(shape::reshape(*allow_zero, operands, kit)),
+        Shaping::Transpose { order } => {
+            one(shape::transpose(order.as_deref(), operands.take(0)?, kit))
         }
-        Op::ArrayFeatureExtractor => {
-            one(index::gather(-1, operands.take(0)?, operands.take(1)?, kit))
+        Shaping::Squeeze { axes } => one(shape::squeeze(axes.as_deref(), operands, kit)),
+        Shaping::Unsqueeze { axes } => one(shape::unsqueeze(axes.as_deref(), operands, kit)),
+        Shaping::Expand => one(shape::expand(operands, kit)),
+        Shaping::Flatten { axis } => one(shape::flatten(*axis, operands.take(0)?, kit)),
+        Shaping::ConstantOfShape { value } => {
+            one(shape::constant_of_shape(value, operands.take(0)?))
         }
-        other => unreachable!("{other:?} is dispatched before"),
+        Shaping::Shape { start, end } => shape::shape(operands.take(0)?, *start, *end),
     }
 }
 

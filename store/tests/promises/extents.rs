@@ -96,6 +96,7 @@ fn a_window_that_slides_stays_small_on_disk() {
     let window = 64_000;
     node.run(vec![put("k", noise(0, window))]);
     let mut model = noise(0, window).to_vec();
+    let before = node.store.ticker("rocksdb.bytes.written").unwrap();
     for round in 0..2_000u64 {
         let event = noise(round, 100);
         model.extend_from_slice(&event);
@@ -103,6 +104,8 @@ fn a_window_that_slides_stays_small_on_disk() {
         node.run(vec![patch("k", vec![append(event, Some(window as u64))])]);
     }
     assert_eq!(node.field("k", "f"), model);
+    let written = node.store.ticker("rocksdb.bytes.written").unwrap() - before;
+    println!("{} bytes written for an event of 100", written / 2_000);
     node.purge_all();
     let census = node.shard.census().unwrap();
     assert!(census.chunks <= 17, "{census:?}");

@@ -77,7 +77,7 @@ fn child() {
         std::process::exit(0);
     }
     let grown = resident_mib() - before;
-    println!("open took {took:?} and {grown} MiB of memory");
+    println!("open took {took:?} and {grown} MiB of memory; {:?}", store.stats().memory);
     assert!(took < Duration::from_secs(5), "{took:?}");
     assert!(grown < 150, "{grown} MiB");
     let reader = store.reader(ReplicaId(1)).unwrap();

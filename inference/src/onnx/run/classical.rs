@@ -3,7 +3,7 @@
 use super::value::{Dense, Value};
 use super::{Kit, Outcome};
 use crate::onnx::host::{HostTensor, Values};
-use crate::onnx::linear::Linear;
+use crate::onnx::linear::{Linear, Normalize, Scaler};
 use crate::onnx::trees::Trees;
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
@@ -34,8 +34,18 @@ pub fn linear<B: Backend>(
     Ok(if linear.is_classifier() { vec![ints(rows, labels, kit), scores] } else { vec![scores] })
 }
 
+/// `Normalizer`.
+pub fn normalizer<B: Backend>(norm: Normalize, value: Value<B>, kit: &Kit<B>) -> Outcome<Value<B>> {
+    rows(value, kit, None, |values, columns| norm.run(values, columns))
+}
+
+/// `Scaler`.
+pub fn scaler<B: Backend>(scaler: &Scaler, value: Value<B>, kit: &Kit<B>) -> Outcome<Value<B>> {
+    rows(value, kit, scaler.columns(), |values, columns| scaler.run(values, columns))
+}
+
 /// An operator that changes rows in place.
-pub fn rows<B: Backend>(
+fn rows<B: Backend>(
     value: Value<B>,
     kit: &Kit<B>,
     expected: Option<usize>,
