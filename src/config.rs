@@ -1,6 +1,7 @@
 //! What a node is told: a TOML file, overridden by `STATEHOUSE_*`, overridden by flags.
 //!
-//! An unknown key is an error that names the nearest known one. Every limit here has a default.
+//! An unknown key of the file is an error that names the nearest known one. An unknown variable is
+//! only told of: an orchestrator may set some of its own. Every limit here has a default.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
@@ -74,6 +75,9 @@ pub struct Config {
     pub sweep_interval_s: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,
+    /// Variables with our prefix that are no keys.
+    #[serde(skip)]
+    pub ignored_variables: Vec<String>,
 }
 
 impl Default for Config {
@@ -99,6 +103,7 @@ impl Default for Config {
             pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
             sweep_interval_s: 30,
             shutdown_grace_s: 10,
+            ignored_variables: Vec::new(),
         }
     }
 }
@@ -148,17 +153,20 @@ impl Config {
                     .map_err(|error| anyhow::anyhow!("read {}: {error}", path.display()))?
             }
         };
+        table.keys().try_for_each(|key| check_key(key))?;
+        let mut ignored_variables = Vec::new();
         for (name, value) in env {
             let ours = name.strip_prefix(ENV_PREFIX).filter(|_| !is_clients(&name));
             let Some(key) = ours.map(str::to_ascii_lowercase) else { continue };
-            table.insert(key, env_value(&value));
-        }
-        for key in table.keys() {
-            check_key(key)?;
+            if KEYS.contains(&key.as_str()) {
+                table.insert(key, env_value(&value));
+            } else {
+                ignored_variables.push(name);
+            }
         }
         let config: Config =
             table.try_into().map_err(|error| anyhow::anyhow!("config: {error}"))?;
-        Ok(config)
+        Ok(Config { ignored_variables, ..config })
     }
 }
 
@@ -209,8 +217,12 @@ mod tests {
     fn an_unknown_key_names_the_nearest() {
         let error = load("lissten = \"127.0.0.1:1\"", &[]).unwrap_err().to_string();
         assert_eq!(error, "config has no key \"lissten\"; the nearest is \"listen\"");
-        let error = load("", &[("STATEHOUSE_SHARD", "1")]).unwrap_err().to_string();
-        assert!(error.contains("\"shards\""), "{error}");
+    }
+
+    #[test]
+    fn a_variable_that_is_no_key_is_told_of() {
+        let config = load("", &[("STATEHOUSE_PORT_7070_TCP", "tcp://10.0.0.1:7070")]).unwrap();
+        assert_eq!(config.ignored_variables, ["STATEHOUSE_PORT_7070_TCP"]);
     }
 
     #[test]

@@ -36,6 +36,10 @@ const SWEEP_STATES_MAX: u32 = 1_024;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// The largest HTTP/2 frame taken: fewer frames for large messages, and still no long wait behind
+/// one for small ones.
+pub(crate) const FRAME_BYTES_MAX: u32 = 64 << 10;
+
 /// How often an idle connection is asked whether it lives, and how long it may take to answer.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -236,6 +240,7 @@ async fn serve_grpc(
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

@@ -16,7 +16,7 @@ command -v redis-server >/dev/null || {
 target=${CARGO_TARGET_DIR:-$HOME/.cache/statehouse/target}
 make --no-print-directory build
 
-venv=${STATEHOUSE_PEERS_VENV:-$HOME/.cache/statehouse/peers-venv}
+venv=${PEERS_VENV:-$HOME/.cache/statehouse/peers-venv}
 if [ ! -x "$venv/bin/python" ]; then
     python3 -m venv "$venv"
     "$venv/bin/pip" install --quiet -r benches/peers/requirements.txt

@@ -21,6 +21,9 @@ const PUSH_PART_BYTES: usize = 256 << 10;
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 
+/// The largest HTTP/2 frame taken.
+const FRAME_BYTES_MAX: u32 = 64 << 10;
+
 /// How a client speaks to a node.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -76,7 +79,8 @@ impl Client {
             .connect_timeout(config.connect_timeout)
             .tcp_nodelay(true)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES_MAX);
         let channel = endpoint.connect().await.map_err(unreachable)?;
         let lanes = (0..config.pipelines.max(1))
             .map(|lane| Lane {

@@ -110,7 +110,8 @@ pub async fn channel(endpoint: &str) -> anyhow::Result<Channel> {
     let endpoint = Endpoint::from_shared(endpoint.to_owned())?
         .tcp_nodelay(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(crate::node::FRAME_BYTES_MAX);
     Ok(endpoint.connect().await?)
 }
 

@@ -58,6 +58,9 @@ impl Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let config = args.config()?;
     telemetry::start(&config.log, config.log_format)?;
+    for name in &config.ignored_variables {
+        tracing::warn!(name, "no key of the configuration: ignored");
+    }
     let started = std::time::Instant::now();
     let (mut interrupt, mut terminate) =
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
