@@ -1,6 +1,8 @@
 //! Short of space, a node refuses writes before its log fails, goes on reading, and takes writes
 //! again once there is space.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod harness;
 
 use std::path::{Path, PathBuf};

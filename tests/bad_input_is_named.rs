@@ -1,5 +1,7 @@
 //! Bad input gets a clear, typed error that says what was expected, and loses nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod harness;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Models are pushed, switched and deleted while they serve, and are there after a restart.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod harness;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! A node killed with -9 at any time keeps every write and every step that it acknowledged.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod harness;
 
 use std::collections::HashMap;

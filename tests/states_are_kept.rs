@@ -1,5 +1,7 @@
 //! States come back as they were put, conditions hold, repeats have one effect, expiry expires.
 
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
 mod harness;
 
 use harness::{

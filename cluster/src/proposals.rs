@@ -74,13 +74,13 @@ impl<D> Queue<D> {
         self.waiting.len()
     }
 
-    /// Adds a proposal, or gives it back when the queue is full.
-    pub fn push(&mut self, proposal: Proposal<D>, bytes: usize) -> Result<(), Proposal<D>> {
+    /// Adds a proposal, or gives back who waits for it when the queue is full.
+    pub fn push(&mut self, proposal: Proposal<D>, bytes: usize) -> Result<(), D> {
         let full = self.waiting.len() >= self.limits.waiting_max
             || (self.waiting_bytes + bytes > self.limits.waiting_bytes_max
                 && !self.waiting.is_empty());
         if full {
-            return Err(proposal);
+            return Err(proposal.done);
         }
         self.waiting_bytes += bytes;
         self.waiting.push_back((proposal, bytes));
@@ -173,12 +173,12 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_gives_the_proposal_back() {
+    fn a_full_queue_gives_the_waiter_back() {
         let limits = Limits { waiting_max: 2, waiting_bytes_max: 50, ..Limits::default() };
         let mut by_count = queue(limits);
         assert!(by_count.push(proposal(1), 1).is_ok());
         assert!(by_count.push(proposal(2), 1).is_ok());
-        assert_eq!(by_count.push(proposal(3), 1).err().unwrap().done, 3);
+        assert_eq!(by_count.push(proposal(3), 1), Err(3));
         let mut by_bytes = queue(limits);
         assert!(by_bytes.push(proposal(1), 80).is_ok(), "one large proposal always fits");
         assert!(by_bytes.push(proposal(2), 1).is_err());

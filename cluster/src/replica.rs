@@ -84,7 +84,7 @@ impl Replica {
             let waiting = proposals.queue.waiting();
             drop(proposals);
             let shard = u32::from(self.shard_id.0);
-            return (refused.done)(Err(Error::Overloaded { shard, waiting }));
+            return refused(Err(Error::Overloaded { shard, waiting }));
         }
         // Appended under the lock: entries must enter the log in the order of their indexes.
         let failed = proposals.queue.cut(unix_now_ms()).and_then(|cut| self.append(cut).err());

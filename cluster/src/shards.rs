@@ -151,10 +151,10 @@ impl Shards {
             replica.close("the node is stopping", Vec::new());
         }
         let _ = self.events.send(Event::Stop);
-        if let Some(thread) = self.driver.lock().take() {
-            if thread.join().is_err() {
-                tracing::error!("the apply thread had panicked");
-            }
+        if let Some(thread) = self.driver.lock().take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the apply thread had panicked");
         }
     }
 }

@@ -179,7 +179,7 @@ async fn start(
     under_way: &mut HashMap<u64, Instant>,
 ) -> anyhow::Result<()> {
     under_way.insert(*next_id, due);
-    lane.start(*next_id, workload.next()).await?;
+    lane.start(*next_id, workload.draw()).await?;
     *next_id += 1;
     Ok(())
 }

@@ -113,15 +113,15 @@ impl Workload {
     }
 
     /// The next call.
-    pub fn next(&mut self) -> Call {
-        let mut draw = self.random.random_range(0..self.weight);
+    pub fn draw(&mut self) -> Call {
+        let mut point = self.random.random_range(0..self.weight);
         let mut kind = self.mix.0[0].0;
         for (candidate, weight) in &self.mix.0 {
-            if draw < *weight {
+            if point < *weight {
                 kind = *candidate;
                 break;
             }
-            draw -= weight;
+            point -= weight;
         }
         let count = match kind {
             Kind::BatchGet | Kind::BatchPut => self.batch,
@@ -155,7 +155,7 @@ mod tests {
     #[test]
     fn kinds_come_by_weight_and_low_ranks_most() {
         let mut workload = Workload::new("get=3,put=1".parse().unwrap(), 1_000, 1.0, 1, 5);
-        let calls: Vec<Call> = (0..4_000).map(|_| workload.next()).collect();
+        let calls: Vec<Call> = (0..4_000).map(|_| workload.draw()).collect();
         let gets = calls.iter().filter(|call| call.kind == Kind::Get).count();
         assert!((2_800..3_200).contains(&gets), "{gets}");
         let first = calls.iter().filter(|call| call.keys[0] == key(1)).count();
