@@ -243,7 +243,7 @@ mod tests {
         let waiting = Waiting { now, deadlines: &deadlines, oldest: now - MS };
         match cut(waiting, Rules { rows_max: 8, wait_max }, &cost()) {
             Cut::Wait(until) => Cut::Wait(now + (until - now)),
-            run => run,
+            run @ Cut::Run { .. } => run,
         }
     }
 

@@ -254,7 +254,7 @@ fn sections<'a, 'i>(table: &'a DeTable<'i>, name: &str) -> Vec<&'a DeTable<'i>> 
 }
 
 fn check_keys(text: &str, table: &DeTable<'_>, known: &[&str], section: &str) -> Result<(), Error> {
-    for (key, _) in table.iter() {
+    for (key, _) in table {
         let name = key.get_ref().as_ref();
         if known.contains(&name) {
             continue;

@@ -60,9 +60,9 @@ fn goodput(load: f64, seed: u64) -> (f64, usize) {
         cost.record(taken.rows.len(), took);
         for row in taken.rows {
             if row.deadline.is_none_or(|deadline| now <= deadline) {
-                in_time += 1
+                in_time += 1;
             } else {
-                late += 1
+                late += 1;
             }
         }
     }

@@ -134,9 +134,8 @@ pub async fn run(
             continue;
         }
         let Some((at, line, key, label, answer)) = under_way.next().await else { continue };
-        let scored = match answer.map_err(|error| at_line(line, error))? {
-            Answer::Score(scored) => scored,
-            _ => return Err(at_line(line, Error::Unexpected("not the answer of a score"))),
+        let Answer::Score(scored) = answer.map_err(|error| at_line(line, error))? else {
+            return Err(at_line(line, Error::Unexpected("not the answer of a score")));
         };
         let score = score_of(map, &scored).unwrap_or(f32::NAN);
         meter.record(at.elapsed(), &scored, Surprise { score, line, key, label });

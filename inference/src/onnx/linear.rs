@@ -34,7 +34,7 @@ impl PostTransform {
         match self {
             PostTransform::None => {}
             PostTransform::Logistic => {
-                scores.iter_mut().for_each(|score| *score = logistic(*score))
+                scores.iter_mut().for_each(|score| *score = logistic(*score));
             }
             PostTransform::Softmax => softmax(scores, |_| true),
             PostTransform::SoftmaxZero => softmax(scores, |score| score.abs() > 1e-7),

@@ -272,9 +272,18 @@ fn index_limits(
     for step in steps {
         let operand = |position: usize| step.inputs.get(position).copied().flatten();
         match (&step.op, operand(0), operand(1)) {
-            (Op::Identity | Op::Cast(_), Some(from), _)
-            | (Op::Shaping(Shaping::Squeeze { .. } | Shaping::Unsqueeze { .. }), Some(from), _)
-            | (Op::Shaping(Shaping::Reshape { .. } | Shaping::Flatten { .. }), Some(from), _) => {
+            (
+                Op::Identity
+                | Op::Cast(_)
+                | Op::Shaping(
+                    Shaping::Squeeze { .. }
+                    | Shaping::Unsqueeze { .. }
+                    | Shaping::Reshape { .. }
+                    | Shaping::Flatten { .. },
+                ),
+                Some(from),
+                _,
+            ) => {
                 let to = step.outputs.first().copied().flatten();
                 if let (Some(&input), Some(to)) = (source.get(&from.value), to) {
                     source.insert(to, input);

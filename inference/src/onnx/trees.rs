@@ -252,10 +252,12 @@ pub fn first_max(values: &[f64]) -> usize {
 
 /// Integer class labels; texts can't be an output tensor here.
 pub fn class_labels(node: &Node) -> Result<Vec<i64>, Error> {
-    let labels = match (node.ints("classlabels_int64s")?, node.ints("classlabels_ints")?) {
-        (Some(labels), _) | (None, Some(labels)) => labels,
-        (None, None) => return Err(node.wrong("expected integer class labels: encode text labels")),
+    let labels = match node.ints("classlabels_int64s")? {
+        Some(labels) => Some(labels),
+        None => node.ints("classlabels_ints")?,
     };
+    let labels =
+        labels.ok_or_else(|| node.wrong("expected integer class labels: encode text labels"))?;
     if labels.len() < 2 { Err(node.wrong("expected two or more class labels")) } else { Ok(labels) }
 }
 
