@@ -40,7 +40,7 @@ lint:
 	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 unit:
-	cargo test $(CARGO_FLAGS) --workspace
+	cargo test $(CARGO_FLAGS) --workspace --no-fail-fast
 
 check-cuda:
 	cargo check $(CARGO_FLAGS) --features cuda

@@ -180,6 +180,22 @@ async fn data_directories_that_can_not_be_opened() {
 }
 
 #[tokio::test]
+async fn data_of_a_newer_version() {
+    let house = House::new();
+    house.start().stop();
+    let marker = house.data().join("STATEHOUSE");
+    let text = std::fs::read_to_string(&marker).unwrap();
+    let (first, rest) = text.split_once("format ").unwrap();
+    let (format, rest) = rest.split_once('\n').unwrap();
+    let newer = format.parse::<u32>().unwrap() + 1;
+    std::fs::write(&marker, format!("{first}format {newer}\n{rest}")).unwrap();
+    let refused = house.try_start().err().expect("newer data is not opened");
+    assert!(refused.contains(&format!("format {newer}")) && refused.contains("newer"), "{refused}");
+    std::fs::write(&marker, text).unwrap();
+    house.start();
+}
+
+#[tokio::test]
 async fn configuration_that_is_wrong() {
     let mut house = House::new();
     let file = house.path("node.toml");

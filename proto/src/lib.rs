@@ -1,8 +1,8 @@
 //! What we say: the gRPC services and messages of `statehouse.v1`, generated from the `.proto`
 //! files beside this crate.
 //!
-//! No logic lives here, but for the codec that puts them on the wire. Generated types stop at the `convert.rs` of the crate that speaks them:
-//! nothing inside a node passes them on.
+//! No logic lives here, but for the codec that puts them on the wire. Generated types stop at
+//! the `convert.rs` of the crate that speaks them: nothing inside a node passes them on.
 
 pub mod codec;
 

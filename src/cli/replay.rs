@@ -130,6 +130,7 @@ pub fn print_outcome(outcome: &Outcome) {
         show_us(outcome.latency.max())
     );
     println!("batches    {:.1} rows on average for an event", outcome.batch_rows.mean());
+    println!("score      {:.2} on average", outcome.score_mean);
     if !outcome.surprises.is_empty() {
         println!("most surprising events:");
     }
@@ -153,6 +154,7 @@ fn outcome_json(outcome: &Outcome) -> serde_json::Value {
             "max": outcome.latency.max(),
         },
         "batch_rows_mean": outcome.batch_rows.mean(),
+        "score_mean": outcome.score_mean,
         "surprises": outcome.surprises.iter().map(|found| json!({
             "score": found.score, "key": found.key, "line": found.line, "event": found.label,
         })).collect::<Vec<_>>(),

@@ -86,6 +86,8 @@ pub struct Outcome {
     pub slices: Vec<Slice>,
     /// How long a slice is.
     pub slice: Duration,
+    /// What the model said on average; NaN if it said nothing finite.
+    pub score_mean: f64,
     /// Most surprising first.
     pub surprises: Vec<Surprise>,
 }
@@ -103,6 +105,8 @@ struct Meter {
     top: usize,
     unlisted: u32,
     seen: HashMap<String, u32>,
+    score_sum: f64,
+    scores: u64,
     surprises: BinaryHeap<Reverse<Surprise>>,
 }
 
@@ -190,6 +194,7 @@ impl Meter {
             batch_rows: Histogram::new(3)?,
             slices: Vec::new(),
             slice: SLICE,
+            score_mean: f64::NAN,
             surprises: Vec::new(),
         };
         let slice_latency = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
@@ -201,6 +206,8 @@ impl Meter {
             top: options.top,
             unlisted: options.unlisted,
             seen: HashMap::new(),
+            score_sum: 0.0,
+            scores: 0,
             surprises: BinaryHeap::new(),
         })
     }
@@ -214,6 +221,10 @@ impl Meter {
         self.slice_latency.saturating_record(us);
         if scored.batch_rows > 0 {
             self.outcome.batch_rows.saturating_record(scored.batch_rows.into());
+        }
+        if surprise.score.is_finite() {
+            self.score_sum += f64::from(surprise.score);
+            self.scores += 1;
         }
         let seen = self.seen.entry(surprise.key.clone()).or_default();
         *seen += 1;
@@ -240,6 +251,7 @@ impl Meter {
 
     fn finish(mut self) -> Outcome {
         self.outcome.elapsed = self.started.elapsed();
+        self.outcome.score_mean = self.score_sum / self.scores as f64;
         self.close_slices();
         self.outcome.surprises =
             self.surprises.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();

@@ -80,7 +80,8 @@ fn run(replicas: u64, commands: u64) {
     let after = store.stats().commit;
     let syncs = after.syncs - before.syncs;
     println!(
-        "{replicas:>2} replicas, {commands:>2} x 1 KiB an entry: {:>6.0} appends/s, {:>7.0} commands/s, \
+        "{replicas:>2} replicas, {commands:>2} x 1 KiB an entry: {:>6.0} appends/s, \
+         {:>7.0} commands/s, \
          {:>5.0} syncs/s, {:>4.1} jobs a sync, sync p50 < {} us, p99 < {} us",
         landed as f64 / seconds,
         (landed * commands) as f64 / seconds,

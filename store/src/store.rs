@@ -234,7 +234,8 @@ impl Store {
     }
 
     /// Stops: refuses new jobs, batches and pooled reads, does what waits, writes memtables to
-    /// files, syncs, and ends the threads. Blocks. After it a start replays nothing. Once: again does nothing.
+    /// files, syncs, and ends the threads. Blocks. After it a start replays nothing. Once: again
+    /// does nothing.
     pub fn close(&self) -> Result<(), Error> {
         let disk = &self.inner.disk;
         let _changing = self.inner.changing.lock();
