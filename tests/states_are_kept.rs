@@ -286,3 +286,32 @@ async fn a_dropped_collection_is_gone_and_its_name_is_free() {
         assert_eq!(reason(client.get(get("c", &format!("{n}"))).await), "STATE_NOT_FOUND");
     }
 }
+
+/// Far more than the memtables may hold, over many shards at once: writes slow down, none hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn more_than_memory_is_written_without_a_hang() {
+    use statehouse_client::v1::pipeline_request::Call;
+    let mut house = House::new();
+    house.flags = vec!["--shards".into(), "16".into()];
+    house.env.push(("STATEHOUSE_MEMTABLE_BYTES_MAX".into(), (8u64 << 20).to_string()));
+    let node = house.start();
+    let client = node.client_with(4).await;
+    create(&client, "c").await;
+    let data = bytes::Bytes::from(vec![7u8; 256 << 10]);
+    let writes = async {
+        let mut answers = Vec::new();
+        for n in 0..768u32 {
+            let fields = vec![bytes_field("v", data.clone())];
+            let call = Call::Put(put("c", &format!("{n}"), fields));
+            answers.push(client.send(call).await.unwrap());
+        }
+        for answer in answers {
+            answer.await.unwrap();
+        }
+    };
+    tokio::time::timeout(harness::PATIENCE, writes).await.expect("every write is answered");
+    for n in (0..768u32).step_by(97) {
+        let state = client.get(get("c", &format!("{n}"))).await.unwrap();
+        assert_eq!(field_bytes(&state, "v"), data);
+    }
+}

@@ -6,7 +6,7 @@
 pub struct Config {
     /// Bytes of blocks kept in memory. Memtables are charged to the same cache, on top.
     pub block_cache_bytes: usize,
-    /// Bytes of all memtables together; writers wait beyond.
+    /// Bytes of all memtables together; beyond, each write has a family flushed.
     pub memtable_bytes_max: usize,
     /// Bytes of disk that [`crate::Store::check_space`] keeps free.
     pub disk_reserve_bytes: u64,

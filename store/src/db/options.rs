@@ -29,9 +29,11 @@ impl Memory {
         // Memtables are charged to the cache: room for both, so that blocks keep theirs.
         let cache =
             Cache::new_hyper_clock_cache(config.block_cache_bytes + config.memtable_bytes_max, 0);
+        // Over the budget it flushes, one family a write, and does not stall: a stall waits for
+        // memory that nobody gives back when the one flush under way was of a small family.
         let memtables = WriteBufferManager::new_write_buffer_manager_with_cache(
             config.memtable_bytes_max,
-            true,
+            false,
             cache.clone(),
         );
         Memory { cache, memtables }
