@@ -122,7 +122,7 @@ async fn keys_values_and_tensors_out_of_bounds() {
 }
 
 fn bad_model(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/bad").join(name)
+    Path::new("inference/testdata/bad").join(name)
 }
 
 async fn push_files(client: &Client, toml: &str, onnx: Vec<u8>) -> Result<u64, Error> {

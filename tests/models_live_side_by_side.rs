@@ -89,7 +89,7 @@ fn manifest(path: &Path) -> String {
 /// Exports of PyTorch and scikit-learn, as their exporters wrote them.
 #[tokio::test]
 async fn exported_models_are_served_as_they_are() {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("inference/testdata/models");
+    let dir = PathBuf::from("inference/testdata/models");
     let house = House::new();
     let node = house.start();
     let client = node.client().await;

@@ -14,7 +14,7 @@ const EVENTS: &str = "../shared/data/bank/transactions.csv.gz";
 
 #[test]
 fn every_event_is_stepped_once() {
-    let events = Path::new(env!("CARGO_MANIFEST_DIR")).join(EVENTS);
+    let events = Path::new(EVENTS);
     if !events.exists() {
         println!("skipped: there are no real transactions at {EVENTS}");
         return;

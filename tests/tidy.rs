@@ -46,7 +46,7 @@ const BANNED: &[&str] = &[
 ];
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    PathBuf::from(".")
 }
 
 /// Every Rust file of ours, relative to the root.

@@ -58,7 +58,7 @@ fn check(folder: &str, cases_min: usize) -> BTreeSet<String> {
 }
 
 fn files(folder: &str, extension: &str) -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(folder);
+    let folder = Path::new("testdata").join(folder);
     let mut files: Vec<PathBuf> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

@@ -17,7 +17,7 @@ use std::sync::Arc;
 const FLIPS: usize = 10_000;
 
 fn testdata(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(path)
+    Path::new("testdata").join(path)
 }
 
 fn read(path: &str) -> Bytes {

@@ -20,7 +20,7 @@ const CELL: &str = "models/torch_gru_cell_step_script.onnx";
 const CELL_STATE: &str = "[[state]]\nfield = \"h\"\ninput = \"h_in\"\noutput = \"h_out\"\n";
 
 fn model(manifest: &str, file: &str) -> Model {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata").join(file);
+    let path = Path::new("testdata").join(file);
     let manifest = format!("name = \"m\"\nformat = \"onnx\"\n{manifest}");
     Model::from_files(&BTreeMap::from([
         ("model.toml".to_string(), Bytes::from(manifest)),

@@ -103,8 +103,6 @@ struct Meter {
     outcome: Outcome,
     slice_latency: Histogram<u64>,
     top: usize,
-    unlisted: u32,
-    seen: HashMap<String, u32>,
     score_sum: f64,
     scores: u64,
     surprises: BinaryHeap<Reverse<Surprise>>,
@@ -122,6 +120,7 @@ pub async fn run(
     let mut under_way = FuturesUnordered::new();
     let mut more = true;
     let mut sent = 0;
+    let mut seen = HashMap::<String, u32>::new();
     while more || !under_way.is_empty() {
         if more && under_way.len() < options.in_flight {
             let wanted = options.limit.is_none_or(|limit| sent < limit);
@@ -131,18 +130,23 @@ pub async fn run(
             };
             sent += 1;
             let Event { line, key, inputs, label } = event;
+            // Counted in the order of the events: answers come in another one each time.
+            let of_key = seen.entry(key.clone()).or_default();
+            *of_key = of_key.saturating_add(1);
+            let listed = *of_key > options.unlisted;
             let call = Call::Score(request(map, options, line, &key, inputs));
             let at = Instant::now();
             let answer = client.send(call).await.map_err(|error| at_line(line, error))?;
-            under_way.push(async move { (at, line, key, label, answer.await) });
+            under_way.push(async move { (at, line, key, label, listed, answer.await) });
             continue;
         }
-        let Some((at, line, key, label, answer)) = under_way.next().await else { continue };
+        let Some((at, line, key, label, listed, answer)) = under_way.next().await else { continue };
         let Answer::Score(scored) = answer.map_err(|error| at_line(line, error))? else {
             return Err(at_line(line, Error::Unexpected("not the answer of a score")));
         };
         let score = score_of(map, &scored).unwrap_or(f32::NAN);
-        meter.record(at.elapsed(), &scored, Surprise { score, line, key, label });
+        let surprise = Surprise { score, line, key, label };
+        meter.record(at.elapsed(), &scored, score, listed.then_some(surprise));
         progress.inc(1);
     }
     Ok(meter.finish())
@@ -204,15 +208,19 @@ impl Meter {
             outcome,
             slice_latency,
             top: options.top,
-            unlisted: options.unlisted,
-            seen: HashMap::new(),
             score_sum: 0.0,
             scores: 0,
             surprises: BinaryHeap::new(),
         })
     }
 
-    fn record(&mut self, latency: Duration, scored: &v1::ScoreResponse, surprise: Surprise) {
+    fn record(
+        &mut self,
+        latency: Duration,
+        scored: &v1::ScoreResponse,
+        score: f32,
+        listed: Option<Surprise>,
+    ) {
         let us = (latency.as_micros() as u64).clamp(1, LATENCY_US_MAX);
         self.close_slices();
         self.outcome.events += 1;
@@ -222,17 +230,15 @@ impl Meter {
         if scored.batch_rows > 0 {
             self.outcome.batch_rows.saturating_record(scored.batch_rows.into());
         }
-        if surprise.score.is_finite() {
-            self.score_sum += f64::from(surprise.score);
-            self.scores += 1;
+        if !score.is_finite() {
+            return;
         }
-        let seen = self.seen.entry(surprise.key.clone()).or_default();
-        *seen += 1;
-        if surprise.score.is_finite() && self.top > 0 && *seen > self.unlisted {
-            self.surprises.push(Reverse(surprise));
-            if self.surprises.len() > self.top {
-                self.surprises.pop();
-            }
+        self.score_sum += f64::from(score);
+        self.scores += 1;
+        let Some(surprise) = listed.filter(|_| self.top > 0) else { return };
+        self.surprises.push(Reverse(surprise));
+        if self.surprises.len() > self.top {
+            self.surprises.pop();
         }
     }
 

@@ -13,7 +13,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -43,6 +43,13 @@ pub(crate) struct Commit {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// What the thread did last.
+#[derive(Default)]
+struct Last {
+    jobs: usize,
+    wait: Duration,
+}
+
 struct Shared {
     queue: Mutex<Queue>,
     /// Signalled when a job arrives at an empty queue, and at the end.
@@ -57,6 +64,8 @@ struct Shared {
 struct Queue {
     jobs: VecDeque<(Job, usize)>,
     bytes: usize,
+    /// The thread sleeps until so many jobs wait.
+    awaited: usize,
     closed: bool,
 }
 
@@ -74,8 +83,9 @@ impl Commit {
         let run = {
             let shared = shared.clone();
             move || {
-                while let Some((jobs, bytes)) = shared.take() {
-                    shared.commit(&db, jobs, bytes);
+                let mut last = Last::default();
+                while let Some((jobs, bytes)) = shared.take(&last) {
+                    last = shared.commit(&db, jobs, bytes);
                 }
             }
         };
@@ -104,9 +114,9 @@ impl Commit {
         }
         queue.bytes += bytes;
         queue.jobs.push_back((job, bytes));
-        let was_empty = queue.jobs.len() == 1;
+        let enough = queue.jobs.len() == queue.awaited;
         drop(queue);
-        if was_empty {
+        if enough {
             self.shared.arrived.notify_one();
         }
         Ok(())
@@ -156,13 +166,18 @@ impl Commit {
 
 impl Shared {
     /// Waits for jobs and takes as many as one batch may have. `None`: closed and empty.
-    fn take(&self) -> Option<(Vec<Job>, usize)> {
+    fn take(&self, last: &Last) -> Option<(Vec<Job>, usize)> {
         let mut queue = self.queue.lock();
         while queue.jobs.is_empty() {
             if queue.closed {
                 return None;
             }
+            queue.awaited = 1;
             self.arrived.wait(&mut queue);
+        }
+        if queue.jobs.len() < last.jobs && !queue.closed && last.wait > Duration::ZERO {
+            queue.awaited = last.jobs;
+            self.arrived.wait_for(&mut queue, last.wait);
         }
         let (mut jobs, mut taken) = (Vec::new(), 0);
         while let Some((_, bytes)) = queue.jobs.front() {
@@ -177,12 +192,15 @@ impl Shared {
         Some((jobs, taken))
     }
 
-    fn commit(&self, db: &Db, jobs: Vec<Job>, bytes: usize) {
+    fn commit(&self, db: &Db, jobs: Vec<Job>, bytes: usize) -> Last {
+        let count = jobs.len();
+        let started = Instant::now();
         let result = self
             .failure
             .check()
             .and_then(|()| self.write(db, &jobs).map_err(|error| self.failure.raise(&error)));
         self.counters.committed(jobs.len(), bytes);
+        let took = started.elapsed();
         for job in jobs {
             let (done, result) = (job.done, result.clone());
             // A callback that panics must not take everybody's disk away.
@@ -190,6 +208,7 @@ impl Shared {
                 tracing::error!("a commit callback panicked");
             }
         }
+        Last { jobs: count, wait: took / 2 }
     }
 
     fn write(&self, db: &Db, jobs: &[Job]) -> Result<(), Error> {

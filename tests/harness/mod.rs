@@ -242,7 +242,7 @@ pub fn seed() -> u64 {
 
 /// The example's model directory.
 pub fn bank_model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/bank")
+    Path::new("examples").join("bank")
 }
 
 /// Pushes a model directory.

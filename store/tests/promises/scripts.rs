@@ -25,7 +25,7 @@ macro_rules! scripts {
     ($($name:ident)*) => { $(
         #[test]
         fn $name() {
-            check(concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/", stringify!($name), ".txt"));
+            check(concat!("testdata/", stringify!($name), ".txt"));
         }
     )* };
 }
