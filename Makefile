@@ -16,7 +16,7 @@ export PATH := /usr/lib/ccache:$(PATH)
 CARGO_FLAGS := --release --locked
 STATEHOUSE := $(CARGO_TARGET_DIR)/release/statehouse
 
-.PHONY: help demo build test fmt check-fmt lint unit check-cuda doc fix needs bench clean-data
+.PHONY: help demo build test fmt check-fmt lint unit check-cuda doc fix needs bench
 
 help:
 	@sed -n '1,4p' Makefile

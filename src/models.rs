@@ -189,7 +189,13 @@ pub fn failure_of(error: &inference::Error) -> Failure {
         Error::Input(InputError::NotFinite { name, .. }) => {
             Failure::new(Reason::NotFinite, message).with("input", name)
         }
-        Error::Input(_) => Failure::new(Reason::InvalidInput, message),
+        Error::Input(input) => {
+            let failure = Failure::new(Reason::InvalidInput, message);
+            match input.name() {
+                Some(name) => failure.with("input", name),
+                None => failure,
+            }
+        }
         Error::NotFinite { output } => {
             Failure::new(Reason::NotFinite, message).with("output", output)
         }

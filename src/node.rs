@@ -224,7 +224,7 @@ async fn serve_grpc(
     let score = v1::score_server::ScoreServer::new(ScoreService::new(calls.clone()))
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
-    let pipeline = PipelineService::new(calls, config.pipeline_calls_max);
+    let pipeline = PipelineService::new(calls, config.pipeline_calls_max, stopped.clone());
     let pipeline = v1::pipeline_server::PipelineServer::new(pipeline)
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -234,9 +234,16 @@ async fn serve_grpc(
         .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .build_v1()?;
+    // Older clients, Python's among them, know this version alone.
+    let reflection_alpha = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1alpha()?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::state_server::StateServer<StateService>>().await;
     health.set_serving::<v1::score_server::ScoreServer<ScoreService>>().await;
+    health.set_serving::<v1::models_server::ModelsServer<ModelsService>>().await;
+    health.set_serving::<v1::pipeline_server::PipelineServer<PipelineService>>().await;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -250,6 +257,7 @@ async fn serve_grpc(
         .add_service(pipeline)
         .add_service(models)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .add_service(health_service);
     Ok(tokio::spawn(async move {
         let stop = async move {

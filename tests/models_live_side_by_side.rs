@@ -29,8 +29,14 @@ async fn versions_are_pushed_activated_and_deleted() {
     let node = house.start();
     let client = node.client().await;
     create(&client, "accounts").await;
-    for version in 1..=2 {
-        assert_eq!(push(&client, &bank_model()).await.unwrap().version, version);
+    let other = house.path("other");
+    std::fs::create_dir(&other).unwrap();
+    std::fs::copy(bank_model().join("model.onnx"), other.join("model.onnx")).unwrap();
+    let manifest = std::fs::read_to_string(bank_model().join("model.toml")).unwrap();
+    std::fs::write(other.join("model.toml"), manifest + "\n# Another one.\n").unwrap();
+    for (dir, version) in [(bank_model(), 1), (other.clone(), 2), (other.clone(), 2)] {
+        let pushed = push(&client, &dir).await.unwrap();
+        assert_eq!(pushed.version, version, "the same files again make no new version");
     }
     let model = describe(&client, "bank-gru").await.unwrap();
     assert_eq!((model.active_version, model.versions.len()), (2, 2));
@@ -50,7 +56,7 @@ async fn versions_are_pushed_activated_and_deleted() {
 
     delete(&client, "bank-gru", 2).await.unwrap();
     assert_eq!(reason(client.score(second).await), "MODEL_VERSION_NOT_FOUND");
-    assert_eq!(push(&client, &bank_model()).await.unwrap().version, 3, "no version comes back");
+    assert_eq!(push(&client, &other).await.unwrap().version, 3, "no version comes back");
 
     node.kill();
     let node = house.start();

@@ -18,8 +18,9 @@ async fn health_is_served() {
     let node = house.start();
     let channel = tonic::transport::Endpoint::from_shared(node.endpoint()).unwrap();
     let mut health = HealthClient::new(channel.connect().await.unwrap());
-    for service in ["", "statehouse.v1.State", "statehouse.v1.Score"] {
-        let request = HealthCheckRequest { service: service.to_owned() };
+    let ours = ["State", "Score", "Models", "Pipeline"].map(|name| format!("statehouse.v1.{name}"));
+    for service in ours.into_iter().chain([String::new()]) {
+        let request = HealthCheckRequest { service: service.clone() };
         let answer = health.check(request).await.unwrap().into_inner();
         assert_eq!(answer.status(), tonic_health::ServingStatus::Serving.into(), "{service:?}");
     }
@@ -46,6 +47,30 @@ async fn services_are_reflected() {
     for service in ["State", "Score", "Models", "Pipeline"] {
         assert!(names.contains(&format!("statehouse.v1.{service}")), "{names:?}");
     }
+}
+
+#[tokio::test]
+async fn services_are_reflected_to_older_clients() {
+    use tonic_reflection::pb::v1alpha as alpha;
+    let house = House::new();
+    let node = house.start();
+    let channel = tonic::transport::Endpoint::from_shared(node.endpoint()).unwrap();
+    let channel = channel.connect().await.unwrap();
+    let mut reflection = alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let wanted = "statehouse.v1.State".to_owned();
+    let request = alpha::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            alpha::server_reflection_request::MessageRequest::FileContainingSymbol(wanted),
+        ),
+    };
+    let answers = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap().message_response.unwrap();
+    let alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(files) = answer
+    else {
+        panic!("{answer:?}");
+    };
+    assert!(!files.file_descriptor_proto.is_empty());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ fn patch(collection: &str, key: &str, edits: Vec<edit::Edit>) -> v1::PatchReques
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn states_of_every_size_survive_a_restart() {
     let mut random = StdRng::seed_from_u64(seed());
     let house = House::new();
@@ -47,7 +47,10 @@ async fn states_of_every_size_survive_a_restart() {
         let written = client.put(put("c", &key, fields.clone())).await.unwrap();
         states.push((key, written.version, fields));
     }
+    // The client's pipeline is idle now: it must not hold the stop up.
+    let stopping = std::time::Instant::now();
     let (code, _) = node.stop();
+    assert!(stopping.elapsed() < std::time::Duration::from_secs(5), "{:?}", stopping.elapsed());
     assert_eq!(code, Some(0));
     let node = house.start();
     let client = node.client().await;

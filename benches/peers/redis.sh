@@ -16,9 +16,16 @@ command -v redis-server >/dev/null || {
 target=${CARGO_TARGET_DIR:-$HOME/.cache/statehouse/target}
 make --no-print-directory build
 
+# PEERS_VENV is taken as it is; ours is made anew when it does not hold what is asked for, such as
+# after an install that broke off.
 venv=${PEERS_VENV:-$HOME/.cache/statehouse/peers-venv}
-if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet -r benches/peers/requirements.txt
+wanted=benches/peers/requirements.txt
+if [ -z "${PEERS_VENV:-}" ] && ! cmp --quiet "$wanted" "$venv/requirements.txt"; then
+    python3 -m venv --clear "$venv" || {
+        echo "python3 can't make an environment: apt-get install python3-venv" >&2
+        exit 1
+    }
+    "$venv/bin/pip" install --quiet -r "$wanted"
+    cp "$wanted" "$venv/requirements.txt"
 fi
 exec "$venv/bin/python" benches/peers/compare.py --statehouse "$target/release/statehouse" "$@"

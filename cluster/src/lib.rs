@@ -11,6 +11,8 @@
 //! | `replica.rs` | one shard's copy here: propose, read |
 //! | `driver.rs` | the thread that applies what is durable |
 //! | `shards.rs` | all replicas of a node: open, locate, close |
+//! | `placement.rs` * | where replicas should be |
+//! | `task.rs` * | a change of one shard, step by step |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
 //!
 //! Files marked * are pure.
@@ -21,12 +23,16 @@
 pub mod catalog;
 mod driver;
 mod error;
+mod ids;
+pub mod placement;
 mod proposals;
 mod replica;
 mod shard_map;
 mod shards;
+pub mod task;
 
 pub use error::Error;
+pub use ids::{ClusterId, NodeId};
 pub use replica::{Done, Replica};
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
 pub use shards::{Config, Shards};

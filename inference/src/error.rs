@@ -70,6 +70,23 @@ pub enum InputError {
     Count { what: &'static str, expected: usize, actual: usize },
 }
 
+impl InputError {
+    /// The input that is wrong, if it's one.
+    pub fn name(&self) -> Option<&str> {
+        match self {
+            InputError::Unknown { name, .. }
+            | InputError::Duplicate { name }
+            | InputError::Missing { name, .. }
+            | InputError::DType { name, .. }
+            | InputError::Shape { name, .. }
+            | InputError::Bytes { name, .. }
+            | InputError::NotFinite { name, .. }
+            | InputError::Index { name, .. } => Some(name),
+            InputError::Count { .. } => None,
+        }
+    }
+}
+
 fn at_output(output: &str) -> String {
     if output.is_empty() { String::new() } else { format!(" at output '{output}'") }
 }

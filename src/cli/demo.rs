@@ -57,6 +57,9 @@ const ZIPF: f64 = 0.9;
 /// Runs the subcommand.
 pub async fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.accounts > 0, "a stream needs accounts");
+    if let Some(events) = &args.events {
+        ensure!(events.exists(), "{} does not exist", events.display());
+    }
     let map = match &args.map {
         Some(path) => Map::read(path)?,
         None => Map::parse(MAP).context("the example's map")?,

@@ -3,7 +3,8 @@
 //! The answers are a stream that is also what reads the requests: it takes a request, polls its
 //! call once (which is all that a hot read needs), and keeps it if it must wait. When the client
 //! does not read its answers, nothing polls, so nothing more is taken from it. Requests beyond
-//! the limit under way stay unread in the same way.
+//! the limit under way stay unread in the same way. When the node stops, the stream ends once the
+//! calls under way are answered; requests not taken by then had no effect.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -15,6 +16,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 use statehouse_proto::v1::pipeline_server::Pipeline;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Calls, status};
@@ -27,12 +29,14 @@ pub const CALLS_IN_FLIGHT_MAX_DEFAULT: usize = 4_096;
 pub struct PipelineService {
     calls: Calls,
     in_flight_max: usize,
+    stopped: watch::Receiver<bool>,
 }
 
 impl PipelineService {
-    /// Over the calls of a node, with at most `in_flight_max` under way on one stream.
-    pub fn new(calls: Calls, in_flight_max: usize) -> Self {
-        PipelineService { calls, in_flight_max }
+    /// Over the calls of a node, with at most `in_flight_max` under way on one stream; once
+    /// `stopped` is true, streams take no more requests and end.
+    pub fn new(calls: Calls, in_flight_max: usize, stopped: watch::Receiver<bool>) -> Self {
+        PipelineService { calls, in_flight_max, stopped }
     }
 }
 
@@ -49,8 +53,14 @@ impl Pipeline for PipelineService {
             requests: Some(request.into_inner()),
             under_way: FuturesUnordered::new(),
             in_flight_max: self.in_flight_max,
+            stopped: Box::pin(stopping(self.stopped.clone())),
         }))
     }
+}
+
+async fn stopping(mut stopped: watch::Receiver<bool>) {
+    // An error means that the node is gone, which is a stop too.
+    let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = v1::PipelineResponse> + Send>>;
@@ -62,6 +72,8 @@ pub struct Answers {
     requests: Option<Streaming<v1::PipelineRequest>>,
     under_way: FuturesUnordered<UnderWay>,
     in_flight_max: usize,
+    /// Ready once the node stops.
+    stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
 }
 
 impl Stream for Answers {
@@ -69,6 +81,9 @@ impl Stream for Answers {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
+        if this.requests.is_some() && this.stopped.as_mut().poll(cx).is_ready() {
+            this.requests = None;
+        }
         if let Poll::Ready(Some(answer)) = this.under_way.poll_next_unpin(cx) {
             return Poll::Ready(Some(Ok(answer)));
         }

@@ -56,6 +56,7 @@ mod payload;
 mod pool;
 mod read;
 mod record;
+mod selected;
 mod shard;
 mod space;
 mod state;

@@ -5,6 +5,7 @@
 //! crash in between is finished at the next start.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,22 @@ pub struct Settings {
     pub default_ttl_ms: Option<u64>,
     /// What a read of a missing state answers.
     pub missing: Missing,
+}
+
+impl fmt::Display for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing } = self;
+        write!(f, "state_bytes_max {state_bytes_max}, inline_bytes_max {inline_bytes_max}, ")?;
+        match default_ttl_ms {
+            Some(ttl_ms) => write!(f, "default_ttl_ms {ttl_ms}, ")?,
+            None => f.write_str("no default expiry, ")?,
+        }
+        let missing = match missing {
+            Missing::Error => "an error",
+            Missing::Empty => "empty",
+        };
+        write!(f, "a missing state is {missing}")
+    }
 }
 
 /// A collection that exists.
@@ -100,7 +117,9 @@ impl Catalog {
             (None, Ok(found)) if if_not_exists && found.settings == settings => Ok(found),
             (None, found) => {
                 let difference = match found {
-                    Ok(found) if if_not_exists => format!(" with settings {:?}", found.settings),
+                    Ok(found) if if_not_exists => {
+                        format!(" with other settings: {}", found.settings)
+                    }
                     _ => String::new(),
                 };
                 Err(Error::Exists { kind: "collection", name: name.to_owned(), difference })

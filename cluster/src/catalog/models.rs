@@ -64,7 +64,8 @@ impl Catalog {
         self.models.load().get(name).cloned().ok_or_else(|| unknown(name))
     }
 
-    /// Stores a new version's files and lists it, active if asked for.
+    /// Stores a new version's files and lists it, active if asked for. The newest version's files
+    /// again make no new one.
     pub async fn push_model(
         &self,
         name: &str,
@@ -79,11 +80,21 @@ impl Catalog {
             ModelRow { format: FORMAT, active: None, next_version: 1, versions: Vec::new() },
             |row| row.value,
         );
+        let digest = digest(files);
+        if let Some(newest) = row.versions.last().filter(|newest| newest.digest == digest) {
+            // The same files again, perhaps a repeat of an answer that got lost.
+            let newest = newest.clone();
+            if activate && row.active != Some(newest.version) {
+                row.active = Some(newest.version);
+                self.write_model(name, &row, condition).await?;
+            }
+            return Ok(newest);
+        }
         let pushed = ModelVersion {
             version: row.next_version,
             pushed_at_ms: unix_now_ms(),
             bytes: files.values().map(|file| file.len() as u64).sum(),
-            digest: digest(files),
+            digest,
         };
         // The files first: a version that is listed can be loaded.
         let fields = files
