@@ -10,6 +10,7 @@
 //! | `proposals.rs` * | which waiting commands ride in the next entry |
 //! | `replica.rs` | one shard's copy here: propose, read |
 //! | `driver.rs` | the thread that applies what is durable |
+//! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs` | all replicas of a node: open, locate, close |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
 //!
@@ -19,6 +20,7 @@
 //! path is the one that Raft drives: `Log::append` with a callback, then `Shard::apply`.
 
 pub mod catalog;
+mod checkpointer;
 mod driver;
 mod error;
 mod proposals;
@@ -26,6 +28,7 @@ mod replica;
 mod shard_map;
 mod shards;
 
+pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::Error;
 pub use replica::{Done, Replica};
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
