@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use bytes::Bytes;
 
 use crate::applied::Applied;
+use crate::cache::Place;
 use crate::db::Batch;
 use crate::disk::{Disk, Replica};
 use crate::error::Error;
@@ -89,15 +90,29 @@ impl ApplyBatch {
         self.check()?;
         self.disk.check()?;
         let mut batch = Batch::default();
+        let mut places = Vec::new();
         for part in self.parts.values() {
             let applied = part.replica.applied.lock().id;
             assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
             part.overlay.write(&part.replica.family, &mut batch);
             let row = Bytes::from(part.applied.encode());
             batch.put(&part.replica.family, keys::APPLIED, &row);
+            for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {
+                let place = Place::new(part.replica.space, row);
+                self.disk.cache.hold(&place);
+                places.push((place, value));
+            }
         }
         if !batch.is_empty() {
             self.disk.db.write_unlogged(batch).map_err(|error| self.disk.failure.raise(&error))?;
+        }
+        for (place, value) in places {
+            self.disk.cache.release(place, value.as_ref())?;
+        }
+        for part in self.parts.values() {
+            for (start, end) in part.overlay.dropped() {
+                self.disk.cache.forget(part.replica.space, start, end);
+            }
         }
         for part in self.parts.into_values() {
             // After the write: whoever sees these sees the rows.

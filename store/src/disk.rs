@@ -11,6 +11,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::applied::Applied;
+use crate::cache::{RecordCache, Space};
 use crate::commit::Commit;
 use crate::db::{Db, Family};
 use crate::error::Error;
@@ -27,6 +28,7 @@ pub(crate) struct Disk {
     pub meta: Family,
     pub commit: Commit,
     pub failure: Arc<Failure>,
+    pub cache: RecordCache,
     pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Bytes of entries in the tails of all logs.
     pub tail_bytes: AtomicU64,
@@ -57,6 +59,8 @@ impl Drop for Disk {
 pub(crate) struct Replica {
     pub id: ReplicaId,
     pub family: Family,
+    /// Where its records are kept in memory.
+    pub space: Space,
     pub log: Mutex<LogState>,
     /// Through which index the log is purged for certain; apply may delete the chunks of those
     /// entries. Follows `log.purged` when the purge is written.
@@ -82,6 +86,7 @@ impl Replica {
         db: &Arc<Db>,
         (log, meta): (&Family, &Family),
         id: ReplicaId,
+        space: Space,
     ) -> Result<Replica, Error> {
         let family = db
             .family(&keys::family(id))
@@ -97,6 +102,7 @@ impl Replica {
         Ok(Replica {
             id,
             family,
+            space,
             log: Mutex::new(log),
             purged: AtomicU64::new(purged.index),
             applied_index: AtomicU64::new(applied.id.index),

@@ -44,7 +44,7 @@ pub(crate) const STORE_ID: &[u8] = b"store";
 pub(crate) const APPLIED: &[u8] = b"A";
 
 /// Bytes in front of the key in an `S` row.
-const RECORD_PREFIX: usize = 9;
+pub(crate) const RECORD_PREFIX: usize = 9;
 
 /// The column family of a replica.
 pub(crate) fn family(replica: ReplicaId) -> String {
@@ -58,7 +58,21 @@ pub(crate) fn replica_of(family: &str) -> Option<ReplicaId> {
 
 /// The row of a state.
 pub(crate) fn record(collection: CollectionId, key: &[u8]) -> Vec<u8> {
-    build(b'S', &[&collection.0.to_be_bytes(), key])
+    let mut row = Vec::with_capacity(RECORD_PREFIX + key.len());
+    extend_with_record(&mut row, collection, key);
+    row
+}
+
+/// Adds the row of a state to what comes before it in a longer key.
+pub(crate) fn extend_with_record(out: &mut Vec<u8>, collection: CollectionId, key: &[u8]) {
+    out.push(b'S');
+    out.extend_from_slice(&collection.0.to_be_bytes());
+    out.extend_from_slice(key);
+}
+
+/// Whether a row is a state's.
+pub(crate) fn is_record(row: &[u8]) -> bool {
+    row.first() == Some(&b'S')
 }
 
 /// The key of a state, from its row's key.

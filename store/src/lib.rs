@@ -20,6 +20,7 @@
 //! - `Log::append`'s callback fires after the sync. One sync serves all replicas that wait.
 //! - A large payload is written once, when its entry is appended; applying refers to it.
 //! - After a failed write or sync the store takes nothing more ([`Store::failure`]).
+//! - A read sees every write that was applied before it, from memory or from disk alike.
 //! - Every queue and cache has a limit in [`Config`] or a named constant.
 //! - Every row starts with a format number (`keys.rs` has the table of rows).
 //!
@@ -32,6 +33,7 @@ mod applied;
 mod apply;
 mod batch;
 mod blob;
+mod cache;
 mod codec;
 mod command;
 mod commit;

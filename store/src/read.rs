@@ -14,6 +14,7 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{self, Loaded};
+use crate::cache::{Found, Place};
 use crate::command::{Reply, RequestTag};
 use crate::db::{self, Fetched, Look, Walk};
 use crate::dedup;
@@ -22,10 +23,8 @@ use crate::error::Error;
 use crate::extent::{CHUNK_BYTES, Extent, Pieces};
 use crate::ids::CollectionId;
 use crate::keys;
-use crate::record::Record;
-use crate::state::{
-    BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
-};
+use crate::record::{Content, Record, RecordField};
+use crate::state::{Cached, FieldRange, Payload, Selection, State, StateField, WholeState};
 use crate::value::Field;
 
 /// How often a whole read starts again before it takes a view.
@@ -86,7 +85,7 @@ impl Reader {
     ) -> Result<Cached<Option<State>>, Error> {
         match self.record(Look::Cached, collection, key, now_ms)? {
             Outcome::Ready(record) => {
-                Ok(Cached::Ready(record.map(|record| State::of(record, collection))))
+                Ok(Cached::Ready(record.map(|record| State::of(&record, collection))))
             }
             Outcome::NeedsDisk | Outcome::Gone => Ok(Cached::NeedsDisk),
         }
@@ -250,17 +249,34 @@ impl Reader {
         collection: CollectionId,
         key: &[u8],
         now_ms: u64,
-    ) -> Result<Outcome<Option<Record>>, Error> {
+    ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
         self.replica.check()?;
-        let row = keys::record(collection, key);
-        let pinned = match self.disk.db.get(&self.replica.family, &row, look)? {
+        let place = Place::of(self.replica.space, collection, key);
+        let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
+        let vacancy = match look {
+            Look::View(_) => None,
+            Look::Cached | Look::Disk => match self.disk.cache.find(&place) {
+                Found::Kept(record) => return Ok(Outcome::Ready(Some(record).filter(alive))),
+                Found::Vacant(vacancy) => Some(vacancy),
+                Found::Busy => None,
+            },
+        };
+        let pinned = match self.disk.db.get(&self.replica.family, place.row(), look)? {
             Fetched::Found(pinned) => pinned,
             Fetched::Absent => return Ok(Outcome::Ready(None)),
             Fetched::NeedsDisk => return Ok(Outcome::NeedsDisk),
         };
-        let record = Record::decode(pinned.into_bytes())
-            .map_err(|error| Error::corrupt("state record", error))?;
-        Ok(Outcome::Ready(Some(record).filter(|record| !record.expired(self.now_ms(now_ms)))))
+        let row = match vacancy {
+            // A copy: what is kept must not hold on to a block.
+            Some(_) => Bytes::copy_from_slice(&pinned),
+            None => pinned.into_bytes(),
+        };
+        let record = Record::decode(row).map_err(|error| Error::corrupt("state record", error))?;
+        let record = Arc::new(record);
+        if let Some(vacancy) = vacancy {
+            vacancy.keep(record.clone());
+        }
+        Ok(Outcome::Ready(Some(record).filter(alive)))
     }
 
     fn get_at(
@@ -271,7 +287,7 @@ impl Reader {
         now_ms: u64,
     ) -> Result<Option<State>, Error> {
         match self.record(look, collection, key, now_ms)? {
-            Outcome::Ready(record) => Ok(record.map(|record| State::of(record, collection))),
+            Outcome::Ready(record) => Ok(record.map(|record| State::of(&record, collection))),
             Outcome::NeedsDisk | Outcome::Gone => Ok(None),
         }
     }
@@ -290,10 +306,16 @@ impl Reader {
             Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
             Outcome::Gone => return Ok(Outcome::Gone),
         };
-        let state = State::of(record, collection);
-        let mut fields = Vec::new();
-        for (field, range) in selected(&state, selection)? {
-            match self.load_at(look, field, range)? {
+        let mut fields = Vec::with_capacity(record.fields.len());
+        for (field, range) in selected(&record, selection)? {
+            let loaded = match &field.content {
+                Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
+                Content::Blobs(extents) => {
+                    check_range(&field.name, field.content.len(), &range)?;
+                    self.load_blob(look, collection, extents, range)?
+                }
+            };
+            match loaded {
                 Outcome::Ready(bytes) => {
                     let value = field.field_type.clone().with(bytes);
                     fields.push(Field { name: field.name.clone(), value });
@@ -302,9 +324,7 @@ impl Reader {
                 Outcome::Gone => return Ok(Outcome::Gone),
             }
         }
-        let State { version, expires_at_ms, writer, model, .. } = state;
-        let whole = WholeState { version, expires_at_ms, writer, model, fields };
-        Ok(Outcome::Ready(Some(whole)))
+        Ok(Outcome::Ready(Some(WholeState::of(&record, fields))))
     }
 
     fn loaded(
@@ -326,27 +346,25 @@ impl Reader {
         range: Range<u64>,
     ) -> Result<Outcome<Bytes>, Error> {
         self.replica.check()?;
-        let (bytes, end) = (field.bytes_len, range.end.max(range.start));
-        if end > bytes {
-            return Err(Error::RangePastEnd { name: field.name.clone(), bytes, end });
-        }
         match &field.payload {
-            Payload::Inline(bytes) => {
-                Ok(Outcome::Ready(bytes.slice(range.start as usize..end as usize)))
+            Payload::Inline(bytes) => Ok(Outcome::Ready(inline_part(&field.name, bytes, range)?)),
+            Payload::Blob(handle) => {
+                check_range(&field.name, field.bytes_len, &range)?;
+                self.load_blob(look, handle.collection, &handle.extents, range)
             }
-            Payload::Blob(handle) => self.load_blob(look, handle, range.start..end),
         }
     }
 
     fn load_blob(
         &self,
         look: Look<'_>,
-        handle: &BlobHandle,
+        collection: CollectionId,
+        extents: &[Extent],
         range: Range<u64>,
     ) -> Result<Outcome<Bytes>, Error> {
-        let parts = Pieces::range_of(&handle.extents, range.clone());
+        let parts = Pieces::range_of(extents, range.clone());
         let fetch = |extent: &Extent| {
-            let (collection, blob) = (handle.collection, extent.blob);
+            let blob = extent.blob;
             move |number| {
                 let key = keys::chunk(collection, blob, number);
                 self.disk.db.get(&self.replica.family, &key, look)
@@ -360,7 +378,7 @@ impl Reader {
         let mut whole = BytesMut::with_capacity((range.end - range.start) as usize);
         for extent in &parts {
             let loaded = match read_ahead(look, extent) {
-                true => self.walk_extent(look, handle.collection, extent, &mut whole)?,
+                true => self.walk_extent(look, collection, extent, &mut whole)?,
                 false => blob::read_into(extent, fetch(extent), &mut whole)?,
             };
             match loaded {
@@ -440,6 +458,24 @@ impl View {
     }
 }
 
+/// A range of a field that lies in its record.
+fn inline_part(name: &str, bytes: &Bytes, range: Range<u64>) -> Result<Bytes, Error> {
+    check_range(name, bytes.len() as u64, &range)?;
+    Ok(match range.end - range.start == bytes.len() as u64 {
+        true => bytes.clone(),
+        false => bytes.slice(range.start as usize..range.end as usize),
+    })
+}
+
+/// A range must end within the field, and not before it starts.
+fn check_range(name: &str, bytes: u64, range: &Range<u64>) -> Result<(), Error> {
+    let end = range.end.max(range.start);
+    match range.start <= range.end && end <= bytes {
+        true => Ok(()),
+        false => Err(Error::RangePastEnd { name: name.to_owned(), bytes, end }),
+    }
+}
+
 fn outcome(loaded: Loaded) -> Outcome<Bytes> {
     match loaded {
         Loaded::Found(bytes) => Outcome::Ready(bytes),
@@ -457,17 +493,23 @@ fn read_ahead(look: Look<'_>, extent: &Extent) -> bool {
 
 /// The fields that a selection names, and the range of each.
 fn selected<'a>(
-    state: &'a State,
+    record: &'a Record,
     selection: &Selection,
-) -> Result<Vec<(&'a StateField, Range<u64>)>, Error> {
+) -> Result<Vec<(&'a RecordField, Range<u64>)>, Error> {
     let Some(wanted) = &selection.fields else {
-        return Ok(state.fields.iter().map(|field| (field, 0..field.bytes_len)).collect());
+        return Ok(record.fields.iter().map(|field| (field, 0..field.content.len())).collect());
     };
-    wanted
-        .iter()
-        .map(|FieldRange { name, range }| {
-            let field = state.field(name).ok_or(Error::UnknownField { name: name.clone() })?;
-            let bytes = field.bytes_len;
+    let found = wanted.iter().filter_map(|FieldRange { name, range }| {
+        match record.fields.iter().find(|field| field.name == *name) {
+            Some(field) => Some(Ok((field, range))),
+            None if selection.if_present => None,
+            None => Some(Err(Error::UnknownField { name: name.clone() })),
+        }
+    });
+    found
+        .map(|found| {
+            let (field, range) = found?;
+            let bytes = field.content.len();
             let range = match range {
                 None => 0..bytes,
                 Some((offset, None)) => *offset..bytes.max(*offset),

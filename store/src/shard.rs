@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::apply::{self, Away, Change, Decision, Moment};
 use crate::batch::{ApplyBatch, Part};
 use crate::blob::{self, Loaded};
+use crate::cache::Place;
 use crate::command::{Body, Command, CommandBatch, Entry, Reply, RequestTag, Sweep, Write};
 use crate::db::{Fetched, Mutation};
 use crate::dedup;
@@ -144,9 +145,8 @@ impl Applier<'_> {
             let decision = away.refused(reply);
             return Ok(self.carry_out(&write.target.key, collection, None, decision, moment));
         }
-        let row = keys::record(collection, &write.target.key);
-        let stored = self.record(&row)?;
-        let stored = stored.as_ref();
+        let stored = self.record(collection, &write.target.key)?;
+        let stored = stored.as_deref();
         let mut load = |extent: &Extent| self.load(collection, extent);
         let decision = match command {
             Command::Put(put) => apply::put(put, &away, stored, moment, &mut load)?,
@@ -257,7 +257,7 @@ impl Applier<'_> {
             let Some((at_ms, collection, key)) = keys::parse_expiry(&row) else {
                 return Err(Error::corrupt("expiry row", "its key is too short"));
             };
-            let record = self.record(&keys::record(collection, key))?;
+            let record = self.record(collection, key)?;
             // Another record, or none: a collection was dropped and this is what it left.
             let Some(record) = record.filter(|record| record.expires_at_ms == Some(at_ms)) else {
                 self.part.overlay.delete(row);
@@ -280,9 +280,18 @@ impl Applier<'_> {
         self.part.overlay.keys(&self.disk.db, &self.part.replica.family, range, limit)
     }
 
-    fn record(&self, row: &[u8]) -> Result<Option<Record>, Error> {
-        let Some(value) = self.fetch(row)? else { return Ok(None) };
-        Record::decode(value).map(Some).map_err(|error| Error::corrupt("state record", error))
+    /// A state's record: as this batch left it, else as it is kept in memory, else as stored.
+    fn record(&self, collection: CollectionId, key: &[u8]) -> Result<Option<Arc<Record>>, Error> {
+        let place = Place::of(self.part.replica.space, collection, key);
+        let row = match self.part.overlay.decided(place.row()) {
+            Some(row) => row,
+            None => match self.disk.cache.get(&place) {
+                Some(record) => return Ok(Some(record)),
+                None => self.disk.db.fetch(&self.part.replica.family, place.row())?,
+            },
+        };
+        let record = row.map(Record::decode).transpose();
+        Ok(record.map_err(|error| Error::corrupt("state record", error))?.map(Arc::new))
     }
 
     fn load(&self, collection: CollectionId, extent: &Extent) -> Result<Bytes, Error> {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::batch::ApplyBatch;
+use crate::cache::RecordCache;
 use crate::commit::{Callback, Commit, Job};
 use crate::config::Config;
 use crate::db::{Db, Mutation, Walk};
@@ -67,6 +68,7 @@ impl Store {
             log,
             meta,
             failure,
+            cache: RecordCache::new(config.state_cache_bytes),
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
             tail_bytes_max: config.log_tail_bytes_max as u64,
@@ -218,14 +220,18 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let disk = &self.inner.disk;
         let memory = disk.db.memory_use();
+        let (state_cache_hits, state_cache_misses) = disk.cache.hits_and_misses();
         Stats {
             commit: disk.commit.stats(),
             memory: MemoryStats {
                 block_cache_bytes: memory.cache_bytes,
                 block_cache_pinned_bytes: memory.cache_pinned_bytes,
+                state_cache_bytes: disk.cache.bytes(),
                 memtable_bytes: memory.memtable_bytes,
                 log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
             },
+            state_cache_hits,
+            state_cache_misses,
             replicas: disk.replicas.read().len(),
             reads_waiting: self.inner.pool.waiting(),
             commands_applied: disk.commands_applied.load(Ordering::Relaxed),
@@ -330,7 +336,7 @@ impl Inner {
 
     fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
         let disk = &self.disk;
-        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id)?;
+        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id, disk.cache.space())?;
         disk.replicas.write().insert(id, Arc::new(replica));
         Ok(())
     }
