@@ -16,7 +16,7 @@ use crate::replica::{Done, Replica};
 /// Entries applied in one store batch.
 const ENTRIES_PER_BATCH_MAX: usize = 256;
 
-/// Entries kept behind the applied one, so that purging comes in runs.
+/// Entries kept behind the applied one; purging comes in runs of as many.
 const LOG_KEPT_ENTRIES: u64 = 1_024;
 
 /// An entry that the commit thread has dealt with.
@@ -37,7 +37,8 @@ pub enum Event {
 pub struct Driver {
     store: Store,
     shards: HashMap<ReplicaId, Shard>,
-    purged: HashMap<ReplicaId, u64>,
+    /// The applied index at which the log is purged next.
+    next_purges: HashMap<ReplicaId, u64>,
     events: Receiver<Event>,
 }
 
@@ -45,7 +46,7 @@ impl Driver {
     pub fn new(store: Store, shards: HashMap<ReplicaId, Shard>) -> (Self, Sender<Event>) {
         // Bounded by the replicas: each has at most one entry on its way.
         let (sender, events) = crossbeam_channel::unbounded();
-        (Driver { store, shards, purged: HashMap::new(), events }, sender)
+        (Driver { store, shards, next_purges: HashMap::new(), events }, sender)
     }
 
     /// Runs until told to stop, or until every sender is gone.
@@ -118,19 +119,27 @@ impl Driver {
         Ok(replies)
     }
 
+    /// Purges what is flushed, but for the last entries. `checkpointer.rs` sees to the flushes.
     fn purge(&mut self, replica: &Replica, applied: u64) {
-        let purged = self.purged.entry(replica.id()).or_default();
-        if applied < *purged + 2 * LOG_KEPT_ENTRIES {
+        let next = self.next_purges.entry(replica.id()).or_default();
+        if applied < *next {
             return;
         }
-        *purged = applied - LOG_KEPT_ENTRIES;
-        let shard = replica.shard_id();
-        let done = Box::new(move |result: Result<(), store::Error>| {
-            if let Err(error) = result {
-                tracing::warn!(%shard, %error, "log not purged");
+        *next = applied + LOG_KEPT_ENTRIES;
+        let (shard, log) = (replica.shard_id(), replica.log());
+        let purged = log.flushed().and_then(|flushed| {
+            let through = flushed.index.min(applied.saturating_sub(LOG_KEPT_ENTRIES));
+            if through <= log.purged().map_or(0, |purged| purged.index) {
+                return Ok(());
             }
+            let done = move |result: Result<(), store::Error>| {
+                if let Err(error) = result {
+                    tracing::warn!(%shard, %error, "log not purged");
+                }
+            };
+            log.purge_through(through, Box::new(done))
         });
-        if let Err(error) = replica.log().purge_through(*purged, done) {
+        if let Err(error) = purged {
             tracing::warn!(%shard, %error, "log not purged");
         }
     }

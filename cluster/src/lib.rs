@@ -10,6 +10,7 @@
 //! | `proposals.rs` * | which waiting commands ride in the next entry |
 //! | `replica.rs` | one shard's copy here: propose, read |
 //! | `driver.rs` | the thread that applies what is durable |
+//! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs` | all replicas of a node: open, locate, close |
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
@@ -21,6 +22,7 @@
 //! path is the one that Raft drives: `Log::append` with a callback, then `Shard::apply`.
 
 pub mod catalog;
+mod checkpointer;
 mod driver;
 mod error;
 mod ids;
@@ -31,6 +33,7 @@ mod shard_map;
 mod shards;
 pub mod task;
 
+pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::Error;
 pub use ids::{ClusterId, NodeId};
 pub use replica::{Done, Replica};

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use statehouse_store::{Command, Log, ReplicaId, Reply, Shard, Store};
 
+use crate::checkpointer::{self, Checkpointer};
 use crate::driver::{Driver, Event};
 use crate::proposals::Limits;
 use crate::replica::Replica;
@@ -31,6 +32,8 @@ pub struct Config {
     pub proposals_waiting_max: usize,
     /// Bytes of proposals that may wait in one shard.
     pub proposals_waiting_bytes_max: usize,
+    /// What replicas may have applied and not flushed: bounds their logs.
+    pub checkpoints: checkpointer::Limits,
 }
 
 impl Default for Config {
@@ -40,6 +43,7 @@ impl Default for Config {
             shards: NonZeroU16::new(16).expect("16 is not zero"),
             proposals_waiting_max: limits.waiting_max,
             proposals_waiting_bytes_max: limits.waiting_bytes_max,
+            checkpoints: checkpointer::Limits::default(),
         }
     }
 }
@@ -60,6 +64,7 @@ pub struct Shards {
     replicas: Vec<Arc<Replica>>,
     events: Sender<Event>,
     driver: Mutex<Option<JoinHandle<()>>>,
+    checkpointer: Checkpointer,
 }
 
 impl Shards {
@@ -99,7 +104,8 @@ impl Shards {
             .spawn(move || driver.run())
             .map_err(|error| Error::Invalid(format!("start the apply thread: {error}")))?;
         let driver = Mutex::new(Some(thread));
-        Ok(Arc::new(Shards { store, map, replicas, events, driver }))
+        let checkpointer = Checkpointer::start(store.clone(), config.checkpoints)?;
+        Ok(Arc::new(Shards { store, map, replicas, events, driver, checkpointer }))
     }
 
     /// Which shard holds which key.
@@ -156,6 +162,7 @@ impl Shards {
         {
             tracing::error!("the apply thread had panicked");
         }
+        self.checkpointer.close();
     }
 }
 

@@ -19,6 +19,7 @@ use crate::failure::Failure;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::tail::LogState;
+use crate::unflushed::Unflushed;
 
 /// An open store's parts.
 pub(crate) struct Disk {
@@ -75,6 +76,8 @@ pub(crate) struct Replica {
     /// Somebody holds the replica's `Shard`.
     pub taken: AtomicBool,
     pub dropped: AtomicBool,
+    /// What was applied since the last flush that we know of.
+    pub unflushed: Mutex<Unflushed>,
 }
 
 impl Replica {
@@ -88,10 +91,7 @@ impl Replica {
         let family = db
             .family(&keys::family(id))
             .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
-        let applied = match db.fetch(&family, keys::APPLIED)? {
-            None => Applied::default(),
-            Some(row) => Applied::decode(row).map_err(|e| Error::corrupt("applied row", e))?,
-        };
+        let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),
             Some(row) => decode_purged(&row)?,
@@ -112,7 +112,15 @@ impl Replica {
             expiries_from_ms: AtomicU64::new(0),
             taken: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
+            unflushed: Mutex::default(),
         })
+    }
+
+    /// The last entry that would be applied after a crash: its changes are in files.
+    pub fn flushed(&self, db: &Db) -> Result<EntryId, Error> {
+        let flushed = decode_applied(db.fetch_flushed(&self.family, keys::APPLIED)?)?.id;
+        self.unflushed.lock().settle(flushed.index);
+        Ok(flushed)
     }
 
     /// Refuses if the replica was dropped.
@@ -128,6 +136,13 @@ impl Replica {
         self.time_ms.store(applied.time_ms, Ordering::Release);
         self.applied_index.store(applied.id.index, Ordering::Release);
         *self.applied.lock() = applied;
+    }
+}
+
+fn decode_applied(row: Option<Bytes>) -> Result<Applied, Error> {
+    match row {
+        None => Ok(Applied::default()),
+        Some(row) => Applied::decode(row).map_err(|error| Error::corrupt("applied row", error)),
     }
 }
 

@@ -151,6 +151,13 @@ pub(crate) fn garbage_between(from: u64, through: u64) -> (Vec<u8>, Vec<u8>) {
     (build(b'G', &[&from.to_be_bytes()]), after(b'G', through))
 }
 
+/// Release index and version of a garbage row.
+pub(crate) fn parse_garbage(row: &[u8]) -> Option<(u64, u64)> {
+    let release = u64::from_be_bytes(row.get(1..9)?.try_into().ok()?);
+    let version = u64::from_be_bytes(row.get(9..17)?.try_into().ok()?);
+    Some((release, version))
+}
+
 /// The row of an entry.
 pub(crate) fn entry(replica: ReplicaId, index: u64) -> Vec<u8> {
     [replica.0.to_be_bytes(), index.to_be_bytes()].concat()
@@ -234,6 +241,7 @@ mod tests {
         assert_eq!(collection_of(&record(five, b"key")), five);
         assert_eq!(collection_of(&chunk(five, BLOB, 9)), five);
         assert_eq!(parse_expiry(&expiry(9, five, b"key")), Some((9, five, &b"key"[..])));
+        assert_eq!(parse_garbage(&garbage(9, 7, 1)), Some((9, 7)));
         assert_eq!(index_of_entry(&entry(ReplicaId(4), 6)), Some(6));
         assert_eq!(replica_of_descriptor(&descriptor(ReplicaId(4))), Some(ReplicaId(4)));
         assert_eq!(replica_of(&family(ReplicaId(4))), Some(ReplicaId(4)));

@@ -14,7 +14,9 @@
 //! What holds, always:
 //! - Applying is deterministic: the same entries give the same states, on every replica. Time is
 //!   the entry's. A refusal is a [`Reply`], never an [`Error`].
-//! - A shard's changes and its applied index become durable together.
+//! - A shard's changes and its applied index become durable together, when its column family is
+//!   flushed ([`Store::flush`], or RocksDB by itself). Until then they are in memory alone, and the
+//!   log keeps their entries: a start applies again what lies behind [`Log::flushed`].
 //! - `Log::append`'s callback fires after the sync. One sync serves all replicas that wait.
 //! - A large payload is written once, when its entry is appended; applying refers to it.
 //! - After a failed write or sync the store takes nothing more ([`Store::failure`]).
@@ -25,8 +27,7 @@
 //! Not done, on purpose: no clock, no network, no election, no routing of keys to shards, no
 //! admission (the caller asks [`Store::check_space`]), no snapshot transfer, no compression, no
 //! encryption at rest. A dropped collection's id must not come back: the store keeps no
-//! tombstone of it. What apply writes goes through the write-ahead log, though the entries could
-//! bring it back: leaving it out must come with purging behind the flushed index alone.
+//! tombstone of it.
 
 mod applied;
 mod apply;
@@ -63,6 +64,7 @@ mod state;
 mod stats;
 mod store;
 mod tail;
+mod unflushed;
 mod value;
 
 pub use batch::ApplyBatch;

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use crate::apply::Moment;
 use crate::blob;
 use crate::codec::Malformed;
 use crate::command::{Body, Entry};
@@ -131,6 +132,19 @@ impl Log {
         Some(self.replica.log.lock().purged).filter(|purged| purged.index > 0)
     }
 
+    /// The last entry whose changes would survive a crash without the log: through it the log
+    /// may be purged. Index 0 before the first. May wait for the disk.
+    pub fn flushed(&self) -> Result<EntryId, Error> {
+        self.replica.check()?;
+        self.replica.flushed(&self.disk.db)
+    }
+
+    /// About how many bytes of entries are applied and not flushed, as far as the last call of
+    /// [`Log::flushed`] knows. What a start replays, and what the log can't be purged of.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.replica.unflushed.lock().bytes()
+    }
+
     /// Keeps a vote; `done` fires when it is synced.
     pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
         let mut log = self.replica.log.lock();
@@ -181,18 +195,21 @@ impl Log {
     /// Removes the entries up to an index, and the payloads that were kept for them alone.
     ///
     /// # Panics
-    /// If one of them is not applied: it would be lost.
+    /// If one of them is not applied or not flushed ([`Log::flushed`]): it would be lost.
     pub fn purge_through(&self, index: u64, done: Callback) -> Result<(), Error> {
         let applied = self.replica.applied.lock().id;
         assert!(index <= applied.index, "entry {index} is not applied: it can't be purged");
+        let flushed = self.flushed()?.index;
+        assert!(index <= flushed, "entry {index} is not flushed: it can't be purged");
         let mut mutations = Vec::new();
         let from = self.replica.garbage_from.swap(u64::MAX, Ordering::AcqRel);
-        let purged = self
-            .collect_garbage(from, index, &mut mutations)
-            .and_then(|()| self.purge_with(mutations, index, applied, done));
-        let next = if purged.is_ok() { from.max(index + 1) } else { from };
+        let purged = self.collect_garbage(from, index, flushed, &mut mutations).and_then(|next| {
+            self.purge_with(mutations, index, applied, done)?;
+            Ok(next)
+        });
+        let next = purged.as_ref().map_or(from, |next| *next);
         self.replica.garbage_from.fetch_min(next, Ordering::AcqRel);
-        purged
+        purged.map(|_| ())
     }
 
     /// Purges the entries, together with other deletions.
@@ -337,25 +354,38 @@ impl Log {
             .ok_or_else(|| Error::corrupt("log", "an entry's payload is missing"))
     }
 
-    /// Deletes the chunks that are kept for some entries alone.
+    /// Deletes the chunks that are kept for some entries alone. Answers the release index from
+    /// which garbage may be left.
+    ///
+    /// Garbage of entries that are not flushed stays: after a crash their states are as before
+    /// them, and need those chunks.
     fn collect_garbage(
         &self,
         from: u64,
         through: u64,
+        flushed: u64,
         out: &mut Vec<Mutation>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
+        let mut next = from.max(through + 1);
         if from > through {
-            return Ok(());
+            return Ok(next);
         }
         let family = &self.replica.family;
         let range = keys::garbage_between(from, through);
         self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
+            let (release, version) = keys::parse_garbage(key)
+                .ok_or_else(|| Error::corrupt("garbage row", "its key is too short"))?;
+            if Moment::index_of(version) > flushed {
+                next = next.min(release);
+                return Ok(ControlFlow::Continue(()));
+            }
             let garbage = Garbage::decode(Bytes::copy_from_slice(value))
                 .map_err(|error| Error::corrupt("garbage row", error))?;
             garbage.delete(family, out);
             out.push(Mutation::Delete { family: family.clone(), key: key.to_vec() });
             Ok(ControlFlow::Continue(()))
-        })
+        })?;
+        Ok(next)
     }
 
     fn delete_entries(&self, range: std::ops::RangeInclusive<u64>, out: &mut Vec<Mutation>) {

@@ -90,6 +90,7 @@ impl Shard {
         match replies {
             Ok(replies) => {
                 part.applied.id = entry.id();
+                part.bytes += entry.bytes() as u64;
                 batch.counted(replies.len());
                 Ok(replies)
             }

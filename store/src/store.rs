@@ -182,6 +182,24 @@ impl Store {
         self.inner.disk.commit.push(Job { mutations, sync: true, done })
     }
 
+    /// Writes what some replicas have applied to files, so that their logs can be purged: see
+    /// [`crate::Log::flushed`]. Blocks; other threads go on. Replicas that do not exist are left
+    /// out.
+    pub fn flush(&self, ids: &[ReplicaId]) -> Result<(), Error> {
+        let disk = &self.inner.disk;
+        for id in ids {
+            disk.check()?;
+            let Some(replica) = disk.replicas.read().get(id).cloned() else { continue };
+            if let Err(error) = disk.db.flush(&replica.family)
+                && replica.check().is_ok()
+            {
+                return Err(disk.failure.raise(&error));
+            }
+            replica.flushed(&disk.db)?;
+        }
+        Ok(())
+    }
+
     /// Refuses when less than the reserve is free on the disk. Asks the system at most every
     /// 50 ms. Call it before a write is admitted; nothing below does.
     pub fn check_space(&self) -> Result<(), Error> {
@@ -251,11 +269,10 @@ impl Store {
         self.inner.pool.close();
         disk.commit.close();
         let flushed = disk.failure.check().and_then(|()| {
-            let ids = self.replicas();
-            let mut names: Vec<String> = ids.into_iter().map(keys::family).collect();
-            names.extend([keys::LOG_FAMILY, keys::META_FAMILY].map(str::to_owned));
+            let replicas: Vec<_> = disk.replicas.read().values().cloned().collect();
+            let families = replicas.iter().map(|replica| &replica.family);
             disk.db.sync()?;
-            disk.db.flush(&names)
+            families.chain([&disk.log, &disk.meta]).try_for_each(|family| disk.db.flush(family))
         });
         disk.db.stop_background_work();
         flushed
