@@ -11,6 +11,7 @@ const FILES: &[&str] = &[
     "statehouse/v1/models.proto",
     "statehouse/v1/pipeline.proto",
     "statehouse/bench/v1/echo.proto",
+    "statehouse/bench/v1/etcd.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

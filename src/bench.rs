@@ -1,12 +1,13 @@
 //! Load: who asks what how often, and what it cost.
 //!
 //! `workload.rs` decides the calls (pure, seeded), a *lane* carries them over one connection
-//! (`lane.rs`: unary, pipelined, Redis, echo), `drive.rs` runs lanes open-loop (at a rate, latency
-//! from the moment a call was due) or closed-loop (so many under way), `report.rs` says what came
-//! of it. The clock of a call stops at the last byte of its answer.
+//! (`lane.rs`: unary, pipelined, Redis, etcd, echo), `drive.rs` runs lanes open-loop (at a rate,
+//! latency from the moment a call was due) or closed-loop (so many under way), `report.rs` says
+//! what came of it. The clock of a call stops at the last byte of its answer.
 
 mod drive;
 mod echo;
+mod etcd;
 mod lane;
 mod machine;
 mod redis;
@@ -19,5 +20,5 @@ pub use echo::serve_echo;
 pub use lane::{Lane, Target};
 pub use machine::{busy_share, describe};
 pub use report::{Figures, print_figures};
-pub use setup::{COLLECTION, connect, load, load_redis, prepare};
+pub use setup::{COLLECTION, connect, load, load_peer, prepare};
 pub use workload::{Call, Kind, Mix, Payload, Workload};

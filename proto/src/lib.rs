@@ -19,6 +19,11 @@ pub mod bench {
     pub mod v1 {
         tonic::include_proto!("statehouse.bench.v1");
     }
+
+    /// What it speaks to etcd.
+    pub mod etcd {
+        tonic::include_proto!("etcdserverpb");
+    }
 }
 
 /// The file descriptors of everything above, for reflection.

@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 use super::echo::{EchoLane, EchoStreamLane};
+use super::etcd::EtcdLane;
 use super::redis::RedisLane;
 use super::setup::COLLECTION;
 use super::workload::{Call, Kind, Payload};
@@ -34,6 +35,8 @@ pub enum Target {
     EchoStream,
     /// A Redis server.
     Redis,
+    /// A member of an etcd cluster.
+    Etcd,
 }
 
 /// A call's answer: the id it was started under, the bytes it carried, or why it failed.
@@ -55,6 +58,7 @@ pub enum Lane {
     Echo(EchoLane),
     EchoStream(EchoStreamLane),
     Redis(RedisLane),
+    Etcd(EtcdLane),
 }
 
 impl Lane {
@@ -75,6 +79,7 @@ impl Lane {
                 EchoStreamLane::new(channel(endpoint).await?, in_flight, payload.value).await?,
             ),
             Target::Redis => Lane::Redis(RedisLane::connect(endpoint, payload.value).await?),
+            Target::Etcd => Lane::Etcd(EtcdLane::new(channel(endpoint).await?, payload.value)),
         })
     }
 
@@ -86,6 +91,7 @@ impl Lane {
             Lane::Echo(lane) => lane.start(id),
             Lane::EchoStream(lane) => lane.start(id).await?,
             Lane::Redis(lane) => lane.start(id, &call)?,
+            Lane::Etcd(lane) => lane.start(id, call)?,
         }
         Ok(())
     }
@@ -98,6 +104,7 @@ impl Lane {
             Lane::Echo(lane) => lane.under_way.next().await.ok_or_else(idle),
             Lane::EchoStream(lane) => lane.next().await,
             Lane::Redis(lane) => lane.next().await,
+            Lane::Etcd(lane) => lane.under_way.next().await.ok_or_else(idle),
         }
     }
 }

@@ -9,7 +9,7 @@ use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_client::v1::{self, DataType};
 use statehouse_client::{Client, Config};
 
-use super::redis::RedisLane;
+use super::lane::{Lane, Target};
 use super::workload::{self, Kind, Payload, key};
 
 /// The collection that loads use.
@@ -144,18 +144,32 @@ pub async fn load(client: &Client, payload: &Payload, keys: u64) -> anyhow::Resu
     Ok(())
 }
 
-/// Sets a value under every key of a Redis server.
-pub async fn load_redis(endpoint: &str, payload: &Payload, keys: u64) -> anyhow::Result<()> {
-    let mut lane = RedisLane::connect(endpoint, payload.value.clone()).await?;
-    let mut next = 1;
-    while next <= keys {
-        let until = (next + LOAD_BATCH).min(keys + 1);
-        let call = workload::Call { kind: Kind::BatchPut, keys: (next..until).map(key).collect() };
-        lane.start(next, &call)?;
+/// Sets a value under every key of a peer, by as many calls at a time as a node is loaded with.
+pub async fn load_peer(
+    target: Target,
+    endpoint: &str,
+    payload: &Payload,
+    keys: u64,
+) -> anyhow::Result<()> {
+    let mut lane = Lane::connect(target, endpoint, LOAD_IN_FLIGHT, payload.clone()).await?;
+    // etcd has no call for many keys of any size.
+    let (kind, batch) = match target {
+        Target::Etcd => (Kind::Put, 1),
+        _ => (Kind::BatchPut, LOAD_BATCH),
+    };
+    let (mut next, mut under_way) = (1, 0);
+    while next <= keys || under_way > 0 {
+        if next <= keys && under_way < LOAD_IN_FLIGHT {
+            let until = (next + batch).min(keys + 1);
+            let keys = (next..until).map(key).collect();
+            lane.start(next, workload::Call { kind, keys }).await?;
+            (next, under_way) = (until, under_way + 1);
+            continue;
+        }
         if let (_, Err(error)) = lane.next().await? {
             bail!("load: {error}");
         }
-        next = until;
+        under_way -= 1;
     }
     Ok(())
 }

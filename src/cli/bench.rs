@@ -114,10 +114,14 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
     let (bytes, seed) = (args.state_bytes as usize, args.seed);
     match args.target {
         Target::Echo | Target::EchoStream => bench::prepare(None, None, bytes, seed).await,
-        Target::Redis => {
+        Target::Redis | Target::Etcd => {
             let payload = bench::prepare(None, None, bytes, seed).await?;
             if args.load {
-                bench::load_redis(&args.endpoint, &payload, args.keys).await?;
+                let endpoint = match args.target {
+                    Target::Etcd => with_scheme(&args.endpoint),
+                    _ => args.endpoint.clone(),
+                };
+                bench::load_peer(args.target, &endpoint, &payload, args.keys).await?;
             }
             Ok(payload)
         }
