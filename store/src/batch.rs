@@ -94,11 +94,12 @@ impl ApplyBatch {
         for part in self.parts.values() {
             let applied = part.replica.applied.lock().id;
             assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
-            part.overlay.write(&part.replica.family, &mut batch);
+            let generation = part.replica.generation();
+            part.overlay.write(&generation.family, &mut batch);
             let row = Bytes::from(part.applied.encode());
-            batch.put(&part.replica.family, keys::APPLIED, &row);
+            batch.put(&generation.family, keys::APPLIED, &row);
             for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {
-                let place = Place::new(part.replica.space, row);
+                let place = Place::new(generation.space, row);
                 self.disk.cache.hold(&place);
                 places.push((place, value));
             }
@@ -111,7 +112,7 @@ impl ApplyBatch {
         }
         for part in self.parts.values() {
             for (start, end) in part.overlay.dropped() {
-                self.disk.cache.forget(part.replica.space, start, end);
+                self.disk.cache.forget(part.replica.generation().space, start, end);
             }
         }
         for part in self.parts.into_values() {

@@ -4,6 +4,7 @@
 //! database with them, so that none outlives it; that is what the `unsafe` here is for.
 //! No meaning of a row is known here: that is `keys.rs`.
 
+mod bulk;
 mod options;
 
 use std::fs::File;
@@ -18,6 +19,8 @@ use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, ErrorKind, FlushOptions,
     Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions,
 };
+
+pub(crate) use bulk::{Rows, TableWriter};
 
 use crate::config::Config;
 use crate::error::Error;

@@ -18,7 +18,7 @@ use crate::blob;
 use crate::codec::Malformed;
 use crate::command::{Body, Entry};
 use crate::commit::{Callback, Job};
-use crate::db::{Look, Mutation, Walk};
+use crate::db::{Family, Look, Mutation, Walk};
 use crate::disk::{Disk, Replica, encode_purged};
 use crate::encoding::{PayloadRef, id_of_row};
 use crate::error::Error;
@@ -58,6 +58,7 @@ impl Log {
         done: Callback,
     ) -> Result<(), Error> {
         let entries: Vec<Arc<Entry>> = entries.into_iter().map(Into::into).collect();
+        let generation = self.replica.generation();
         let mut mutations = Vec::with_capacity(entries.len());
         let mut sizes = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -65,11 +66,16 @@ impl Log {
                 batch.check()?;
             }
             let before = mutations.len();
-            self.rows_of(entry, &mut mutations);
+            self.rows_of(entry, &generation.family, &mut mutations);
             sizes.push(mutations[before..].iter().map(|row| row.bytes() as u64).sum::<u64>());
         }
         let mut log = self.replica.log.lock();
         self.replica.check()?;
+        if generation.number != self.replica.generation().number {
+            // A view was installed meanwhile: the chunks belong into its family.
+            drop(log);
+            return self.append(entries, done);
+        }
         for (next, entry) in (log.last.index + 1..).zip(&entries) {
             assert_eq!(entry.index, next, "entries are appended without gaps");
         }
@@ -175,7 +181,7 @@ impl Log {
             let (family, key) = (self.disk.log.clone(), keys::entry(self.replica.id, index));
             for (collection, extent) in self.payloads_at(&log, index, &key)? {
                 let garbage = Garbage::Span(collection, chunks_of(&extent));
-                garbage.delete(&self.replica.family, &mut mutations);
+                garbage.delete(&self.replica.generation().family, &mut mutations);
             }
             mutations.push(Mutation::Delete { family, key });
         }
@@ -257,18 +263,18 @@ impl Log {
     }
 
     /// The log row of an entry, and the chunk rows of its large payloads.
-    fn rows_of(&self, entry: &Entry, out: &mut Vec<Mutation>) {
+    pub(crate) fn rows_of(&self, entry: &Entry, family: &Family, out: &mut Vec<Mutation>) {
         let key = keys::entry(self.replica.id, entry.index);
         let value = Bytes::from(entry.encode_row());
         out.push(Mutation::Put { family: self.disk.log.clone(), key, value });
         for (collection, blob, bytes) in payloads_of(entry) {
             blob::chunk_rows(collection, blob, &bytes, |key, value| {
-                out.push(Mutation::Put { family: self.replica.family.clone(), key, value });
+                out.push(Mutation::Put { family: family.clone(), key, value });
             });
         }
     }
 
-    fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
+    pub(crate) fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
         if index == log.purged.index {
             return Ok(Some(log.purged).filter(|purged| purged.index > 0));
         }
@@ -284,7 +290,7 @@ impl Log {
     }
 
     /// Where the payloads of an entry lie that are in chunk rows.
-    fn payloads_at(
+    pub(crate) fn payloads_at(
         &self,
         log: &LogState,
         index: u64,
@@ -347,7 +353,7 @@ impl Log {
     fn payload(&self, payload: &PayloadRef) -> Result<Bytes, Error> {
         let chunks = |number| {
             let key = keys::chunk(payload.collection, payload.extent().blob, number);
-            self.disk.db.get(&self.replica.family, &key, Look::Disk)
+            self.disk.db.get(&self.replica.generation().family, &key, Look::Disk)
         };
         blob::read_extent(&payload.extent(), chunks)?
             .into_option()
@@ -370,7 +376,8 @@ impl Log {
         if from > through {
             return Ok(next);
         }
-        let family = &self.replica.family;
+        let generation = self.replica.generation();
+        let family = &generation.family;
         let range = keys::garbage_between(from, through);
         self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
             let (release, version) = keys::parse_garbage(key)

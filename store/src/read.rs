@@ -5,20 +5,22 @@
 //! Small fields come without a copy, as slices of the cached block that holds their record.
 //!
 //! A large field's chunks may be deleted while it is read, when its state is replaced. A read
-//! through a [`View`] never sees that; a whole read retries, and takes a view in the end.
+//! through a [`View`] (`view.rs`) never sees that; a whole read retries, and takes a view in the
+//! end.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::Guard;
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{self, Loaded};
 use crate::cache::{Found, Place};
 use crate::command::{Reply, RequestTag};
-use crate::db::{self, Fetched, Look, Walk};
+use crate::db::{Fetched, Look, Walk};
 use crate::dedup;
-use crate::disk::{Disk, Replica};
+use crate::disk::{Disk, Generation, Replica};
 use crate::error::Error;
 use crate::extent::{CHUNK_BYTES, Extent, Pieces};
 use crate::ids::CollectionId;
@@ -27,6 +29,7 @@ use crate::record::{Content, Record};
 use crate::selected::{check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
 use crate::value::Field;
+use crate::view::View;
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;
@@ -42,14 +45,9 @@ const CACHE_SHARE: u64 = 8;
 pub struct Reader {
     disk: Arc<Disk>,
     replica: Arc<Replica>,
+    /// A view's: it goes on reading what it has begun with.
+    pinned: Option<Arc<Generation>>,
     block_cache_bytes: u64,
-}
-
-/// One replica as it was at one moment. Holds up compaction: not for long.
-pub struct View {
-    reader: Reader,
-    applied_index: u64,
-    at: db::View,
 }
 
 /// Where a sweep of a shard should begin, and that there is something to sweep.
@@ -60,7 +58,7 @@ pub struct SweepStart {
 }
 
 /// What a read with a look comes to.
-enum Outcome<T> {
+pub(crate) enum Outcome<T> {
     Ready(T),
     NeedsDisk,
     /// The state was replaced meanwhile.
@@ -69,7 +67,7 @@ enum Outcome<T> {
 
 impl Reader {
     pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>, block_cache_bytes: usize) -> Self {
-        Reader { disk, replica, block_cache_bytes: block_cache_bytes as u64 }
+        Reader { disk, replica, pinned: None, block_cache_bytes: block_cache_bytes as u64 }
     }
 
     /// Index of the last entry that reads see.
@@ -152,9 +150,10 @@ impl Reader {
     /// The replica as it is now.
     pub fn view(&self) -> Result<View, Error> {
         self.replica.check()?;
-        // Before the view: it has at least what this index says.
+        // In this order: the view has at least what the index says.
         let applied_index = self.applied_index();
-        Ok(View { reader: self.clone(), applied_index, at: self.disk.db.view() })
+        let pinned = Some(Guard::into_inner(self.generation()));
+        Ok(View::new(Reader { pinned, ..self.clone() }, applied_index, self.disk.db.view()))
     }
 
     /// The keys of a collection in order, behind `after`, at most `limit`. Those of expired
@@ -175,7 +174,7 @@ impl Reader {
         if limit == 0 {
             return Ok(found);
         }
-        let family = &self.replica.family;
+        let family = &self.generation().family;
         self.disk.db.walk(family, (start, end), Walk::Few, &mut |row, _| {
             found.push(Bytes::copy_from_slice(keys::key_of_record(row)));
             Ok(match found.len() == limit {
@@ -192,7 +191,7 @@ impl Reader {
         self.replica.check()?;
         for bucket in dedup::buckets(self.now_ms(now_ms)) {
             let key = keys::request(bucket, &tag.id);
-            if let Some(row) = self.disk.db.fetch(&self.replica.family, &key)? {
+            if let Some(row) = self.disk.db.fetch(&self.generation().family, &key)? {
                 let reply = dedup::decode(row, tag);
                 return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
             }
@@ -232,11 +231,19 @@ impl Reader {
 
     fn first_row(&self, range: (Vec<u8>, Vec<u8>)) -> Result<Option<Vec<u8>>, Error> {
         let mut first = None;
-        self.disk.db.walk(&self.replica.family, range, Walk::Few, &mut |row, _| {
+        self.disk.db.walk(&self.generation().family, range, Walk::Few, &mut |row, _| {
             first = Some(row.to_vec());
             Ok(ControlFlow::Break(()))
         })?;
         Ok(first)
+    }
+
+    /// Where the rows are that this reads.
+    fn generation(&self) -> Guard<Arc<Generation>> {
+        match &self.pinned {
+            Some(generation) => Guard::from_inner(generation.clone()),
+            None => self.replica.generation(),
+        }
     }
 
     /// A shard's time never runs backwards, whatever a reader's clock says.
@@ -252,7 +259,8 @@ impl Reader {
         now_ms: u64,
     ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
         self.replica.check()?;
-        let place = Place::of(self.replica.space, collection, key);
+        let generation = self.generation();
+        let place = Place::of(generation.space, collection, key);
         let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
         let vacancy = match look {
             Look::View(_) => None,
@@ -262,7 +270,7 @@ impl Reader {
                 Found::Busy => None,
             },
         };
-        let pinned = match self.disk.db.get(&self.replica.family, place.row(), look)? {
+        let pinned = match self.disk.db.get(&generation.family, place.row(), look)? {
             Fetched::Found(pinned) => pinned,
             Fetched::Absent => return Ok(Outcome::Ready(None)),
             Fetched::NeedsDisk => return Ok(Outcome::NeedsDisk),
@@ -280,7 +288,7 @@ impl Reader {
         Ok(Outcome::Ready(Some(record).filter(alive)))
     }
 
-    fn get_at(
+    pub(crate) fn get_at(
         &self,
         look: Look<'_>,
         collection: CollectionId,
@@ -293,7 +301,7 @@ impl Reader {
         }
     }
 
-    fn whole_at(
+    pub(crate) fn whole_at(
         &self,
         look: Look<'_>,
         collection: CollectionId,
@@ -328,7 +336,7 @@ impl Reader {
         Ok(Outcome::Ready(Some(WholeState::of(&record, fields))))
     }
 
-    fn loaded(
+    pub(crate) fn loaded(
         &self,
         look: Look<'_>,
         field: &StateField,
@@ -368,7 +376,7 @@ impl Reader {
             let blob = extent.blob;
             move |number| {
                 let key = keys::chunk(collection, blob, number);
-                self.disk.db.get(&self.replica.family, &key, look)
+                self.disk.db.get(&self.generation().family, &key, look)
             }
         };
         if let [extent] = &parts[..]
@@ -406,8 +414,8 @@ impl Reader {
         );
         let keep = extent.len <= self.block_cache_bytes / CACHE_SHARE;
         let mut next = span.first;
-        let (family, walk) = (&self.replica.family, Walk::Ahead { keep });
-        self.disk.db.walk_at(look, family, rows, walk, &mut |key, chunk| {
+        let (generation, walk) = (self.generation(), Walk::Ahead { keep });
+        self.disk.db.walk_at(look, &generation.family, rows, walk, &mut |key, chunk| {
             if key != keys::chunk(collection, extent.blob, next) {
                 return Ok(ControlFlow::Break(()));
             }
@@ -417,45 +425,6 @@ impl Reader {
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(if next == span.end { Loaded::Found(Bytes::new()) } else { Loaded::Gone })
-    }
-}
-
-impl View {
-    /// Index of an entry that the view has; it may have later ones.
-    pub fn applied_index(&self) -> u64 {
-        self.applied_index
-    }
-
-    /// As [`Reader::get`].
-    pub fn get(
-        &self,
-        collection: CollectionId,
-        key: &[u8],
-        now_ms: u64,
-    ) -> Result<Option<State>, Error> {
-        self.reader.get_at(Look::View(&self.at), collection, key, now_ms)
-    }
-
-    /// As [`Reader::load`], of a field that this view has read: never `Replaced`.
-    pub fn load(&self, field: &StateField, range: Range<u64>) -> Result<Bytes, Error> {
-        self.reader.loaded(Look::View(&self.at), field, range)
-    }
-
-    /// As [`Reader::get_whole`].
-    pub fn get_whole(
-        &self,
-        collection: CollectionId,
-        key: &[u8],
-        selection: &Selection,
-        now_ms: u64,
-    ) -> Result<Option<WholeState>, Error> {
-        let look = Look::View(&self.at);
-        match self.reader.whole_at(look, collection, key, selection, now_ms)? {
-            Outcome::Ready(state) => Ok(state),
-            Outcome::NeedsDisk | Outcome::Gone => {
-                Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
-            }
-        }
     }
 }
 

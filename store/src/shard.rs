@@ -46,6 +46,10 @@ impl Shard {
         Shard { disk, replica }
     }
 
+    pub(crate) fn parts(&self) -> (&Arc<Disk>, &Arc<Replica>) {
+        (&self.disk, &self.replica)
+    }
+
     /// The last entry applied and written; index 0 before the first. The next to apply is
     /// behind it.
     pub fn applied(&self) -> EntryId {
@@ -103,13 +107,13 @@ impl Shard {
 
     /// How many rows of each kind the replica has. Reads everything.
     pub fn census(&self) -> Result<Census, Error> {
-        census(&self.disk.db, &self.replica.family)
+        census(&self.disk.db, &self.replica.generation().family)
     }
 
     /// A hash over every state: key, version, expiry, writer, model, fields and their bytes.
     /// Replicas that have applied the same entries have the same. Reads everything.
     pub fn state_hash(&self) -> Result<u64, Error> {
-        state_hash(&self.disk.db, &self.replica.family)
+        state_hash(&self.disk.db, &self.replica.generation().family)
     }
 }
 
@@ -228,7 +232,7 @@ impl Applier<'_> {
             return overlay.put(key, garbage.encode().into());
         }
         let mut deletions = Vec::new();
-        garbage.delete(&self.part.replica.family, &mut deletions);
+        garbage.delete(&self.part.replica.generation().family, &mut deletions);
         for deletion in deletions {
             match deletion {
                 Mutation::Put { key, value, .. } => overlay.put(key, value),
@@ -277,17 +281,17 @@ impl Applier<'_> {
     }
 
     fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {
-        self.part.overlay.keys(&self.disk.db, &self.part.replica.family, range, limit)
+        self.part.overlay.keys(&self.disk.db, &self.part.replica.generation().family, range, limit)
     }
 
     /// A state's record: as this batch left it, else as it is kept in memory, else as stored.
     fn record(&self, collection: CollectionId, key: &[u8]) -> Result<Option<Arc<Record>>, Error> {
-        let place = Place::of(self.part.replica.space, collection, key);
+        let place = Place::of(self.part.replica.generation().space, collection, key);
         let row = match self.part.overlay.decided(place.row()) {
             Some(row) => row,
             None => match self.disk.cache.get(&place) {
                 Some(record) => return Ok(Some(record)),
-                None => self.disk.db.fetch(&self.part.replica.family, place.row())?,
+                None => self.disk.db.fetch(&self.part.replica.generation().family, place.row())?,
             },
         };
         let record = row.map(Record::decode).transpose();
@@ -312,6 +316,6 @@ impl Applier<'_> {
     }
 
     fn look(&self, key: &[u8]) -> Result<Fetched, Error> {
-        self.part.overlay.fetch(&self.disk.db, &self.part.replica.family, key)
+        self.part.overlay.fetch(&self.disk.db, &self.part.replica.generation().family, key)
     }
 }

@@ -16,3 +16,4 @@ mod read;
 mod scripts;
 mod size;
 mod support;
+mod transfer;
