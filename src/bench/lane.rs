@@ -35,6 +35,9 @@ pub enum Target {
     EchoStream,
     /// A Redis server.
     Redis,
+    /// A Redis server with replicas; a write waits until one has synced it. Calls of a connection
+    /// wait for each other: as many connections as calls.
+    RedisReplicated,
     /// A member of an etcd cluster.
     Etcd,
 }
@@ -78,7 +81,10 @@ impl Lane {
             Target::EchoStream => Lane::EchoStream(
                 EchoStreamLane::new(channel(endpoint).await?, in_flight, payload.value).await?,
             ),
-            Target::Redis => Lane::Redis(RedisLane::connect(endpoint, payload.value).await?),
+            Target::Redis | Target::RedisReplicated => {
+                let replicated = target == Target::RedisReplicated;
+                Lane::Redis(RedisLane::connect(endpoint, payload.value, replicated).await?)
+            }
             Target::Etcd => Lane::Etcd(EtcdLane::new(channel(endpoint).await?, payload.value)),
         })
     }

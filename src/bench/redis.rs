@@ -1,6 +1,8 @@
 //! A lane to a Redis server: GET, SET, MGET and MSET as arrays of bulk strings, answers in order.
 //!
-//! Only what the load needs of the protocol; an answer counts once its last byte is read.
+//! Only what the load needs of the protocol; an answer counts once its last byte is read. A
+//! replicated write is a SET and a WAITAOF behind it: it counts once the server and a replica have
+//! synced it.
 
 use std::collections::VecDeque;
 
@@ -12,6 +14,9 @@ use tokio::net::TcpStream;
 use super::lane::Done;
 use super::workload::{Call, Kind};
 
+/// Waits until this server and one replica have synced what came before, without a limit.
+const WAITAOF: &[u8] = b"*4\r\n$7\r\nWAITAOF\r\n$1\r\n1\r\n$1\r\n1\r\n$1\r\n0\r\n";
+
 /// Bytes asked for at a time.
 const READ_BYTES: usize = 64 << 10;
 
@@ -19,14 +24,17 @@ const READ_BYTES: usize = 64 << 10;
 pub struct RedisLane {
     stream: TcpStream,
     value: Bytes,
+    /// Whether a write waits for a replica.
+    replicated: bool,
     unsent: BytesMut,
     unread: BytesMut,
-    under_way: VecDeque<u64>,
+    /// By id, and whether a WAITAOF follows.
+    under_way: VecDeque<(u64, bool)>,
 }
 
 impl RedisLane {
     /// Connects to `redis://host:port` or `host:port`.
-    pub async fn connect(endpoint: &str, value: Bytes) -> anyhow::Result<Self> {
+    pub async fn connect(endpoint: &str, value: Bytes, replicated: bool) -> anyhow::Result<Self> {
         let address = endpoint.split_once("://").map_or(endpoint, |(_, address)| address);
         let stream =
             TcpStream::connect(address).await.with_context(|| format!("connect {address}"))?;
@@ -34,6 +42,7 @@ impl RedisLane {
         Ok(RedisLane {
             stream,
             value,
+            replicated,
             unsent: BytesMut::new(),
             unread: BytesMut::with_capacity(READ_BYTES),
             under_way: VecDeque::new(),
@@ -58,7 +67,11 @@ impl RedisLane {
                 bulk(&mut self.unsent, &self.value);
             }
         }
-        self.under_way.push_back(id);
+        if with_values && self.replicated {
+            // The SET's own answer comes first and is read with this one's.
+            self.unsent.extend_from_slice(WAITAOF);
+        }
+        self.under_way.push_back((id, with_values && self.replicated));
         Ok(())
     }
 
@@ -68,9 +81,14 @@ impl RedisLane {
             self.stream.write_buf(&mut self.unsent).await?;
         }
         loop {
-            if let Some((length, answer)) = parse(&self.unread)? {
+            let (id, waited) = *self.under_way.front().context("no call is under way")?;
+            let found = match waited {
+                true => parse_synced(&self.unread)?,
+                false => parse(&self.unread)?,
+            };
+            if let Some((length, answer)) = found {
                 self.unread.advance(length);
-                let id = self.under_way.pop_front().context("an answer to no call")?;
+                self.under_way.pop_front();
                 return Ok((id, answer));
             }
             self.unread.reserve(READ_BYTES);
@@ -79,6 +97,22 @@ impl RedisLane {
             }
         }
     }
+}
+
+/// The answers of a SET and of the WAITAOF behind it.
+fn parse_synced(bytes: &[u8]) -> anyhow::Result<Option<(usize, Result<u64, String>)>> {
+    let Some((set, written)) = parse(bytes)? else { return Ok(None) };
+    let rest = &bytes[set..];
+    let Some((length, waited)) = (if rest.is_empty() { None } else { parse(rest)? }) else {
+        return Ok(None);
+    };
+    let synced = rest.starts_with(b"*2\r\n:1\r\n:") && !rest.starts_with(b"*2\r\n:1\r\n:0");
+    let answer = match (written, waited) {
+        (Ok(bytes), Ok(_)) if synced => Ok(bytes),
+        (Ok(_), Ok(_)) => Err("the write was not synced here and on a replica".to_owned()),
+        (Err(error), _) | (_, Err(error)) => Err(error),
+    };
+    Ok(Some((set + length, answer)))
 }
 
 fn bulk(out: &mut BytesMut, part: &[u8]) {
@@ -132,5 +166,18 @@ mod tests {
         assert_eq!(parse(b"+OK\r\n$1").unwrap(), Some((5, Ok(0))));
         assert_eq!(parse(b"-ERR no\r\n").unwrap(), Some((9, Err("ERR no".to_owned()))));
         assert!(parse(b"$-1\r\n").unwrap().unwrap().1.is_err());
+    }
+
+    #[test]
+    fn a_replicated_write_counts_once_it_is_synced_twice() {
+        let whole = b"+OK\r\n*2\r\n:1\r\n:2\r\n";
+        for length in 0..whole.len() {
+            assert!(parse_synced(&whole[..length]).unwrap().is_none(), "{length}");
+        }
+        assert_eq!(parse_synced(whole).unwrap(), Some((whole.len(), Ok(0))));
+        for lacking in [&b"+OK\r\n*2\r\n:1\r\n:0\r\n"[..], b"+OK\r\n*2\r\n:0\r\n:1\r\n"] {
+            assert!(parse_synced(lacking).unwrap().unwrap().1.is_err());
+        }
+        assert!(parse_synced(b"-OOM\r\n*2\r\n:1\r\n:1\r\n").unwrap().unwrap().1.is_err());
     }
 }

@@ -114,7 +114,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
     let (bytes, seed) = (args.state_bytes as usize, args.seed);
     match args.target {
         Target::Echo | Target::EchoStream => bench::prepare(None, None, bytes, seed).await,
-        Target::Redis | Target::Etcd => {
+        Target::Redis | Target::RedisReplicated | Target::Etcd => {
             let payload = bench::prepare(None, None, bytes, seed).await?;
             if args.load {
                 let endpoint = match args.target {
@@ -142,7 +142,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
 async fn measure(args: &Args, pace: Pace, payload: &Payload) -> anyhow::Result<Figures> {
     let in_flight = args.in_flight.div_ceil(args.connections);
     let endpoint = match args.target {
-        Target::Redis => args.endpoint.clone(),
+        Target::Redis | Target::RedisReplicated => args.endpoint.clone(),
         _ => with_scheme(&args.endpoint),
     };
     let mut lanes = Vec::new();
