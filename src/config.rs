@@ -53,6 +53,8 @@ pub struct Config {
     pub device_index: usize,
     /// Bytes of RocksDB's block cache, memtables within it.
     pub block_cache_bytes: usize,
+    /// Bytes of decoded states kept in memory.
+    pub state_cache_bytes: usize,
     /// Bytes of all memtables together.
     pub memtable_bytes_max: usize,
     /// Free bytes on the disk below which writes are refused.
@@ -92,6 +94,7 @@ impl Default for Config {
             device: DeviceChoice::Auto,
             device_index: 0,
             block_cache_bytes: 256 << 20,
+            state_cache_bytes: 128 << 20,
             memtable_bytes_max: 64 << 20,
             disk_reserve_bytes: 512 << 20,
             read_threads: 8,
@@ -119,6 +122,7 @@ const KEYS: &[&str] = &[
     "device",
     "device_index",
     "block_cache_bytes",
+    "state_cache_bytes",
     "memtable_bytes_max",
     "disk_reserve_bytes",
     "read_threads",

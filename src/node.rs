@@ -172,6 +172,7 @@ async fn open_store(
 ) -> anyhow::Result<(Store, Arc<Shards>, watch::Receiver<Option<String>>)> {
     let store_config = store::Config {
         block_cache_bytes: config.block_cache_bytes,
+        state_cache_bytes: config.state_cache_bytes,
         memtable_bytes_max: config.memtable_bytes_max,
         disk_reserve_bytes: config.disk_reserve_bytes,
         read_threads: config.read_threads,

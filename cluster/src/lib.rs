@@ -12,6 +12,7 @@
 //! | `raft.rs`, `raft/` | groups: propose, read, change members; the only door to openraft |
 //! | `transport.rs`, `transport/` | what nodes say to each other |
 //! | `applier.rs` | the thread that applies what is committed |
+//! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs`, `replica.rs` | the shards of a node that stands alone |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
 //! | `ids.rs` * | names of nodes and clusters |
@@ -23,6 +24,7 @@
 
 mod applier;
 pub mod catalog;
+mod checkpointer;
 mod clock;
 mod error;
 mod ids;
@@ -33,6 +35,7 @@ mod shard_map;
 mod shards;
 pub mod transport;
 
+pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::{Error, MembersProblem};
 pub use ids::{ClusterId, NodeId};
 pub use proposals::Limits;

@@ -13,7 +13,8 @@
 //! | `status.rs` | what a group says of itself |
 //! | `heard.rs` * | how old what a follower has applied may be |
 //! | `pulse.rs` | heartbeats of all groups; elections when a node falls silent |
-//! | `checkpointer.rs` | purges logs |
+//! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
+//! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |
 //! | `inbound.rs`, `network.rs` | what comes from peers, what goes to them |
 //! | `log_storage.rs` | openraft's log over the store's |
@@ -23,7 +24,6 @@
 //!
 //! Files marked * are pure.
 
-mod checkpointer;
 mod config;
 #[cfg(test)]
 mod conformance;
@@ -38,12 +38,18 @@ mod members;
 mod network;
 mod proposing;
 mod pulse;
+mod purger;
 mod reads;
+mod retained;
+mod snapshot;
 mod state_machine;
 mod status;
+mod throttle;
+mod transfers;
 mod types;
 
 pub use config::Config;
 pub use group::{Done, Group, Leader};
 pub use groups::Groups;
 pub use status::{GroupStatus, Role};
+pub use transfers::{Direction, Transfer};

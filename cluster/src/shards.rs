@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use statehouse_store::{Command, ReplicaId, Reply, Store};
 use tokio::runtime::Handle;
 
+use crate::checkpointer;
 use crate::proposals::Limits;
 use crate::raft::{self, Groups};
 use crate::replica::Replica;
@@ -36,6 +37,8 @@ pub struct Config {
     pub proposals_waiting_max: usize,
     /// Bytes of proposals that may wait in one shard.
     pub proposals_waiting_bytes_max: usize,
+    /// What replicas may have applied and not flushed: bounds their logs.
+    pub checkpoints: checkpointer::Limits,
 }
 
 impl Default for Config {
@@ -45,6 +48,7 @@ impl Default for Config {
             shards: NonZeroU16::new(16).expect("16 is not zero"),
             proposals_waiting_max: limits.waiting_max,
             proposals_waiting_bytes_max: limits.waiting_bytes_max,
+            checkpoints: checkpointer::Limits::default(),
         }
     }
 }
@@ -93,7 +97,8 @@ impl Shards {
             waiting_bytes_max: config.proposals_waiting_bytes_max,
             ..Limits::default()
         };
-        let config = raft::Config { limits, ..raft::Config::default() };
+        let checkpoints = config.checkpoints;
+        let config = raft::Config { limits, checkpoints, ..raft::Config::default() };
         let groups = Groups::open(store.clone(), peers, config).await?;
         let mut replicas = Vec::new();
         for (shard, id) in map.all().zip(&descriptor.replicas) {

@@ -49,6 +49,9 @@ impl Rooms {
             None,
             stats.reads_waiting as u64,
         )?;
+        let (hits, misses) = (stats.state_cache_hits, stats.state_cache_misses);
+        counter(out, "state_cache_hits", "States found decoded in memory", None, hits)?;
+        counter(out, "state_cache_misses", "States not found decoded", None, misses)?;
         let memory = stats.memory;
         gauge(out, "block_cache", "Block cache", bytes, memory.block_cache_bytes)?;
         gauge(
@@ -58,6 +61,7 @@ impl Rooms {
             bytes,
             memory.block_cache_pinned_bytes,
         )?;
+        gauge(out, "state_cache", "Decoded states", bytes, memory.state_cache_bytes)?;
         gauge(out, "memtables", "Memtables", bytes, memory.memtable_bytes)?;
         gauge(out, "log_tail", "Log entries in memory", bytes, memory.log_tail_bytes)?;
         if let Some(free) = stats.disk_free_bytes {

@@ -3,9 +3,7 @@
 use bytes::Bytes;
 use futures::future::join_all;
 use statehouse_cluster::catalog::{Collection, Missing};
-use statehouse_store::{
-    Cached, Field, FieldRange, Payload, Reader, Selection, State, Value, WholeState,
-};
+use statehouse_store::{Cached, FieldRange, Reader, Selection, Value, WholeState};
 
 use super::{States, check_key};
 use crate::clock::unix_now_ms;
@@ -108,26 +106,16 @@ impl States {
         names: Vec<String>,
     ) -> Result<Option<WholeState>, Failure> {
         let (id, now_ms) = (collection.id, unix_now_ms());
+        let selection = Selection::if_present(names);
         let reader = self.shards.locate(key).reader();
-        match reader.try_get(id, key, now_ms).map_err(failure)? {
-            Cached::Ready(None) => return Ok(None),
-            Cached::Ready(Some(state)) => {
-                if let Some(whole) = inline(&state, &names) {
-                    return Ok(Some(whole));
-                }
+        match reader.try_get_whole(id, key, &selection, now_ms).map_err(failure)? {
+            Cached::Ready(found) => Ok(found),
+            Cached::NeedsDisk => {
+                let key = key.clone();
+                let wait = move |reader: &Reader| reader.get_whole(id, &key, &selection, now_ms);
+                self.on_disk(reader, wait).await
             }
-            Cached::NeedsDisk => {}
         }
-        let key = key.clone();
-        let wait = move |reader: &Reader| {
-            // One view, so that the fields found are those that are read.
-            let view = reader.view()?;
-            let Some(state) = view.get(id, &key, now_ms)? else { return Ok(None) };
-            let present = names.iter().filter(|name| state.field(name).is_some());
-            let ranges = present.map(|name| FieldRange { name: name.clone(), range: None });
-            view.get_whole(id, &key, &Selection::fields(ranges.collect()), now_ms)
-        };
-        self.on_disk(reader, wait).await
     }
 
     /// Runs a read that may wait for the disk on the read pool.
@@ -147,23 +135,6 @@ impl States {
             .map_err(|_| Failure::new(Reason::Unavailable, "the node is stopping"))?
             .map_err(failure)
     }
-}
-
-/// The named fields that a state has, if none of them must be loaded.
-fn inline(state: &State, names: &[String]) -> Option<WholeState> {
-    let mut fields = Vec::with_capacity(names.len());
-    for field in names.iter().filter_map(|name| state.field(name)) {
-        let Payload::Inline(bytes) = &field.payload else { return None };
-        let value = field.field_type.clone().with(bytes.clone());
-        fields.push(Field { name: field.name.clone(), value });
-    }
-    Some(WholeState {
-        version: state.version,
-        expires_at_ms: state.expires_at_ms,
-        writer: state.writer,
-        model: state.model.clone(),
-        fields,
-    })
 }
 
 /// A range of a tensor has no shape: it's answered as bytes.

@@ -33,6 +33,11 @@ impl Moment {
         self.index << 16 | u64::from(self.position)
     }
 
+    /// The index of the entry that wrote a version.
+    pub fn index_of(version: u64) -> u64 {
+        version >> 16
+    }
+
     /// A blob that came with this command.
     pub fn blob(self, number: u16) -> BlobId {
         BlobId { index: self.index, position: self.position, number }

@@ -1,5 +1,8 @@
 //! One write for what many shards apply together.
 //!
+//! To memory alone: after a crash the logs bring back what was not flushed. Each shard's applied
+//! row rides in the same family, so that a flush makes both durable together.
+//!
 //! Shards add entries; `commit` writes all of them, each shard's applied row included, and only
 //! then do readers see them and may replies leave. A batch that is dropped has done nothing.
 
@@ -10,6 +13,7 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use bytes::Bytes;
 
 use crate::applied::Applied;
+use crate::cache::Place;
 use crate::db::Batch;
 use crate::disk::{Disk, Replica};
 use crate::error::Error;
@@ -36,6 +40,8 @@ pub(crate) struct Part {
     /// The least release index of its garbage rows, and the earliest time of its expiry rows.
     pub garbage_from: u64,
     pub expiries_from_ms: u64,
+    /// Bytes of the entries.
+    pub bytes: u64,
 }
 
 impl ApplyBatch {
@@ -53,6 +59,7 @@ impl ApplyBatch {
                 overlay: Overlay::default(),
                 garbage_from: u64::MAX,
                 expiries_from_ms: u64::MAX,
+                bytes: 0,
             }
         });
         (&self.disk, part)
@@ -75,7 +82,7 @@ impl ApplyBatch {
         self.parts.values().map(|part| part.overlay.bytes()).sum()
     }
 
-    /// Writes everything at once, not synced: after a crash the logs bring it back.
+    /// Writes everything at once, to memory: after a crash the logs bring it back.
     ///
     /// # Panics
     /// If a shard of the batch was applied through another batch meanwhile.
@@ -83,20 +90,36 @@ impl ApplyBatch {
         self.check()?;
         self.disk.check()?;
         let mut batch = Batch::default();
+        let mut places = Vec::new();
         for part in self.parts.values() {
             let applied = part.replica.applied.lock().id;
             assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
-            part.overlay.write(&part.replica.family, &mut batch);
+            let generation = part.replica.generation();
+            part.overlay.write(&generation.family, &mut batch);
             let row = Bytes::from(part.applied.encode());
-            batch.put(&part.replica.family, keys::APPLIED, &row);
+            batch.put(&generation.family, keys::APPLIED, &row);
+            for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {
+                let place = Place::new(generation.space, row);
+                self.disk.cache.hold(&place);
+                places.push((place, value));
+            }
         }
         if !batch.is_empty() {
-            self.disk.db.write(batch).map_err(|error| self.disk.failure.raise(&error))?;
+            self.disk.db.write_unlogged(batch).map_err(|error| self.disk.failure.raise(&error))?;
+        }
+        for (place, value) in places {
+            self.disk.cache.release(place, value.as_ref())?;
+        }
+        for part in self.parts.values() {
+            for (start, end) in part.overlay.dropped() {
+                self.disk.cache.forget(part.replica.generation().space, start, end);
+            }
         }
         for part in self.parts.into_values() {
             // After the write: whoever sees these sees the rows.
             part.replica.garbage_from.fetch_min(part.garbage_from, AcqRel);
             part.replica.expiries_from_ms.fetch_min(part.expiries_from_ms, AcqRel);
+            part.replica.unflushed.lock().grow(part.applied.id.index, part.bytes);
             part.replica.publish(part.applied);
         }
         self.disk.commands_applied.fetch_add(self.commands, Relaxed);

@@ -39,6 +39,17 @@ impl Entry {
     pub fn id(&self) -> EntryId {
         EntryId { index: self.index, term: self.term }
     }
+
+    /// About how many bytes the entry takes in a log.
+    pub fn bytes(&self) -> usize {
+        const FIXED: usize = 64;
+        FIXED
+            + match &self.body {
+                Body::Blank => 0,
+                Body::Membership(membership) => membership.len(),
+                Body::Commands(batch) => batch.commands.iter().map(Command::bytes).sum(),
+            }
+    }
 }
 
 /// What an entry asks.

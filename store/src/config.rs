@@ -6,6 +6,8 @@
 pub struct Config {
     /// Bytes of blocks kept in memory. Memtables are charged to the same cache, on top.
     pub block_cache_bytes: usize,
+    /// Bytes of decoded states kept in memory.
+    pub state_cache_bytes: usize,
     /// Bytes of all memtables together; beyond, each write has a family flushed.
     pub memtable_bytes_max: usize,
     /// Bytes of disk that [`crate::Store::check_space`] keeps free.
@@ -30,6 +32,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             block_cache_bytes: 64 << 20,
+            state_cache_bytes: 64 << 20,
             memtable_bytes_max: 64 << 20,
             disk_reserve_bytes: 512 << 20,
             log_tail_bytes_max: 32 << 20,

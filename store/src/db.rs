@@ -4,6 +4,7 @@
 //! database with them, so that none outlives it; that is what the `unsafe` here is for.
 //! No meaning of a row is known here: that is `keys.rs`.
 
+mod bulk;
 mod options;
 
 use std::fs::File;
@@ -18,6 +19,8 @@ use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, ErrorKind, FlushOptions,
     Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions,
 };
+
+pub(crate) use bulk::{Rows, TableWriter};
 
 use crate::config::Config;
 use crate::error::Error;
@@ -36,7 +39,9 @@ pub(crate) struct Db {
     memory: options::Memory,
     cached: ReadOptions,
     disk: ReadOptions,
+    flushed: ReadOptions,
     writes: WriteOptions,
+    unlogged: WriteOptions,
     /// Held as long as the database is open: released last.
     _lock: File,
 }
@@ -161,9 +166,14 @@ impl Db {
         let mut writes = WriteOptions::default();
         // A replica may be dropped while writes for it are on their way.
         writes.set_ignore_missing_column_families(true);
-        let disk = ReadOptions::default();
-        let options = database;
-        Ok(Arc::new(Db { rocks, options, memory, cached, disk, writes, _lock: lock }))
+        let mut unlogged = WriteOptions::default();
+        unlogged.set_ignore_missing_column_families(true);
+        unlogged.disable_wal(true);
+        let mut flushed = ReadOptions::default();
+        flushed.set_read_tier(ReadTier::Persisted);
+        let (disk, options) = (ReadOptions::default(), database);
+        let _lock = lock;
+        Ok(Arc::new(Db { rocks, options, memory, cached, disk, flushed, writes, unlogged, _lock }))
     }
 
     /// A column family that exists.
@@ -227,6 +237,15 @@ impl Db {
             Fetched::Found(pinned) => Ok(Some(pinned.into_bytes())),
             Fetched::Absent | Fetched::NeedsDisk => Ok(None),
         }
+    }
+
+    /// A row that [`Db::write_unlogged`] alone writes, as it would be found after a crash.
+    ///
+    /// As long as nothing was written unlogged since the database was opened, RocksDB looks into
+    /// memtables too; they then hold logged rows alone.
+    pub fn fetch_flushed(&self, family: &Family, key: &[u8]) -> Result<Option<Bytes>, Error> {
+        let row = self.rocks.get_cf_opt(&family.0.handle, key, &self.flushed);
+        row.map(|row| row.map(Bytes::from)).map_err(|error| failed("read", error))
     }
 
     /// Walks the rows of a range in order until told to stop.
@@ -301,18 +320,23 @@ impl Db {
         self.rocks.write_opt(batch.writes, &self.writes).map_err(|error| failed("write", error))
     }
 
+    /// Writes a batch to memory alone: gone after a crash, unless its families were flushed. A
+    /// family's batches are flushed in order and each as a whole.
+    pub fn write_unlogged(&self, batch: Batch) -> Result<(), Error> {
+        self.rocks.write_opt(batch.writes, &self.unlogged).map_err(|error| failed("write", error))
+    }
+
     /// Syncs what was written so far. Not a synced write: that would make writers wait for it.
     pub fn sync(&self) -> Result<(), Error> {
         self.rocks.flush_wal(true).map_err(|error| failed("sync", error))
     }
 
-    /// Writes all memtables to files.
-    pub fn flush(self: &Arc<Self>, names: &[String]) -> Result<(), Error> {
-        let families: Vec<Family> = names.iter().filter_map(|name| self.family(name)).collect();
-        let handles: Vec<_> = families.iter().map(|family| &family.0.handle).collect();
-        let mut wait = FlushOptions::default();
-        wait.set_wait(true);
-        self.rocks.flush_cfs_opt(&handles, &wait).map_err(|error| failed("flush", error))
+    /// Writes a family's memtables to files, synced. Rows that were logged before one of these
+    /// rows are synced too, in whatever family they are.
+    pub fn flush(&self, family: &Family) -> Result<(), Error> {
+        // Waits by default.
+        let options = FlushOptions::default();
+        self.rocks.flush_cf_opt(&family.0.handle, &options).map_err(|error| failed("flush", error))
     }
 
     /// Stops flushes and compactions, and waits for those under way.

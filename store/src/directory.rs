@@ -4,13 +4,14 @@
 //! STATEHOUSE   text: format and id, written once, atomically
 //! LOCK         locked as long as the store is open
 //! db/          RocksDB's files
+//! incoming/    parts of views that are being received; emptied by each start
 //! ```
 //!
 //! A directory that holds anything else and no marker is refused untouched: a wrong path must
 //! never cost somebody their files.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
@@ -22,11 +23,14 @@ const MARKER: &str = "STATEHOUSE";
 const MARKER_UNFINISHED: &str = "STATEHOUSE.new";
 const LOCK: &str = "LOCK";
 const DATABASE: &str = "db";
+const INCOMING: &str = "incoming";
 
 /// A directory that is ours and that we hold.
 pub(crate) struct Directory {
     /// Where RocksDB's files are.
     pub database: PathBuf,
+    /// Where views that come in are kept; empty.
+    pub incoming: PathBuf,
     /// Which store this is.
     pub store_id: [u8; 16],
     /// Held as long as this file is open.
@@ -49,7 +53,14 @@ impl Directory {
             false => write_marker(dir)?,
         };
         let direct_io = takes_direct_io(dir);
-        Ok(Directory { database: dir.join(DATABASE), store_id, lock, direct_io })
+        let (database, incoming) = (dir.join(DATABASE), dir.join(INCOMING));
+        match std::fs::remove_dir_all(&incoming) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::io("empty the directory of incoming views", error));
+            }
+            Ok(()) | Err(_) => {}
+        }
+        Ok(Directory { database, incoming, store_id, lock, direct_io })
     }
 }
 

@@ -7,10 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::applied::Applied;
+use crate::cache::{RecordCache, Space};
+use crate::codec::{Malformed, Scanner, Writer};
 use crate::commit::Commit;
 use crate::db::{Db, Family};
 use crate::error::Error;
@@ -18,6 +21,10 @@ use crate::failure::Failure;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::tail::LogState;
+use crate::unflushed::Unflushed;
+
+/// The newest format of a replica's descriptor.
+const DESCRIPTOR_FORMAT: u8 = 2;
 
 /// An open store's parts.
 pub(crate) struct Disk {
@@ -26,12 +33,15 @@ pub(crate) struct Disk {
     pub meta: Family,
     pub commit: Commit,
     pub failure: Arc<Failure>,
+    pub cache: RecordCache,
     pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Bytes of entries in the tails of all logs.
     pub tail_bytes: AtomicU64,
     pub tail_bytes_max: u64,
     pub commands_applied: AtomicU64,
     pub closed: AtomicBool,
+    /// One replica is made, dropped or replaced at a time.
+    pub changing: Mutex<()>,
 }
 
 impl Disk {
@@ -52,10 +62,22 @@ impl Drop for Disk {
     }
 }
 
+/// Where a replica's rows are. Installing a view replaces it as a whole; who holds the old one
+/// goes on reading it.
+pub(crate) struct Generation {
+    pub number: u64,
+    pub family: Family,
+    /// Where its records are kept in memory.
+    pub space: Space,
+}
+
 /// One replica's state in memory.
 pub(crate) struct Replica {
     pub id: ReplicaId,
-    pub family: Family,
+    /// Replaced under the lock of `log`.
+    generation: ArcSwap<Generation>,
+    /// The number of the next generation: none is used twice.
+    next_generation: AtomicU64,
     pub log: Mutex<LogState>,
     /// Through which index the log is purged for certain; apply may delete the chunks of those
     /// entries. Follows `log.purged` when the purge is written.
@@ -71,6 +93,8 @@ pub(crate) struct Replica {
     /// Somebody holds the replica's `Shard`.
     pub taken: AtomicBool,
     pub dropped: AtomicBool,
+    /// What was applied since the last flush that we know of.
+    pub unflushed: Mutex<Unflushed>,
 }
 
 impl Replica {
@@ -79,14 +103,16 @@ impl Replica {
         db: &Arc<Db>,
         (log, meta): (&Family, &Family),
         id: ReplicaId,
+        space: Space,
     ) -> Result<Replica, Error> {
-        let family = db
-            .family(&keys::family(id))
-            .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
-        let applied = match db.fetch(&family, keys::APPLIED)? {
-            None => Applied::default(),
-            Some(row) => Applied::decode(row).map_err(|e| Error::corrupt("applied row", e))?,
+        let number = match db.fetch(meta, &keys::descriptor(id))? {
+            None => 0,
+            Some(row) => decode_descriptor(row)?,
         };
+        let family = db
+            .family(&keys::family(id, number))
+            .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
+        let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),
             Some(row) => decode_purged(&row)?,
@@ -96,7 +122,8 @@ impl Replica {
         let log = LogState::open(last.unwrap_or(purged), purged, vote);
         Ok(Replica {
             id,
-            family,
+            generation: ArcSwap::from_pointee(Generation { number, family, space }),
+            next_generation: AtomicU64::new(number + 1),
             log: Mutex::new(log),
             purged: AtomicU64::new(purged.index),
             applied_index: AtomicU64::new(applied.id.index),
@@ -106,7 +133,31 @@ impl Replica {
             expiries_from_ms: AtomicU64::new(0),
             taken: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
+            unflushed: Mutex::default(),
         })
+    }
+
+    /// Where the replica's rows are now.
+    pub fn generation(&self) -> Guard<Arc<Generation>> {
+        self.generation.load()
+    }
+
+    /// Puts another generation in its place. The caller holds the log.
+    pub fn replace_generation(&self, generation: Generation) -> Arc<Generation> {
+        self.generation.swap(Arc::new(generation))
+    }
+
+    /// The number of a new generation.
+    pub fn next_generation(&self) -> u64 {
+        self.next_generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The last entry that would be applied after a crash: its changes are in files.
+    pub fn flushed(&self, db: &Db) -> Result<EntryId, Error> {
+        let row = db.fetch_flushed(&self.generation().family, keys::APPLIED)?;
+        let flushed = decode_applied(row)?.id;
+        self.unflushed.lock().settle(flushed.index);
+        Ok(flushed)
     }
 
     /// Refuses if the replica was dropped.
@@ -125,10 +176,49 @@ impl Replica {
     }
 }
 
+pub(crate) fn decode_applied(row: Option<Bytes>) -> Result<Applied, Error> {
+    match row {
+        None => Ok(Applied::default()),
+        Some(row) => Applied::decode(row).map_err(|error| Error::corrupt("applied row", error)),
+    }
+}
+
 fn last_entry(db: &Arc<Db>, log: &Family, id: ReplicaId) -> Result<Option<EntryId>, Error> {
     let range = (keys::entry(id, 0), keys::entry(id, u64::MAX));
     let Some((_, row)) = db.last_row(log, range)? else { return Ok(None) };
     crate::encoding::id_of_row(&row).map(Some).map_err(|e| Error::corrupt("log row", e))
+}
+
+/// The value of a `replica/` row: of the first format as long as that says everything.
+pub(crate) fn encode_descriptor(generation: u64) -> Bytes {
+    let mut out = Writer::default();
+    match generation {
+        0 => out.u8(1),
+        _ => {
+            out.u8(DESCRIPTOR_FORMAT);
+            out.u64(generation);
+        }
+    }
+    out.into_vec().into()
+}
+
+/// The generation that a `replica/` row names.
+pub(crate) fn decode_descriptor(row: Bytes) -> Result<u64, Error> {
+    let (found, supported) = (row.first().copied().unwrap_or_default(), DESCRIPTOR_FORMAT);
+    if found > supported {
+        let (found, supported) = (u32::from(found), u32::from(supported));
+        return Err(Error::NewerFormat { found, supported });
+    }
+    let read = |row| {
+        let mut scan = Scanner::new(row);
+        let generation = match scan.format(DESCRIPTOR_FORMAT)? {
+            1 => 0,
+            _ => scan.u64("a generation")?,
+        };
+        scan.finish()?;
+        Ok(generation)
+    };
+    read(row).map_err(|error: Malformed| Error::corrupt("replica's descriptor", error))
 }
 
 /// The value of a `purged/` row.

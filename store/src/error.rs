@@ -78,6 +78,12 @@ pub enum Error {
         /// What is the matter.
         problem: ReplicaProblem,
     },
+    /// What came in is not a view of a replica, or not all of it: nothing has changed here.
+    #[error("received view is unusable: {problem}")]
+    Transfer {
+        /// What is the matter.
+        problem: TransferProblem,
+    },
     /// The entry is out of the vocabulary's bounds.
     #[error(transparent)]
     OutOfBounds(#[from] OutOfBounds),
@@ -114,6 +120,45 @@ pub enum ReplicaProblem {
     /// Somebody else holds its `Shard`.
     #[error("is applied by somebody else")]
     Taken,
+    /// It has applied more than the view that should take its place.
+    #[error("is ahead of the view received for it")]
+    Ahead,
+}
+
+/// What is the matter with a view that came in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferProblem {
+    /// A newer version sent it.
+    #[error("block has format {found}, expected at most {supported}")]
+    Format {
+        /// What came.
+        found: u8,
+        /// What this version reads.
+        supported: u8,
+    },
+    /// A block is not what was sent.
+    #[error("checksum of a block does not match")]
+    Checksum,
+    /// A block is what was sent, and makes no sense.
+    #[error("block is malformed: {0}")]
+    Malformed(#[from] Malformed),
+    /// A block came twice, or before one that belongs in front of it.
+    #[error("rows are out of order")]
+    Disorder,
+    /// Blocks are missing, the last one among them or not.
+    #[error("blocks are missing: expected {expected:?} rows, found {found}")]
+    Incomplete {
+        /// Rows that were sent; `None` if the last block has not come.
+        expected: Option<u64>,
+        /// Rows that came.
+        found: u64,
+    },
+    /// Something came behind the last block.
+    #[error("a block came behind the last one")]
+    AfterLast,
+    /// The row that says what is applied is missing.
+    #[error("applied row is missing")]
+    NoApplied,
 }
 
 impl Error {
@@ -123,6 +168,10 @@ impl Error {
 
     pub(crate) fn corrupt(what: &'static str, detail: impl std::fmt::Display) -> Self {
         Error::Corrupt { what, detail: detail.to_string() }
+    }
+
+    pub(crate) fn transfer(problem: impl Into<TransferProblem>) -> Self {
+        Error::Transfer { problem: problem.into() }
     }
 
     pub(crate) fn missing(replica: ReplicaId) -> Self {

@@ -57,8 +57,7 @@ pub struct Census {
 /// Counts all rows.
 pub(crate) fn census(db: &Db, family: &Family) -> Result<Census, Error> {
     let mut census = Census::default();
-    let everything = (Vec::new(), vec![u8::MAX]);
-    db.walk(family, everything, Walk::Ahead { keep: false }, &mut |row, value| {
+    db.walk(family, keys::everything(), Walk::Ahead { keep: false }, &mut |row, value| {
         match row.first() {
             Some(b'S') => census.states += 1,
             Some(b'C') => {

@@ -1,6 +1,7 @@
 //! Every row on disk: its key, its value, who writes it. The one place that spells them.
 //!
-//! Column family `r<replica>`, one per replica, everything of that shard:
+//! Column family `r<replica>`, one per replica, everything of that shard. When a view of another
+//! node's replica takes its place, the family is replaced by `r<replica>.<generation>`.
 //!
 //! | key | value | written by |
 //! |---|---|---|
@@ -21,7 +22,7 @@
 //! |---|---|
 //! | `format` | u8: the format of this table |
 //! | `store` | 16 bytes: which store this is |
-//! | `replica/` replica u64 | u8: format of the descriptor; the replica exists |
+//! | `replica/` replica u64 | the replica exists: u8 1, or u8 2 and its generation u64 (LE) |
 //! | `vote/` replica u64 | the vote, opaque |
 //! | `purged/` replica u64 | index u64, term u64 (little endian): the last entry purged |
 //! | `node/` name | a small fact of the node, opaque |
@@ -44,21 +45,40 @@ pub(crate) const STORE_ID: &[u8] = b"store";
 pub(crate) const APPLIED: &[u8] = b"A";
 
 /// Bytes in front of the key in an `S` row.
-const RECORD_PREFIX: usize = 9;
+pub(crate) const RECORD_PREFIX: usize = 9;
 
-/// The column family of a replica.
-pub(crate) fn family(replica: ReplicaId) -> String {
-    format!("r{}", replica.0)
+/// The column family of a replica's generation.
+pub(crate) fn family(replica: ReplicaId, generation: u64) -> String {
+    match generation {
+        0 => format!("r{}", replica.0),
+        _ => format!("r{}.{generation}", replica.0),
+    }
 }
 
-/// The replica of a column family, if it is one's.
-pub(crate) fn replica_of(family: &str) -> Option<ReplicaId> {
-    family.strip_prefix('r')?.parse().ok().map(ReplicaId)
+/// The replica and generation of a column family, if it is a replica's.
+pub(crate) fn parse_family(family: &str) -> Option<(ReplicaId, u64)> {
+    let name = family.strip_prefix('r')?;
+    let (replica, generation) = name.split_once('.').unwrap_or((name, "0"));
+    Some((ReplicaId(replica.parse().ok()?), generation.parse().ok()?))
 }
 
 /// The row of a state.
 pub(crate) fn record(collection: CollectionId, key: &[u8]) -> Vec<u8> {
-    build(b'S', &[&collection.0.to_be_bytes(), key])
+    let mut row = Vec::with_capacity(RECORD_PREFIX + key.len());
+    extend_with_record(&mut row, collection, key);
+    row
+}
+
+/// Adds the row of a state to what comes before it in a longer key.
+pub(crate) fn extend_with_record(out: &mut Vec<u8>, collection: CollectionId, key: &[u8]) {
+    out.push(b'S');
+    out.extend_from_slice(&collection.0.to_be_bytes());
+    out.extend_from_slice(key);
+}
+
+/// Whether a row is a state's.
+pub(crate) fn is_record(row: &[u8]) -> bool {
+    row.first() == Some(&b'S')
 }
 
 /// The key of a state, from its row's key.
@@ -92,6 +112,41 @@ pub(crate) fn chunk(collection: CollectionId, blob: BlobId, chunk: u32) -> Vec<u
         &chunk.to_be_bytes(),
     ];
     build(b'C', &parts)
+}
+
+/// Collection, blob and number of a chunk, from its row's key.
+pub(crate) fn parse_chunk(row: &[u8]) -> Option<(CollectionId, BlobId, u32)> {
+    let (collection, rest) = row.get(1..)?.split_first_chunk()?;
+    let (index, rest) = rest.split_first_chunk()?;
+    let (position, rest) = rest.split_first_chunk()?;
+    let (number, chunk) = rest.split_first_chunk()?;
+    let blob = BlobId {
+        index: u64::from_be_bytes(*index),
+        position: u16::from_be_bytes(*position),
+        number: u16::from_be_bytes(*number),
+    };
+    let chunk = u32::from_be_bytes(chunk.try_into().ok()?);
+    Some((CollectionId(u64::from_be_bytes(*collection)), blob, chunk))
+}
+
+/// Whether a row is a chunk.
+pub(crate) fn is_chunk(row: &[u8]) -> bool {
+    row.first() == Some(&b'C')
+}
+
+/// Whether a row is garbage.
+pub(crate) fn is_garbage(row: &[u8]) -> bool {
+    row.first() == Some(&b'G')
+}
+
+/// Whether a row is part of what one replica sends to another.
+pub(crate) fn travels(row: &[u8]) -> bool {
+    row == APPLIED || matches!(row.first(), Some(b'C' | b'D' | b'S' | b'X'))
+}
+
+/// All rows of a replica.
+pub(crate) fn everything() -> (Vec<u8>, Vec<u8>) {
+    (Vec::new(), vec![u8::MAX])
 }
 
 /// All chunks of a collection whose blobs lie before `end`.
@@ -135,6 +190,13 @@ pub(crate) fn garbage(release: u64, version: u64, number: u32) -> Vec<u8> {
 /// All garbage from a release index up to and with another.
 pub(crate) fn garbage_between(from: u64, through: u64) -> (Vec<u8>, Vec<u8>) {
     (build(b'G', &[&from.to_be_bytes()]), after(b'G', through))
+}
+
+/// Release index and version of a garbage row.
+pub(crate) fn parse_garbage(row: &[u8]) -> Option<(u64, u64)> {
+    let release = u64::from_be_bytes(row.get(1..9)?.try_into().ok()?);
+    let version = u64::from_be_bytes(row.get(9..17)?.try_into().ok()?);
+    Some((release, version))
 }
 
 /// The row of an entry.
@@ -220,10 +282,16 @@ mod tests {
         assert_eq!(collection_of(&record(five, b"key")), five);
         assert_eq!(collection_of(&chunk(five, BLOB, 9)), five);
         assert_eq!(parse_expiry(&expiry(9, five, b"key")), Some((9, five, &b"key"[..])));
+        assert_eq!(parse_garbage(&garbage(9, 7, 1)), Some((9, 7)));
         assert_eq!(index_of_entry(&entry(ReplicaId(4), 6)), Some(6));
         assert_eq!(replica_of_descriptor(&descriptor(ReplicaId(4))), Some(ReplicaId(4)));
-        assert_eq!(replica_of(&family(ReplicaId(4))), Some(ReplicaId(4)));
-        assert_eq!(replica_of("meta"), None);
+        assert_eq!(parse_chunk(&chunk(five, BLOB, 9)), Some((five, BLOB, 9)));
+        for generation in [0, 1, 300] {
+            let name = family(ReplicaId(4), generation);
+            assert_eq!(parse_family(&name), Some((ReplicaId(4), generation)));
+        }
+        assert_eq!(family(ReplicaId(4), 0), "r4");
+        assert_eq!(parse_family("meta"), None);
     }
 
     #[test]

@@ -2,35 +2,42 @@
 //!
 //! A node holds *replicas*, one per shard. A replica has a log of *entries* and a state machine,
 //! the *shard*, which applies committed entries to *states*. Synchronous and without Raft: who
-//! decides what is committed drives this crate through four handles.
+//! decides what is committed drives this crate through these handles.
 //!
 //! ```text
 //! Store -- log(id)    -> Log     append, read, truncate, purge, vote    (commit thread)
 //!       -- shard(id)  -> Shard   apply(&mut ApplyBatch, &Entry)         (one owner)
 //!       -- reader(id) -> Reader  get, load, scan, view                  (any thread)
 //!       -- read_pool() -> ReadPool                                      (waits for the disk)
+//!       -- export(id) -> Export, receive(id) -> Incoming -> Received -> Shard::install
 //! ```
 //!
 //! What holds, always:
 //! - Applying is deterministic: the same entries give the same states, on every replica. Time is
 //!   the entry's. A refusal is a [`Reply`], never an [`Error`].
-//! - A shard's changes and its applied index become durable together.
+//! - A shard's changes and its applied index become durable together, when its column family is
+//!   flushed ([`Store::flush`], or RocksDB by itself). Until then they are in memory alone, and the
+//!   log keeps their entries: a start applies again what lies behind [`Log::flushed`].
 //! - `Log::append`'s callback fires after the sync. One sync serves all replicas that wait.
+//! - A replica's rows are replaced by a received view as a whole: whatever interrupts that, it is
+//!   the old one or the new one, and readers of the old one go on.
 //! - A large payload is written once, when its entry is appended; applying refers to it.
 //! - After a failed write or sync the store takes nothing more ([`Store::failure`]).
+//! - A read sees every write that was applied before it, from memory or from disk alike.
 //! - Every queue and cache has a limit in [`Config`] or a named constant.
 //! - Every row starts with a format number (`keys.rs` has the table of rows).
 //!
 //! Not done, on purpose: no clock, no network, no election, no routing of keys to shards, no
-//! admission (the caller asks [`Store::check_space`]), no snapshot transfer, no compression, no
-//! encryption at rest. A dropped collection's id must not come back: the store keeps no
-//! tombstone of it. What apply writes goes through the write-ahead log, though the entries could
-//! bring it back: leaving it out must come with purging behind the flushed index alone.
+//! admission (the caller asks [`Store::check_space`]), no compression, no encryption at rest, no
+//! resuming of a transfer that broke off. A dropped collection's id must not come back: the store
+//! keeps no tombstone of it.
 
 mod applied;
 mod apply;
 mod batch;
 mod blob;
+mod block;
+mod cache;
 mod codec;
 mod command;
 mod commit;
@@ -41,11 +48,13 @@ mod directory;
 mod disk;
 mod encoding;
 mod error;
+mod export;
 mod extent;
 mod failure;
 mod garbage;
 mod ids;
 mod inspect;
+mod install;
 mod keys;
 mod log;
 mod overlay;
@@ -53,6 +62,7 @@ mod patch;
 mod payload;
 mod pool;
 mod read;
+mod receive;
 mod record;
 mod shard;
 mod space;
@@ -60,9 +70,12 @@ mod state;
 mod stats;
 mod store;
 mod tail;
+mod unflushed;
 mod value;
+mod view;
 
 pub use batch::ApplyBatch;
+pub use block::TRANSFER_FORMAT;
 pub use codec::Malformed;
 pub use command::{
     ANSWER_BYTES_MAX, Body, COMMANDS_PER_ENTRY_MAX, Command, CommandBatch, Condition, Delete,
@@ -73,7 +86,8 @@ pub use command::{
 pub use commit::Callback;
 pub use config::Config;
 pub use encoding::ENTRY_FORMAT;
-pub use error::{Error, ReplicaProblem};
+pub use error::{Error, ReplicaProblem, TransferProblem};
+pub use export::Export;
 pub use extent::CHUNK_BYTES;
 pub use failure::FailureHook;
 pub use ids::{CollectionId, EntryId, ReplicaId};
@@ -81,7 +95,8 @@ pub use inspect::Census;
 pub use keys::STORE_FORMAT;
 pub use log::Log;
 pub use pool::{Read, ReadPool};
-pub use read::{Reader, SweepStart, View};
+pub use read::{Reader, SweepStart};
+pub use receive::{Incoming, Received};
 pub use shard::Shard;
 pub use state::{
     BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
@@ -89,3 +104,4 @@ pub use state::{
 pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats};
 pub use store::Store;
 pub use value::{AXES_MAX, DType, Field, FieldType, Value};
+pub use view::View;

@@ -13,11 +13,12 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use crate::apply::Moment;
 use crate::blob;
 use crate::codec::Malformed;
 use crate::command::{Body, Entry};
 use crate::commit::{Callback, Job};
-use crate::db::{Look, Mutation, Walk};
+use crate::db::{Family, Look, Mutation, Walk};
 use crate::disk::{Disk, Replica, encode_purged};
 use crate::encoding::{PayloadRef, id_of_row};
 use crate::error::Error;
@@ -57,6 +58,7 @@ impl Log {
         done: Callback,
     ) -> Result<(), Error> {
         let entries: Vec<Arc<Entry>> = entries.into_iter().map(Into::into).collect();
+        let generation = self.replica.generation();
         let mut mutations = Vec::with_capacity(entries.len());
         let mut sizes = Vec::with_capacity(entries.len());
         for entry in &entries {
@@ -64,11 +66,16 @@ impl Log {
                 batch.check()?;
             }
             let before = mutations.len();
-            self.rows_of(entry, &mut mutations);
+            self.rows_of(entry, &generation.family, &mut mutations);
             sizes.push(mutations[before..].iter().map(|row| row.bytes() as u64).sum::<u64>());
         }
         let mut log = self.replica.log.lock();
         self.replica.check()?;
+        if generation.number != self.replica.generation().number {
+            // A view was installed meanwhile: the chunks belong into its family.
+            drop(log);
+            return self.append(entries, done);
+        }
         for (next, entry) in (log.last.index + 1..).zip(&entries) {
             assert_eq!(entry.index, next, "entries are appended without gaps");
         }
@@ -136,6 +143,19 @@ impl Log {
         Some(self.replica.log.lock().purged).filter(|purged| purged.index > 0)
     }
 
+    /// The last entry whose changes would survive a crash without the log: through it the log
+    /// may be purged. Index 0 before the first. May wait for the disk.
+    pub fn flushed(&self) -> Result<EntryId, Error> {
+        self.replica.check()?;
+        self.replica.flushed(&self.disk.db)
+    }
+
+    /// About how many bytes of entries are applied and not flushed, as far as the last call of
+    /// [`Log::flushed`] knows. What a start replays, and what the log can't be purged of.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.replica.unflushed.lock().bytes()
+    }
+
     /// Keeps a vote; `done` fires when it is synced.
     pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
         let mut log = self.replica.log.lock();
@@ -166,7 +186,7 @@ impl Log {
             let (family, key) = (self.disk.log.clone(), keys::entry(self.replica.id, index));
             for (collection, extent) in self.payloads_at(&log, index, &key)? {
                 let garbage = Garbage::Span(collection, chunks_of(&extent));
-                garbage.delete(&self.replica.family, &mut mutations);
+                garbage.delete(&self.replica.generation().family, &mut mutations);
             }
             mutations.push(Mutation::Delete { family, key });
         }
@@ -186,18 +206,21 @@ impl Log {
     /// Removes the entries up to an index, and the payloads that were kept for them alone.
     ///
     /// # Panics
-    /// If one of them is not applied: it would be lost.
+    /// If one of them is not applied or not flushed ([`Log::flushed`]): it would be lost.
     pub fn purge_through(&self, index: u64, done: Callback) -> Result<(), Error> {
         let applied = self.replica.applied.lock().id;
         assert!(index <= applied.index, "entry {index} is not applied: it can't be purged");
+        let flushed = self.flushed()?.index;
+        assert!(index <= flushed, "entry {index} is not flushed: it can't be purged");
         let mut mutations = Vec::new();
         let from = self.replica.garbage_from.swap(u64::MAX, Ordering::AcqRel);
-        let purged = self
-            .collect_garbage(from, index, &mut mutations)
-            .and_then(|()| self.purge_with(mutations, index, applied, done));
-        let next = if purged.is_ok() { from.max(index + 1) } else { from };
+        let purged = self.collect_garbage(from, index, flushed, &mut mutations).and_then(|next| {
+            self.purge_with(mutations, index, applied, done)?;
+            Ok(next)
+        });
+        let next = purged.as_ref().map_or(from, |next| *next);
         self.replica.garbage_from.fetch_min(next, Ordering::AcqRel);
-        purged
+        purged.map(|_| ())
     }
 
     /// Purges the entries, together with other deletions.
@@ -245,18 +268,18 @@ impl Log {
     }
 
     /// The log row of an entry, and the chunk rows of its large payloads.
-    fn rows_of(&self, entry: &Entry, out: &mut Vec<Mutation>) {
+    pub(crate) fn rows_of(&self, entry: &Entry, family: &Family, out: &mut Vec<Mutation>) {
         let key = keys::entry(self.replica.id, entry.index);
         let value = Bytes::from(entry.encode_row());
         out.push(Mutation::Put { family: self.disk.log.clone(), key, value });
         for (collection, blob, bytes) in payloads_of(entry) {
             blob::chunk_rows(collection, blob, &bytes, |key, value| {
-                out.push(Mutation::Put { family: self.replica.family.clone(), key, value });
+                out.push(Mutation::Put { family: family.clone(), key, value });
             });
         }
     }
 
-    fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
+    pub(crate) fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
         if index == log.purged.index {
             return Ok(Some(log.purged).filter(|purged| purged.index > 0));
         }
@@ -272,7 +295,7 @@ impl Log {
     }
 
     /// Where the payloads of an entry lie that are in chunk rows.
-    fn payloads_at(
+    pub(crate) fn payloads_at(
         &self,
         log: &LogState,
         index: u64,
@@ -335,32 +358,46 @@ impl Log {
     fn payload(&self, payload: &PayloadRef) -> Result<Bytes, Error> {
         let chunks = |number| {
             let key = keys::chunk(payload.collection, payload.extent().blob, number);
-            self.disk.db.get(&self.replica.family, &key, Look::Disk)
+            self.disk.db.get(&self.replica.generation().family, &key, Look::Disk)
         };
         blob::read_extent(&payload.extent(), chunks)?
             .into_option()
             .ok_or_else(|| Error::corrupt("log", "an entry's payload is missing"))
     }
 
-    /// Deletes the chunks that are kept for some entries alone.
+    /// Deletes the chunks that are kept for some entries alone. Answers the release index from
+    /// which garbage may be left.
+    ///
+    /// Garbage of entries that are not flushed stays: after a crash their states are as before
+    /// them, and need those chunks.
     fn collect_garbage(
         &self,
         from: u64,
         through: u64,
+        flushed: u64,
         out: &mut Vec<Mutation>,
-    ) -> Result<(), Error> {
+    ) -> Result<u64, Error> {
+        let mut next = from.max(through + 1);
         if from > through {
-            return Ok(());
+            return Ok(next);
         }
-        let family = &self.replica.family;
+        let generation = self.replica.generation();
+        let family = &generation.family;
         let range = keys::garbage_between(from, through);
         self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
+            let (release, version) = keys::parse_garbage(key)
+                .ok_or_else(|| Error::corrupt("garbage row", "its key is too short"))?;
+            if Moment::index_of(version) > flushed {
+                next = next.min(release);
+                return Ok(ControlFlow::Continue(()));
+            }
             let garbage = Garbage::decode(Bytes::copy_from_slice(value))
                 .map_err(|error| Error::corrupt("garbage row", error))?;
             garbage.delete(family, out);
             out.push(Mutation::Delete { family: family.clone(), key: key.to_vec() });
             Ok(ControlFlow::Continue(()))
-        })
+        })?;
+        Ok(next)
     }
 
     fn delete_entries(&self, range: std::ops::RangeInclusive<u64>, out: &mut Vec<Mutation>) {

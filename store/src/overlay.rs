@@ -25,15 +25,19 @@ pub(crate) struct Overlay {
 impl Overlay {
     /// A row as it is after everything so far.
     pub fn fetch(&self, db: &Arc<Db>, family: &Family, key: &[u8]) -> Result<Fetched, Error> {
+        match self.decided(key) {
+            Some(Some(value)) => Ok(Fetched::Found(Pinned::Owned(value))),
+            Some(None) => Ok(Fetched::Absent),
+            None => db.get(family, key, Look::Disk),
+        }
+    }
+
+    /// A row, if something here decides it; `Some(None)`: it is deleted.
+    pub fn decided(&self, key: &[u8]) -> Option<Option<Bytes>> {
         match self.rows.get(key) {
-            Some(Some(value)) => return Ok(Fetched::Found(Pinned::Owned(value.clone()))),
-            Some(None) => return Ok(Fetched::Absent),
-            None => {}
+            Some(value) => Some(value.clone()),
+            None => self.is_dropped(key).then_some(None),
         }
-        if self.is_dropped(key) {
-            return Ok(Fetched::Absent);
-        }
-        db.get(family, key, Look::Disk)
     }
 
     pub fn put(&mut self, key: Vec<u8>, value: Bytes) {
@@ -96,6 +100,16 @@ impl Overlay {
                 None => batch.delete(family, key),
             }
         }
+    }
+
+    /// The rows changed last, as they are now; `None`: deleted.
+    pub fn rows(&self) -> impl Iterator<Item = (&[u8], &Option<Bytes>)> {
+        self.rows.iter().map(|(key, value)| (&key[..], value))
+    }
+
+    /// The ranges deleted, before what `rows` has.
+    pub fn dropped(&self) -> &[(Vec<u8>, Vec<u8>)] {
+        &self.dropped
     }
 
     /// About how many bytes of memory the changes take.

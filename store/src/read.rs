@@ -5,28 +5,30 @@
 //! Small fields come without a copy, as slices of the cached block that holds their record.
 //!
 //! A large field's chunks may be deleted while it is read, when its state is replaced. A read
-//! through a [`View`] never sees that; a whole read retries, and takes a view in the end.
+//! through a [`View`] (`view.rs`) never sees that; a whole read retries, and takes a view in the
+//! end.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::Guard;
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{self, Loaded};
+use crate::cache::{Found, Place};
 use crate::command::{Reply, RequestTag};
-use crate::db::{self, Fetched, Look, Walk};
+use crate::db::{Fetched, Look, Walk};
 use crate::dedup;
-use crate::disk::{Disk, Replica};
+use crate::disk::{Disk, Generation, Replica};
 use crate::error::Error;
 use crate::extent::{CHUNK_BYTES, Extent, Pieces};
 use crate::ids::CollectionId;
 use crate::keys;
-use crate::record::Record;
-use crate::state::{
-    BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
-};
+use crate::record::{Content, Record, RecordField};
+use crate::state::{Cached, FieldRange, Payload, Selection, State, StateField, WholeState};
 use crate::value::Field;
+use crate::view::View;
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;
@@ -42,14 +44,9 @@ const CACHE_SHARE: u64 = 8;
 pub struct Reader {
     disk: Arc<Disk>,
     replica: Arc<Replica>,
+    /// A view's: it goes on reading what it has begun with.
+    pinned: Option<Arc<Generation>>,
     block_cache_bytes: u64,
-}
-
-/// One replica as it was at one moment. Holds up compaction: not for long.
-pub struct View {
-    reader: Reader,
-    applied_index: u64,
-    at: db::View,
 }
 
 /// Where a sweep of a shard should begin, and that there is something to sweep.
@@ -60,7 +57,7 @@ pub struct SweepStart {
 }
 
 /// What a read with a look comes to.
-enum Outcome<T> {
+pub(crate) enum Outcome<T> {
     Ready(T),
     NeedsDisk,
     /// The state was replaced meanwhile.
@@ -69,7 +66,7 @@ enum Outcome<T> {
 
 impl Reader {
     pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>, block_cache_bytes: usize) -> Self {
-        Reader { disk, replica, block_cache_bytes: block_cache_bytes as u64 }
+        Reader { disk, replica, pinned: None, block_cache_bytes: block_cache_bytes as u64 }
     }
 
     /// Index of the last entry that reads see.
@@ -86,7 +83,7 @@ impl Reader {
     ) -> Result<Cached<Option<State>>, Error> {
         match self.record(Look::Cached, collection, key, now_ms)? {
             Outcome::Ready(record) => {
-                Ok(Cached::Ready(record.map(|record| State::of(record, collection))))
+                Ok(Cached::Ready(record.map(|record| State::of(&record, collection))))
             }
             Outcome::NeedsDisk | Outcome::Gone => Ok(Cached::NeedsDisk),
         }
@@ -152,9 +149,10 @@ impl Reader {
     /// The replica as it is now.
     pub fn view(&self) -> Result<View, Error> {
         self.replica.check()?;
-        // Before the view: it has at least what this index says.
+        // In this order: the view has at least what the index says.
         let applied_index = self.applied_index();
-        Ok(View { reader: self.clone(), applied_index, at: self.disk.db.view() })
+        let pinned = Some(Guard::into_inner(self.generation()));
+        Ok(View::new(Reader { pinned, ..self.clone() }, applied_index, self.disk.db.view()))
     }
 
     /// The keys of a collection in order, behind `after`, at most `limit`. Those of expired
@@ -175,7 +173,7 @@ impl Reader {
         if limit == 0 {
             return Ok(found);
         }
-        let family = &self.replica.family;
+        let family = &self.generation().family;
         self.disk.db.walk(family, (start, end), Walk::Few, &mut |row, _| {
             found.push(Bytes::copy_from_slice(keys::key_of_record(row)));
             Ok(match found.len() == limit {
@@ -192,7 +190,7 @@ impl Reader {
         self.replica.check()?;
         for bucket in dedup::buckets(self.now_ms(now_ms)) {
             let key = keys::request(bucket, &tag.id);
-            if let Some(row) = self.disk.db.fetch(&self.replica.family, &key)? {
+            if let Some(row) = self.disk.db.fetch(&self.generation().family, &key)? {
                 let reply = dedup::decode(row, tag);
                 return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
             }
@@ -232,11 +230,19 @@ impl Reader {
 
     fn first_row(&self, range: (Vec<u8>, Vec<u8>)) -> Result<Option<Vec<u8>>, Error> {
         let mut first = None;
-        self.disk.db.walk(&self.replica.family, range, Walk::Few, &mut |row, _| {
+        self.disk.db.walk(&self.generation().family, range, Walk::Few, &mut |row, _| {
             first = Some(row.to_vec());
             Ok(ControlFlow::Break(()))
         })?;
         Ok(first)
+    }
+
+    /// Where the rows are that this reads.
+    fn generation(&self) -> Guard<Arc<Generation>> {
+        match &self.pinned {
+            Some(generation) => Guard::from_inner(generation.clone()),
+            None => self.replica.generation(),
+        }
     }
 
     /// A shard's time never runs backwards, whatever a reader's clock says.
@@ -250,20 +256,38 @@ impl Reader {
         collection: CollectionId,
         key: &[u8],
         now_ms: u64,
-    ) -> Result<Outcome<Option<Record>>, Error> {
+    ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
         self.replica.check()?;
-        let row = keys::record(collection, key);
-        let pinned = match self.disk.db.get(&self.replica.family, &row, look)? {
+        let generation = self.generation();
+        let place = Place::of(generation.space, collection, key);
+        let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
+        let vacancy = match look {
+            Look::View(_) => None,
+            Look::Cached | Look::Disk => match self.disk.cache.find(&place) {
+                Found::Kept(record) => return Ok(Outcome::Ready(Some(record).filter(alive))),
+                Found::Vacant(vacancy) => Some(vacancy),
+                Found::Busy => None,
+            },
+        };
+        let pinned = match self.disk.db.get(&generation.family, place.row(), look)? {
             Fetched::Found(pinned) => pinned,
             Fetched::Absent => return Ok(Outcome::Ready(None)),
             Fetched::NeedsDisk => return Ok(Outcome::NeedsDisk),
         };
-        let record = Record::decode(pinned.into_bytes())
-            .map_err(|error| Error::corrupt("state record", error))?;
-        Ok(Outcome::Ready(Some(record).filter(|record| !record.expired(self.now_ms(now_ms)))))
+        let row = match vacancy {
+            // A copy: what is kept must not hold on to a block.
+            Some(_) => Bytes::copy_from_slice(&pinned),
+            None => pinned.into_bytes(),
+        };
+        let record = Record::decode(row).map_err(|error| Error::corrupt("state record", error))?;
+        let record = Arc::new(record);
+        if let Some(vacancy) = vacancy {
+            vacancy.keep(record.clone());
+        }
+        Ok(Outcome::Ready(Some(record).filter(alive)))
     }
 
-    fn get_at(
+    pub(crate) fn get_at(
         &self,
         look: Look<'_>,
         collection: CollectionId,
@@ -271,12 +295,12 @@ impl Reader {
         now_ms: u64,
     ) -> Result<Option<State>, Error> {
         match self.record(look, collection, key, now_ms)? {
-            Outcome::Ready(record) => Ok(record.map(|record| State::of(record, collection))),
+            Outcome::Ready(record) => Ok(record.map(|record| State::of(&record, collection))),
             Outcome::NeedsDisk | Outcome::Gone => Ok(None),
         }
     }
 
-    fn whole_at(
+    pub(crate) fn whole_at(
         &self,
         look: Look<'_>,
         collection: CollectionId,
@@ -290,10 +314,16 @@ impl Reader {
             Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
             Outcome::Gone => return Ok(Outcome::Gone),
         };
-        let state = State::of(record, collection);
-        let mut fields = Vec::new();
-        for (field, range) in selected(&state, selection)? {
-            match self.load_at(look, field, range)? {
+        let mut fields = Vec::with_capacity(record.fields.len());
+        for (field, range) in selected(&record, selection)? {
+            let loaded = match &field.content {
+                Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
+                Content::Blobs(extents) => {
+                    check_range(&field.name, field.content.len(), &range)?;
+                    self.load_blob(look, collection, extents, range)?
+                }
+            };
+            match loaded {
                 Outcome::Ready(bytes) => {
                     let value = field.field_type.clone().with(bytes);
                     fields.push(Field { name: field.name.clone(), value });
@@ -302,12 +332,10 @@ impl Reader {
                 Outcome::Gone => return Ok(Outcome::Gone),
             }
         }
-        let State { version, expires_at_ms, writer, model, .. } = state;
-        let whole = WholeState { version, expires_at_ms, writer, model, fields };
-        Ok(Outcome::Ready(Some(whole)))
+        Ok(Outcome::Ready(Some(WholeState::of(&record, fields))))
     }
 
-    fn loaded(
+    pub(crate) fn loaded(
         &self,
         look: Look<'_>,
         field: &StateField,
@@ -326,30 +354,28 @@ impl Reader {
         range: Range<u64>,
     ) -> Result<Outcome<Bytes>, Error> {
         self.replica.check()?;
-        let (bytes, end) = (field.bytes_len, range.end.max(range.start));
-        if end > bytes {
-            return Err(Error::RangePastEnd { name: field.name.clone(), bytes, end });
-        }
         match &field.payload {
-            Payload::Inline(bytes) => {
-                Ok(Outcome::Ready(bytes.slice(range.start as usize..end as usize)))
+            Payload::Inline(bytes) => Ok(Outcome::Ready(inline_part(&field.name, bytes, range)?)),
+            Payload::Blob(handle) => {
+                check_range(&field.name, field.bytes_len, &range)?;
+                self.load_blob(look, handle.collection, &handle.extents, range)
             }
-            Payload::Blob(handle) => self.load_blob(look, handle, range.start..end),
         }
     }
 
     fn load_blob(
         &self,
         look: Look<'_>,
-        handle: &BlobHandle,
+        collection: CollectionId,
+        extents: &[Extent],
         range: Range<u64>,
     ) -> Result<Outcome<Bytes>, Error> {
-        let parts = Pieces::range_of(&handle.extents, range.clone());
+        let parts = Pieces::range_of(extents, range.clone());
         let fetch = |extent: &Extent| {
-            let (collection, blob) = (handle.collection, extent.blob);
+            let blob = extent.blob;
             move |number| {
                 let key = keys::chunk(collection, blob, number);
-                self.disk.db.get(&self.replica.family, &key, look)
+                self.disk.db.get(&self.generation().family, &key, look)
             }
         };
         if let [extent] = &parts[..]
@@ -360,7 +386,7 @@ impl Reader {
         let mut whole = BytesMut::with_capacity((range.end - range.start) as usize);
         for extent in &parts {
             let loaded = match read_ahead(look, extent) {
-                true => self.walk_extent(look, handle.collection, extent, &mut whole)?,
+                true => self.walk_extent(look, collection, extent, &mut whole)?,
                 false => blob::read_into(extent, fetch(extent), &mut whole)?,
             };
             match loaded {
@@ -387,8 +413,8 @@ impl Reader {
         );
         let keep = extent.len <= self.block_cache_bytes / CACHE_SHARE;
         let mut next = span.first;
-        let (family, walk) = (&self.replica.family, Walk::Ahead { keep });
-        self.disk.db.walk_at(look, family, rows, walk, &mut |key, chunk| {
+        let (generation, walk) = (self.generation(), Walk::Ahead { keep });
+        self.disk.db.walk_at(look, &generation.family, rows, walk, &mut |key, chunk| {
             if key != keys::chunk(collection, extent.blob, next) {
                 return Ok(ControlFlow::Break(()));
             }
@@ -401,42 +427,21 @@ impl Reader {
     }
 }
 
-impl View {
-    /// Index of an entry that the view has; it may have later ones.
-    pub fn applied_index(&self) -> u64 {
-        self.applied_index
-    }
+/// A range of a field that lies in its record.
+fn inline_part(name: &str, bytes: &Bytes, range: Range<u64>) -> Result<Bytes, Error> {
+    check_range(name, bytes.len() as u64, &range)?;
+    Ok(match range.end - range.start == bytes.len() as u64 {
+        true => bytes.clone(),
+        false => bytes.slice(range.start as usize..range.end as usize),
+    })
+}
 
-    /// As [`Reader::get`].
-    pub fn get(
-        &self,
-        collection: CollectionId,
-        key: &[u8],
-        now_ms: u64,
-    ) -> Result<Option<State>, Error> {
-        self.reader.get_at(Look::View(&self.at), collection, key, now_ms)
-    }
-
-    /// As [`Reader::load`], of a field that this view has read: never `Replaced`.
-    pub fn load(&self, field: &StateField, range: Range<u64>) -> Result<Bytes, Error> {
-        self.reader.loaded(Look::View(&self.at), field, range)
-    }
-
-    /// As [`Reader::get_whole`].
-    pub fn get_whole(
-        &self,
-        collection: CollectionId,
-        key: &[u8],
-        selection: &Selection,
-        now_ms: u64,
-    ) -> Result<Option<WholeState>, Error> {
-        let look = Look::View(&self.at);
-        match self.reader.whole_at(look, collection, key, selection, now_ms)? {
-            Outcome::Ready(state) => Ok(state),
-            Outcome::NeedsDisk | Outcome::Gone => {
-                Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
-            }
-        }
+/// A range must end within the field, and not before it starts.
+fn check_range(name: &str, bytes: u64, range: &Range<u64>) -> Result<(), Error> {
+    let end = range.end.max(range.start);
+    match range.start <= range.end && end <= bytes {
+        true => Ok(()),
+        false => Err(Error::RangePastEnd { name: name.to_owned(), bytes, end }),
     }
 }
 
@@ -457,17 +462,23 @@ fn read_ahead(look: Look<'_>, extent: &Extent) -> bool {
 
 /// The fields that a selection names, and the range of each.
 fn selected<'a>(
-    state: &'a State,
+    record: &'a Record,
     selection: &Selection,
-) -> Result<Vec<(&'a StateField, Range<u64>)>, Error> {
+) -> Result<Vec<(&'a RecordField, Range<u64>)>, Error> {
     let Some(wanted) = &selection.fields else {
-        return Ok(state.fields.iter().map(|field| (field, 0..field.bytes_len)).collect());
+        return Ok(record.fields.iter().map(|field| (field, 0..field.content.len())).collect());
     };
-    wanted
-        .iter()
-        .map(|FieldRange { name, range }| {
-            let field = state.field(name).ok_or(Error::UnknownField { name: name.clone() })?;
-            let bytes = field.bytes_len;
+    let found = wanted.iter().filter_map(|FieldRange { name, range }| {
+        match record.fields.iter().find(|field| field.name == *name) {
+            Some(field) => Some(Ok((field, range))),
+            None if selection.if_present => None,
+            None => Some(Err(Error::UnknownField { name: name.clone() })),
+        }
+    });
+    found
+        .map(|found| {
+            let (field, range) = found?;
+            let bytes = field.content.len();
             let range = match range {
                 None => 0..bytes,
                 Some((offset, None)) => *offset..bytes.max(*offset),

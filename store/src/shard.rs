@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::apply::{self, Away, Change, Decision, Moment};
 use crate::batch::{ApplyBatch, Part};
 use crate::blob::{self, Loaded};
+use crate::cache::Place;
 use crate::command::{Body, Command, CommandBatch, Entry, Reply, RequestTag, Sweep, Write};
 use crate::db::{Fetched, Mutation};
 use crate::dedup;
@@ -43,6 +44,10 @@ impl Shard {
     /// The caller has marked the replica as taken.
     pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>) -> Self {
         Shard { disk, replica }
+    }
+
+    pub(crate) fn parts(&self) -> (&Arc<Disk>, &Arc<Replica>) {
+        (&self.disk, &self.replica)
     }
 
     /// The last entry applied and written; index 0 before the first. The next to apply is
@@ -89,6 +94,7 @@ impl Shard {
         match replies {
             Ok(replies) => {
                 part.applied.id = entry.id();
+                part.bytes += entry.bytes() as u64;
                 batch.counted(replies.len());
                 Ok(replies)
             }
@@ -101,13 +107,13 @@ impl Shard {
 
     /// How many rows of each kind the replica has. Reads everything.
     pub fn census(&self) -> Result<Census, Error> {
-        census(&self.disk.db, &self.replica.family)
+        census(&self.disk.db, &self.replica.generation().family)
     }
 
     /// A hash over every state: key, version, expiry, writer, model, fields and their bytes.
     /// Replicas that have applied the same entries have the same. Reads everything.
     pub fn state_hash(&self) -> Result<u64, Error> {
-        state_hash(&self.disk.db, &self.replica.family)
+        state_hash(&self.disk.db, &self.replica.generation().family)
     }
 }
 
@@ -143,9 +149,8 @@ impl Applier<'_> {
             let decision = away.refused(reply);
             return Ok(self.carry_out(&write.target.key, collection, None, decision, moment));
         }
-        let row = keys::record(collection, &write.target.key);
-        let stored = self.record(&row)?;
-        let stored = stored.as_ref();
+        let stored = self.record(collection, &write.target.key)?;
+        let stored = stored.as_deref();
         let mut load = |extent: &Extent| self.load(collection, extent);
         let decision = match command {
             Command::Put(put) => apply::put(put, &away, stored, moment, &mut load)?,
@@ -227,7 +232,7 @@ impl Applier<'_> {
             return overlay.put(key, garbage.encode().into());
         }
         let mut deletions = Vec::new();
-        garbage.delete(&self.part.replica.family, &mut deletions);
+        garbage.delete(&self.part.replica.generation().family, &mut deletions);
         for deletion in deletions {
             match deletion {
                 Mutation::Put { key, value, .. } => overlay.put(key, value),
@@ -256,7 +261,7 @@ impl Applier<'_> {
             let Some((at_ms, collection, key)) = keys::parse_expiry(&row) else {
                 return Err(Error::corrupt("expiry row", "its key is too short"));
             };
-            let record = self.record(&keys::record(collection, key))?;
+            let record = self.record(collection, key)?;
             // Another record, or none: a collection was dropped and this is what it left.
             let Some(record) = record.filter(|record| record.expires_at_ms == Some(at_ms)) else {
                 self.part.overlay.delete(row);
@@ -276,12 +281,21 @@ impl Applier<'_> {
     }
 
     fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {
-        self.part.overlay.keys(&self.disk.db, &self.part.replica.family, range, limit)
+        self.part.overlay.keys(&self.disk.db, &self.part.replica.generation().family, range, limit)
     }
 
-    fn record(&self, row: &[u8]) -> Result<Option<Record>, Error> {
-        let Some(value) = self.fetch(row)? else { return Ok(None) };
-        Record::decode(value).map(Some).map_err(|error| Error::corrupt("state record", error))
+    /// A state's record: as this batch left it, else as it is kept in memory, else as stored.
+    fn record(&self, collection: CollectionId, key: &[u8]) -> Result<Option<Arc<Record>>, Error> {
+        let place = Place::of(self.part.replica.generation().space, collection, key);
+        let row = match self.part.overlay.decided(place.row()) {
+            Some(row) => row,
+            None => match self.disk.cache.get(&place) {
+                Some(record) => return Ok(Some(record)),
+                None => self.disk.db.fetch(&self.part.replica.generation().family, place.row())?,
+            },
+        };
+        let record = row.map(Record::decode).transpose();
+        Ok(record.map_err(|error| Error::corrupt("state record", error))?.map(Arc::new))
     }
 
     fn load(&self, collection: CollectionId, extent: &Extent) -> Result<Bytes, Error> {
@@ -302,6 +316,6 @@ impl Applier<'_> {
     }
 
     fn look(&self, key: &[u8]) -> Result<Fetched, Error> {
-        self.part.overlay.fetch(&self.disk.db, &self.part.replica.family, key)
+        self.part.overlay.fetch(&self.disk.db, &self.part.replica.generation().family, key)
     }
 }

@@ -52,7 +52,7 @@ pub struct StateField {
 /// A field's bytes, or where they are.
 #[derive(Clone, Debug)]
 pub enum Payload {
-    /// Here. They may share the memory of a cached block: do not keep them for long.
+    /// Here. They may share the memory of the cache: do not keep them for long.
     Inline(Bytes),
     /// On disk: `Reader::load` brings them.
     Blob(BlobHandle),
@@ -82,6 +82,17 @@ pub struct WholeState {
 }
 
 impl WholeState {
+    /// A record with the bytes of some of its fields.
+    pub(crate) fn of(record: &Record, fields: Vec<Field>) -> Self {
+        WholeState {
+            version: record.version,
+            expires_at_ms: record.expires_at_ms,
+            writer: record.writer,
+            model: record.model.clone(),
+            fields,
+        }
+    }
+
     /// A state without fields that nobody has written.
     pub fn empty() -> Self {
         WholeState::default()
@@ -93,6 +104,8 @@ impl WholeState {
 pub struct Selection {
     /// `None`: all, whole.
     pub fields: Option<Vec<FieldRange>>,
+    /// A field that the state does not have is left out, and no error.
+    pub if_present: bool,
 }
 
 /// A field to read, or a range of its bytes.
@@ -107,23 +120,30 @@ pub struct FieldRange {
 impl Selection {
     /// All fields, whole.
     pub fn all() -> Self {
-        Selection { fields: None }
+        Selection::default()
     }
 
     /// These fields, in this order.
     pub fn fields(fields: Vec<FieldRange>) -> Self {
-        Selection { fields: Some(fields) }
+        Selection { fields: Some(fields), if_present: false }
+    }
+
+    /// Those of these fields that the state has, whole, in this order.
+    pub fn if_present(names: Vec<String>) -> Self {
+        let whole = |name| FieldRange { name, range: None };
+        let fields = names.into_iter().map(whole).collect();
+        Selection { fields: Some(fields), if_present: true }
     }
 }
 
 impl State {
-    pub(crate) fn of(record: Record, collection: CollectionId) -> State {
+    pub(crate) fn of(record: &Record, collection: CollectionId) -> State {
         State {
             version: record.version,
             expires_at_ms: record.expires_at_ms,
             writer: record.writer,
-            model: record.model,
-            fields: record.fields.into_iter().map(|f| StateField::of(f, collection)).collect(),
+            model: record.model.clone(),
+            fields: record.fields.iter().map(|f| StateField::of(f, collection)).collect(),
         }
     }
 
@@ -139,14 +159,14 @@ impl State {
 }
 
 impl StateField {
-    fn of(field: RecordField, collection: CollectionId) -> StateField {
-        let bytes_len = field.content.len();
-        let payload = match field.content {
-            Content::Inline(bytes) => Payload::Inline(bytes),
+    fn of(field: &RecordField, collection: CollectionId) -> StateField {
+        let payload = match &field.content {
+            Content::Inline(bytes) => Payload::Inline(bytes.clone()),
             Content::Blobs(extents) => {
-                Payload::Blob(BlobHandle { collection, extents: extents.into() })
+                Payload::Blob(BlobHandle { collection, extents: extents[..].into() })
             }
         };
-        StateField { name: field.name, field_type: field.field_type, bytes_len, payload }
+        let (name, field_type) = (field.name.clone(), field.field_type.clone());
+        StateField { name, field_type, bytes_len: field.content.len(), payload }
     }
 }

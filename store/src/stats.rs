@@ -119,6 +119,8 @@ pub struct MemoryStats {
     pub block_cache_bytes: u64,
     /// Of these, what readers hold.
     pub block_cache_pinned_bytes: u64,
+    /// Decoded states.
+    pub state_cache_bytes: u64,
     /// Memtables.
     pub memtable_bytes: u64,
     /// Entries in the tails of the logs.
@@ -132,6 +134,10 @@ pub struct Stats {
     pub commit: CommitStats,
     /// Memory.
     pub memory: MemoryStats,
+    /// Lookups of a state that found it decoded in memory.
+    pub state_cache_hits: u64,
+    /// Lookups that did not.
+    pub state_cache_misses: u64,
     /// Replicas open.
     pub replicas: usize,
     /// Reads that wait for a thread of the read pool.

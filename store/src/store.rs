@@ -13,24 +13,24 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::batch::ApplyBatch;
+use crate::cache::RecordCache;
 use crate::commit::{Callback, Commit, Job};
 use crate::config::Config;
 use crate::db::{Db, Mutation, Walk};
 use crate::directory::Directory;
-use crate::disk::{Disk, Replica};
+use crate::disk::{Disk, Replica, decode_descriptor, encode_descriptor};
 use crate::error::{Error, ReplicaProblem};
+use crate::export::Export;
 use crate::failure::{Failure, FailureHook};
 use crate::ids::ReplicaId;
 use crate::keys::{self, STORE_FORMAT};
 use crate::log::Log;
 use crate::pool::ReadPool;
 use crate::read::Reader;
+use crate::receive::Incoming;
 use crate::shard::Shard;
 use crate::space::Space;
 use crate::stats::{MemoryStats, Stats};
-
-/// The format of a replica's descriptor.
-const DESCRIPTOR_FORMAT: u8 = 1;
 
 /// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
 /// clone, every handle made from it and every `Bytes` read through it is gone.
@@ -46,8 +46,8 @@ struct Inner {
     id: [u8; 16],
     database: PathBuf,
     config: Config,
-    /// One replica is made or dropped at a time.
-    changing: Mutex<()>,
+    incoming: PathBuf,
+    receiving: AtomicU64,
 }
 
 impl Store {
@@ -67,16 +67,18 @@ impl Store {
             log,
             meta,
             failure,
+            cache: RecordCache::new(config.state_cache_bytes),
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
             tail_bytes_max: config.log_tail_bytes_max as u64,
             closed: AtomicBool::new(false),
+            changing: Mutex::new(()),
             commands_applied: AtomicU64::new(0),
         });
         let pool = Arc::new(ReadPool::new(config.read_threads, config.read_queue_max));
         let space = Space::new(dir, config.disk_reserve_bytes);
-        let changing = Mutex::new(());
-        let inner = Inner { disk, pool, space, id, database, config, changing };
+        let (incoming, receiving) = (directory.incoming, AtomicU64::new(0));
+        let inner = Inner { disk, pool, space, id, database, config, incoming, receiving };
         let opened = inner.check_identity().and_then(|()| inner.open_replicas());
         if let Err(error) = opened {
             inner.disk.commit.close();
@@ -94,15 +96,15 @@ impl Store {
     pub fn create_replica(&self, id: ReplicaId) -> Result<(), Error> {
         let inner = &self.inner;
         inner.disk.failure.check()?;
-        let _changing = inner.changing.lock();
+        let _changing = inner.disk.changing.lock();
         if inner.disk.replicas.read().contains_key(&id) {
             return Err(Error::Replica { replica: id, problem: ReplicaProblem::Exists });
         }
-        inner.disk.db.create_family(&keys::family(id))?;
+        inner.disk.db.create_family(&keys::family(id, 0))?;
         inner.disk.commit.write_and_wait(vec![Mutation::Put {
             family: inner.disk.meta.clone(),
             key: keys::descriptor(id),
-            value: Bytes::from_static(&[DESCRIPTOR_FORMAT]),
+            value: encode_descriptor(0),
         }])?;
         inner.open_replica(id)
     }
@@ -112,7 +114,7 @@ impl Store {
     pub fn drop_replica(&self, id: ReplicaId) -> Result<(), Error> {
         let inner = &self.inner;
         inner.disk.failure.check()?;
-        let _changing = inner.changing.lock();
+        let _changing = inner.disk.changing.lock();
         let replica = inner.disk.replicas.write().remove(&id).ok_or(Error::missing(id))?;
         let gone = {
             // Under the log's lock: no job for it can follow those that delete it.
@@ -130,7 +132,7 @@ impl Store {
             delete(keys::purged(id)),
             Mutation::DeleteRange { family: log.clone(), start, end },
         ])?;
-        inner.disk.db.drop_family(&keys::family(id))
+        inner.disk.db.drop_family(&keys::family(id, replica.generation().number))
     }
 
     /// The replicas, in order.
@@ -168,6 +170,21 @@ impl Store {
         ApplyBatch::new(self.inner.disk.clone())
     }
 
+    /// A consistent view of a replica as of its last applied entry, to send away. Holds up
+    /// compaction, and keeps replaced rows on disk, until it is dropped.
+    pub fn export(&self, id: ReplicaId) -> Result<Export, Error> {
+        Export::new(&self.inner.disk, &*self.inner.replica(id)?)
+    }
+
+    /// Room for a view that comes in for a replica that exists here. Dropped, or when the
+    /// process ends, it leaves nothing behind.
+    pub fn receive(&self, id: ReplicaId) -> Result<Incoming, Error> {
+        self.inner.replica(id)?;
+        let number = self.inner.receiving.fetch_add(1, Ordering::Relaxed);
+        let dir = self.inner.incoming.join(format!("{id}-{number}"));
+        Incoming::new(self.inner.disk.clone(), id, dir)
+    }
+
     /// A fact of the node, if it was put.
     pub fn meta_get(&self, name: &str) -> Result<Option<Bytes>, Error> {
         self.inner.disk.db.fetch(&self.inner.disk.meta, &keys::node(name))
@@ -178,6 +195,24 @@ impl Store {
         let family = self.inner.disk.meta.clone();
         let mutations = vec![Mutation::Put { family, key: keys::node(name), value }];
         self.inner.disk.commit.push(Job { mutations, sync: true, done })
+    }
+
+    /// Writes what some replicas have applied to files, so that their logs can be purged: see
+    /// [`crate::Log::flushed`]. Blocks; other threads go on. Replicas that do not exist are left
+    /// out.
+    pub fn flush(&self, ids: &[ReplicaId]) -> Result<(), Error> {
+        let disk = &self.inner.disk;
+        for id in ids {
+            disk.check()?;
+            let Some(replica) = disk.replicas.read().get(id).cloned() else { continue };
+            if let Err(error) = disk.db.flush(&replica.generation().family)
+                && replica.check().is_ok()
+            {
+                return Err(disk.failure.raise(&error));
+            }
+            replica.flushed(&disk.db)?;
+        }
+        Ok(())
     }
 
     /// Refuses when less than the reserve is free on the disk. Asks the system at most every
@@ -200,14 +235,18 @@ impl Store {
     pub fn stats(&self) -> Stats {
         let disk = &self.inner.disk;
         let memory = disk.db.memory_use();
+        let (state_cache_hits, state_cache_misses) = disk.cache.hits_and_misses();
         Stats {
             commit: disk.commit.stats(),
             memory: MemoryStats {
                 block_cache_bytes: memory.cache_bytes,
                 block_cache_pinned_bytes: memory.cache_pinned_bytes,
+                state_cache_bytes: disk.cache.bytes(),
                 memtable_bytes: memory.memtable_bytes,
                 log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
             },
+            state_cache_hits,
+            state_cache_misses,
             replicas: disk.replicas.read().len(),
             reads_waiting: self.inner.pool.waiting(),
             commands_applied: disk.commands_applied.load(Ordering::Relaxed),
@@ -228,7 +267,7 @@ impl Store {
             None => disk.db.property(None, name),
             Some(id) => {
                 let replica = disk.replicas.read().get(&id).cloned()?;
-                disk.db.property(Some(&replica.family), name)
+                disk.db.property(Some(&replica.generation().family), name)
             }
         }
     }
@@ -238,18 +277,17 @@ impl Store {
     /// does nothing.
     pub fn close(&self) -> Result<(), Error> {
         let disk = &self.inner.disk;
-        let _changing = self.inner.changing.lock();
+        let _changing = self.inner.disk.changing.lock();
         if disk.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.inner.pool.close();
         disk.commit.close();
         let flushed = disk.failure.check().and_then(|()| {
-            let ids = self.replicas();
-            let mut names: Vec<String> = ids.into_iter().map(keys::family).collect();
-            names.extend([keys::LOG_FAMILY, keys::META_FAMILY].map(str::to_owned));
+            let replicas: Vec<_> = disk.replicas.read().values().cloned().collect();
             disk.db.sync()?;
-            disk.db.flush(&names)
+            replicas.iter().try_for_each(|replica| disk.db.flush(&replica.generation().family))?;
+            [&disk.log, &disk.meta].into_iter().try_for_each(|family| disk.db.flush(family))
         });
         disk.db.stop_background_work();
         flushed
@@ -285,26 +323,23 @@ impl Inner {
         Ok(())
     }
 
-    /// Opens every replica with a descriptor; column families without one are leftovers.
+    /// Opens every replica with a descriptor; column families that none names are leftovers.
     fn open_replicas(&self) -> Result<(), Error> {
-        let mut ids = Vec::new();
+        let (mut ids, mut families) = (Vec::new(), Vec::new());
         let (db, meta) = (&self.disk.db, &self.disk.meta);
         db.walk(meta, keys::descriptors(), Walk::Few, &mut |row, value| {
-            let found = u32::from(value.first().copied().unwrap_or_default());
-            let supported = u32::from(DESCRIPTOR_FORMAT);
-            if found > supported {
-                return Err(Error::NewerFormat { found, supported });
-            }
+            let generation = decode_descriptor(Bytes::copy_from_slice(value))?;
             let id = keys::replica_of_descriptor(row)
                 .ok_or_else(|| Error::corrupt("replica's descriptor", "its key is malformed"))?;
             ids.push(id);
+            families.push((id, generation));
             Ok(ControlFlow::Continue(()))
         })?;
         for name in db.family_names(&self.database)? {
-            if let Some(id) = keys::replica_of(&name)
-                && !ids.contains(&id)
+            if let Some(family) = keys::parse_family(&name)
+                && !families.contains(&family)
             {
-                tracing::info!(replica = %id, "dropping what is left of a replica");
+                tracing::info!(family = name, "dropping what is left of a replica");
                 db.drop_family(&name)?;
             }
         }
@@ -313,7 +348,7 @@ impl Inner {
 
     fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
         let disk = &self.disk;
-        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id)?;
+        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id, disk.cache.space())?;
         disk.replicas.write().insert(id, Arc::new(replica));
         Ok(())
     }

@@ -90,6 +90,16 @@ impl LogState {
         before - self.tail_bytes
     }
 
+    /// Forgets everything: the log begins behind an entry. Answers the bytes by which the tail
+    /// has shrunk.
+    pub fn restart(&mut self, behind: EntryId) -> u64 {
+        let gone = std::mem::take(&mut self.tail_bytes);
+        self.tail.clear();
+        (self.last, self.purged, self.durable) = (behind, behind, behind.index);
+        self.truncations += 1;
+        gone
+    }
+
     /// Forgets entries up to an index. Answers the bytes by which the tail has shrunk.
     pub fn forget_through(&mut self, index: u64) -> u64 {
         let before = self.tail_bytes;

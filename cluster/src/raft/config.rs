@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use openraft::SnapshotPolicy;
 
-use crate::Error;
 use crate::proposals::Limits;
+use crate::{Error, checkpointer};
 
 /// How a node's groups behave.
 #[derive(Debug, Clone)]
@@ -24,12 +24,22 @@ pub struct Config {
     pub election_stagger: Duration,
     /// What bounds a group's queue of proposals and its entries.
     pub limits: Limits,
+    /// What replicas may have applied and not flushed.
+    pub checkpoints: checkpointer::Limits,
     /// How often logs are purged.
-    pub checkpoint_interval: Duration,
+    pub purge_interval: Duration,
     /// Entries kept behind what is flushed, for followers that are a little behind.
     pub log_entries_kept: u64,
     /// Bytes of a log kept for followers that are alive and behind; beyond, they get a snapshot.
     pub log_bytes_kept_max: u64,
+    /// Nothing is kept for a follower whose node was not heard for so long.
+    pub follower_away_max: Duration,
+    /// Snapshots sent at a time, and taken at a time.
+    pub transfers_max: usize,
+    /// Bytes of snapshots that the node sends per second.
+    pub transfer_bytes_per_second: u64,
+    /// A snapshot that takes longer is given up: its view holds up compaction.
+    pub transfer_time_max: Duration,
 }
 
 impl Default for Config {
@@ -41,9 +51,14 @@ impl Default for Config {
             silence_max: Duration::from_millis(250),
             election_stagger: Duration::from_millis(60),
             limits: Limits::default(),
-            checkpoint_interval: Duration::from_secs(5),
+            checkpoints: checkpointer::Limits::default(),
+            purge_interval: Duration::from_secs(5),
             log_entries_kept: 1_024,
             log_bytes_kept_max: 64 << 20,
+            follower_away_max: Duration::from_secs(10),
+            transfers_max: 2,
+            transfer_bytes_per_second: 128 << 20,
+            transfer_time_max: Duration::from_secs(30 * 60),
         }
     }
 }

@@ -15,7 +15,7 @@ use openraft::storage::{
     EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftStateMachine,
 };
 use openraft::testing::log::{StoreBuilder, Suite};
-use openraft::{EntryPayload, RaftSnapshotBuilder, StorageError};
+use openraft::{EntryPayload, StorageError};
 use statehouse_store::{Config, ReplicaId, Store};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, watch};
@@ -62,12 +62,13 @@ impl StoreBuilder<TypeConfig, Filling, FillingMachine, Built> for Builder {
         let (applied_sender, applied) = watch::channel(statehouse_store::EntryId::default());
         let log = store.log(REPLICA).unwrap();
         let shard = store.shard(REPLICA).unwrap();
-        let machine =
-            StateMachine::new((REPLICA, log.clone(), shard), applier.clone(), applied_sender);
+        let parts = (store.clone(), REPLICA, log.clone(), shard);
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender);
         let machine: Machine = Arc::new(Mutex::new(machine.unwrap()));
-        let log = LogStorage::new(log, applied);
-        let filling = Filling { log: log.clone(), machine: machine.clone() };
-        Ok((Built { applier, store, _dir: dir }, filling, FillingMachine { log, machine }))
+        let log = LogStorage::new(log, applied, Arc::default());
+        let filling = Filling { store: store.clone(), log: log.clone(), machine: machine.clone() };
+        let machine = FillingMachine { store: store.clone(), log, machine };
+        Ok((Built { applier, store, _dir: dir }, filling, machine))
     }
 }
 
@@ -87,6 +88,7 @@ async fn apply_all(machine: &Machine, entries: Vec<Entry>) -> io::Result<()> {
 
 /// A log whose gaps are filled.
 struct Filling {
+    store: Store,
     log: LogStorage,
     machine: Machine,
 }
@@ -146,12 +148,15 @@ impl RaftLogStorage<TypeConfig> for Filling {
             entries.extend(missing.map(|index| blank(through.leader_id.term, index)));
             apply_all(&self.machine, entries).await?;
         }
+        // Only what is flushed is purged, and only that is a snapshot.
+        self.store.flush(&[REPLICA]).unwrap();
         self.log.purge(through).await
     }
 }
 
 /// A state machine whose gaps are filled.
 struct FillingMachine {
+    store: Store,
     log: LogStorage,
     machine: Machine,
 }
@@ -185,7 +190,9 @@ impl RaftStateMachine<TypeConfig> for FillingMachine {
             }
             filled.push(entry);
         }
-        apply_all(&self.machine, filled).await
+        apply_all(&self.machine, filled).await?;
+        self.store.flush(&[REPLICA]).unwrap();
+        Ok(())
     }
 
     async fn get_snapshot_builder(&mut self) -> DurablePoint {
@@ -197,19 +204,17 @@ impl RaftStateMachine<TypeConfig> for FillingMachine {
         meta: &SnapshotMeta,
         snapshot: View,
     ) -> Result<(), io::Error> {
-        let View::Durable = snapshot;
-        let membership = meta.last_membership.membership().clone();
-        let at = meta.last_membership.log_id().unwrap();
-        let entry = Entry::new(at, EntryPayload::Membership(membership));
-        let last = meta.last_log_id.unwrap();
-        let last = blank(last.leader_id.term, last.index);
-        self.apply(futures::stream::iter([Ok((entry, None)), Ok((last, None))])).await
+        // As a transfer does it: block by block into files.
+        let View::Outgoing(mut export) = snapshot else { panic!("a view to send") };
+        let mut incoming = self.store.receive(REPLICA).unwrap();
+        while let Some(block) = export.next(1 << 20).unwrap() {
+            incoming.add(block).unwrap();
+        }
+        let received = View::Incoming(Box::new(incoming.finish().unwrap()));
+        self.machine.lock().await.install_snapshot(meta, received).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        match self.applied_state().await? {
-            (None, _) => Ok(None),
-            (Some(_), _) => self.get_snapshot_builder().await.build_snapshot().await.map(Some),
-        }
+        self.machine.lock().await.get_current_snapshot().await
     }
 }

@@ -20,8 +20,10 @@ use super::log_storage::LogStorage;
 use super::network::Network;
 use super::proposing::Proposals;
 use super::reads::Reads;
+use super::retained::Retained;
 use super::state_machine::StateMachine;
 use super::status::GroupStatus;
+use super::transfers::Transfers;
 use super::types::TypeConfig;
 use crate::applier::Applier;
 use crate::transport::Peers;
@@ -54,6 +56,8 @@ pub struct Group {
     /// The last entry applied.
     pub(super) applied: watch::Receiver<EntryId>,
     pub(super) status: watch::Sender<GroupStatus>,
+    pub(super) retained: Arc<Mutex<Retained>>,
+    pub(super) transfers: Arc<Transfers>,
     reader: Reader,
     applier: Applier,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -66,6 +70,7 @@ pub(super) struct Parts {
     pub store: Store,
     pub applier: Applier,
     pub peers: Arc<Peers>,
+    pub transfers: Arc<Transfers>,
     pub config: Arc<Config>,
 }
 
@@ -73,16 +78,17 @@ impl Group {
     /// Starts a replica that the store has: replays nothing yet, waits for a leader's word or an
     /// election.
     pub(super) async fn start(parts: Parts) -> Result<Arc<Group>, Error> {
-        let Parts { shard, replica, store, applier, peers, config } = parts;
+        let Parts { shard, replica, store, applier, peers, transfers, config } = parts;
         let log = store.log(replica)?;
         let reader = store.reader(replica)?;
         let state: Shard = store.shard(replica)?;
         let (applied_sender, applied) = watch::channel(EntryId::default());
-        let machine =
-            StateMachine::new((replica, log.clone(), state), applier.clone(), applied_sender)?;
+        let parts = (store, replica, log.clone(), state);
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender)?;
         let reads = Reads::default();
-        let network = Network::new(peers, shard, replica, reads.hurry.clone());
-        let storage = LogStorage::new(log, applied.clone());
+        let network = Network::new((peers, transfers.clone()), shard, replica, reads.hurry.clone());
+        let retained: Arc<Mutex<Retained>> = Arc::default();
+        let storage = LogStorage::new(log, applied.clone(), retained.clone());
         let openraft = Arc::new(config.openraft()?);
         let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
         let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;
@@ -97,6 +103,8 @@ impl Group {
             heard: Mutex::default(),
             applied,
             status: watch::Sender::new(GroupStatus::default()),
+            retained,
+            transfers,
             reader,
             applier,
             publisher: Mutex::new(None),

@@ -16,7 +16,9 @@ use super::config::Config;
 use super::descriptor::{self, Descriptor};
 use super::group::{Group, Parts};
 use super::log_storage::blocking;
+use super::transfers::{Transfer, Transfers};
 use crate::applier::Applier;
+use crate::checkpointer::Checkpointer;
 use crate::transport::Peers;
 use crate::{ClusterId, Error, NodeId, ShardId};
 
@@ -29,6 +31,8 @@ pub struct Groups {
     applier: Applier,
     peers: Arc<Peers>,
     config: Arc<Config>,
+    transfers: Arc<Transfers>,
+    checkpointer: Checkpointer,
     groups: RwLock<Map>,
     /// One replica is created or destroyed at a time.
     changing: tokio::sync::Mutex<()>,
@@ -62,6 +66,8 @@ impl Groups {
         claim(&store, peers.cluster(), peers.node()).await?;
         let applier = Applier::start(store.clone())?;
         let groups = Arc::new(Groups {
+            checkpointer: Checkpointer::start(store.clone(), config.checkpoints)?,
+            transfers: Transfers::new(&config),
             store,
             applier,
             peers,
@@ -88,7 +94,7 @@ impl Groups {
         let tasks = vec![
             tokio::spawn(super::pulse::beat(Arc::downgrade(&groups))),
             tokio::spawn(super::pulse::watch_peers(Arc::downgrade(&groups))),
-            tokio::spawn(super::checkpointer::run(Arc::downgrade(&groups))),
+            tokio::spawn(super::purger::run(Arc::downgrade(&groups))),
         ];
         *groups.tasks.lock() = tasks;
         Ok(groups)
@@ -164,6 +170,15 @@ impl Groups {
         &self.store
     }
 
+    /// Snapshots that are being sent and taken.
+    pub fn transfers_under_way(&self) -> Vec<Transfer> {
+        self.transfers.all()
+    }
+
+    pub(super) fn transfers(&self) -> &Arc<Transfers> {
+        &self.transfers
+    }
+
     pub(super) fn config(&self) -> &Config {
         &self.config
     }
@@ -186,6 +201,7 @@ impl Groups {
             store: self.store.clone(),
             applier: self.applier.clone(),
             peers: self.peers.clone(),
+            transfers: self.transfers.clone(),
             config: self.config.clone(),
         })
         .await?;
@@ -197,7 +213,7 @@ impl Groups {
 
     /// Stops every replica, then the apply thread, then the connections. The store can be closed
     /// when this returns. Does not hand leaders over: do that first.
-    pub async fn shutdown(&self) {
+    pub async fn shutdown(self: &Arc<Self>) {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
@@ -205,9 +221,13 @@ impl Groups {
         futures::future::join_all(stopping).await;
         *self.groups.write() = Map::default();
         self.peers.close();
-        let applier = self.applier.clone();
-        if blocking(move || applier.stop()).await.is_err() {
-            tracing::error!("the apply thread was not joined");
+        let groups = self.clone();
+        let joined = blocking(move || {
+            groups.applier.stop();
+            groups.checkpointer.close();
+        });
+        if joined.await.is_err() {
+            tracing::error!("the node's threads were not joined");
         }
     }
 }

@@ -37,7 +37,7 @@ impl Groups {
         async move {
             let answer = match (ask.ask, ask.route) {
                 (Some(Ask::Ping(_)), _) => Answer::Pong(v1::Ping {}),
-                (Some(kind), Some(route)) => match self.addressed(&route) {
+                (Some(kind), Some(route)) => match addressed(&self, &route) {
                     Ok(group) => group.answer(kind).await.unwrap_or_else(Answer::Refusal),
                     Err(refusal) => Answer::Refusal(refusal),
                 },
@@ -56,7 +56,7 @@ impl Groups {
         answer: impl Fn(AppendAnswer) -> BoxFuture<'static, bool> + Send + Sync + 'static,
     ) -> BoxFuture<'static, ()> {
         async move {
-            match self.addressed(&route) {
+            match addressed(&self, &route) {
                 Ok(group) => group.follow(requests, answer).await,
                 Err(refusal) => {
                     answer(AppendAnswer::Refusal(refusal)).await;
@@ -65,19 +65,22 @@ impl Groups {
         }
         .boxed()
     }
+}
 
-    /// The replica that a message is for, if it is here.
-    fn addressed(&self, route: &v1::PeerRoute) -> Result<Arc<Group>, v1::PeerRefusal> {
-        let shard = u16::try_from(route.shard).map(ShardId);
-        match (self.replica(ReplicaId(route.to_replica)), shard) {
-            (Ok(group), Ok(shard)) if group.shard() == shard => Ok(group),
-            (Ok(group), _) => {
-                let detail = format!("the replica is of shard {}", group.shard());
-                Err(refusal(Kind::Mismatch, detail))
-            }
-            (Err(Absent::Destroyed), _) => Err(refusal(Kind::Gone, "the replica was destroyed")),
-            (Err(Absent::Unknown), _) => Err(refusal(Kind::Unknown, "there is no such replica")),
+/// The replica that a message is for, if it is here.
+pub(super) fn addressed(
+    groups: &Groups,
+    route: &v1::PeerRoute,
+) -> Result<Arc<Group>, v1::PeerRefusal> {
+    let shard = u16::try_from(route.shard).map(ShardId);
+    match (groups.replica(ReplicaId(route.to_replica)), shard) {
+        (Ok(group), Ok(shard)) if group.shard() == shard => Ok(group),
+        (Ok(group), _) => {
+            let detail = format!("the replica is of shard {}", group.shard());
+            Err(refusal(Kind::Mismatch, detail))
         }
+        (Err(Absent::Destroyed), _) => Err(refusal(Kind::Gone, "the replica was destroyed")),
+        (Err(Absent::Unknown), _) => Err(refusal(Kind::Unknown, "there is no such replica")),
     }
 }
 

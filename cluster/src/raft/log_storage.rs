@@ -19,10 +19,11 @@ use futures::stream;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use parking_lot::Mutex;
 use statehouse_store as store;
-use statehouse_store::{EntryId, Log};
+use statehouse_store::{Body, EntryId, Log};
 use tokio::sync::{oneshot, watch};
 
 use super::convert;
+use super::retained::Retained;
 use super::types::{self, Entry, LogId, TypeConfig, Vote};
 
 /// Bytes of entries read at a time, to send or to apply; one entry may be larger.
@@ -37,11 +38,16 @@ pub struct LogStorage {
     log: Log,
     /// The last entry applied.
     applied: watch::Receiver<EntryId>,
+    retained: Arc<Mutex<Retained>>,
 }
 
 impl LogStorage {
-    pub fn new(log: Log, applied: watch::Receiver<EntryId>) -> Self {
-        LogStorage { log, applied }
+    pub fn new(
+        log: Log,
+        applied: watch::Receiver<EntryId>,
+        retained: Arc<Mutex<Retained>>,
+    ) -> Self {
+        LogStorage { log, applied, retained }
     }
 
     /// Entries of a range of the store's indexes, of about [`READ_BYTES_MAX`] bytes. Off the
@@ -191,6 +197,10 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
         I::IntoIter: Send,
     {
         let entries: Vec<_> = entries.into_iter().map(|entry| entry.stored).collect();
+        if let Some(last) = entries.last() {
+            let bytes = entries.iter().map(|entry| bytes_of(entry)).sum();
+            self.retained.lock().note(last.index, bytes);
+        }
         let callback = Arc::new(Mutex::new(Some(callback)));
         self.enqueue(|| {
             let callback = callback.clone();
@@ -224,6 +234,15 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
                 result => return result.map_err(io::Error::other),
             }
         }
+    }
+}
+
+/// About how many bytes an entry takes.
+fn bytes_of(entry: &store::Entry) -> u64 {
+    match &entry.body {
+        Body::Blank => 0,
+        Body::Membership(bytes) => bytes.len() as u64,
+        Body::Commands(batch) => batch.commands.iter().map(|it| it.bytes() as u64).sum(),
     }
 }
 

@@ -31,7 +31,9 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 
 use super::convert;
+use super::snapshot::Destination;
 use super::state_machine::{Snapshot, View};
+use super::transfers::Transfers;
 use super::types::{LogId, Member, TypeConfig, Vote};
 use crate::transport::append::{Requests, Session};
 use crate::transport::{Lost, Peers};
@@ -51,6 +53,7 @@ const REQUESTS_IN_FLIGHT_MAX: usize = 64;
 /// Makes the links of one replica to the others of its group.
 pub struct Network {
     peers: Arc<Peers>,
+    transfers: Arc<Transfers>,
     shard: ShardId,
     replica: ReplicaId,
     hurry: Arc<AtomicUsize>,
@@ -59,12 +62,12 @@ pub struct Network {
 impl Network {
     /// While `hurry` is not 0, heartbeats do not wait for others to ride with.
     pub fn new(
-        peers: Arc<Peers>,
+        (peers, transfers): (Arc<Peers>, Arc<Transfers>),
         shard: ShardId,
         replica: ReplicaId,
         hurry: Arc<AtomicUsize>,
     ) -> Self {
-        Network { peers, shard, replica, hurry }
+        Network { peers, transfers, shard, replica, hurry }
     }
 
     fn link(&self, target: u64, member: &Member, beats: bool) -> Link {
@@ -73,8 +76,9 @@ impl Network {
             from_replica: self.replica.0,
             to_replica: target,
         };
-        let (peers, hurry) = (self.peers.clone(), self.hurry.clone());
-        Link { peers, node: NodeId(member.node), route, hurry, beats }
+        let (peers, transfers) = (self.peers.clone(), self.transfers.clone());
+        let (node, hurry) = (NodeId(member.node), self.hurry.clone());
+        Link { peers, transfers, node, route, hurry, beats }
     }
 }
 
@@ -93,6 +97,7 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 /// From one replica to another.
 pub struct Link {
     peers: Arc<Peers>,
+    transfers: Arc<Transfers>,
     node: NodeId,
     route: v1::PeerRoute,
     hurry: Arc<AtomicUsize>,
@@ -336,12 +341,18 @@ impl RaftNetworkV2<TypeConfig> for Link {
 
     async fn full_snapshot(
         &mut self,
-        _: Vote,
-        _: Snapshot,
-        _: impl Future<Output = ReplicationClosed> + Send + 'static,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        Err(StreamingError::Unreachable(Unreachable::from_string("snapshots are not sent yet")))
+        let destination = Destination {
+            peers: self.peers.clone(),
+            transfers: self.transfers.clone(),
+            node: self.node,
+            route: self.route,
+        };
+        destination.send(vote, snapshot, cancel).await
     }
 
     async fn transfer_leader(

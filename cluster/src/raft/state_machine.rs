@@ -13,10 +13,11 @@ use futures::{Stream, StreamExt};
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
-use statehouse_store::{Body, EntryId, Log, ReplicaId, Shard};
+use statehouse_store::{Body, EntryId, Export, Log, Received, ReplicaId, Shard, Store};
 use tokio::sync::{oneshot, watch};
 
 use super::convert;
+use super::log_storage::blocking;
 use super::types::{self, Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::Error;
 use crate::applier::{Answer, Applier, Run};
@@ -28,14 +29,18 @@ const ENTRIES_PER_RUN_MAX: usize = 256;
 pub type Snapshot = openraft::Snapshot<types::CommittedLeaderId, u64, types::Member, View>;
 
 /// What stands behind a snapshot.
-#[derive(Debug)]
 pub enum View {
     /// Nothing to send: says how far the state is durable.
     Durable,
+    /// The state as it is now, to be sent.
+    Outgoing(Box<Export>),
+    /// Another replica's state, to be installed.
+    Incoming(Box<Received>),
 }
 
 /// One replica's state machine, as openraft drives it.
 pub struct StateMachine {
+    store: Store,
     replica: ReplicaId,
     log: Log,
     applier: Applier,
@@ -56,7 +61,7 @@ struct State {
 impl StateMachine {
     /// Hands the shard to the apply thread.
     pub fn new(
-        (replica, log, shard): (ReplicaId, Log, Shard),
+        (store, replica, log, shard): (Store, ReplicaId, Log, Shard),
         applier: Applier,
         applied: watch::Sender<EntryId>,
     ) -> Result<Self, Error> {
@@ -66,7 +71,14 @@ impl StateMachine {
         };
         applied.send_replace(state.applied);
         applier.own(replica, shard);
-        Ok(StateMachine { replica, log, applier, state: Arc::new(Mutex::new(state)), applied })
+        Ok(StateMachine {
+            store,
+            replica,
+            log,
+            applier,
+            state: Arc::new(Mutex::new(state)),
+            applied,
+        })
     }
 
     /// Has entries applied; answers who waits for their replies.
@@ -157,18 +169,44 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         DurablePoint { log: self.log.clone(), state: self.state.clone() }
     }
 
-    async fn install_snapshot(&mut self, _: &SnapshotMeta, _: View) -> Result<(), io::Error> {
-        Err(io::Error::new(io::ErrorKind::Unsupported, "nothing was received"))
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, view: View) -> io::Result<()> {
+        let View::Incoming(received) = view else {
+            return Err(io::Error::other("expected a view that was received"));
+        };
+        let gone = || io::Error::other("the apply thread has stopped");
+        let mut shard = self.applier.lend(self.replica).await.ok_or_else(gone)?;
+        let (shard, installed) = blocking(move || {
+            let installed = shard.install(*received);
+            (shard, installed)
+        })
+        .await?;
+        self.applier.own(self.replica, shard);
+        installed.map_err(io::Error::other)?;
+        let applied = types::entry_id_or_default(meta.last_log_id);
+        {
+            let mut state = self.state.lock();
+            state.applied = applied;
+            state.memberships = VecDeque::from([meta.last_membership.clone()]);
+        }
+        self.applied.send_replace(applied);
+        Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        Ok(None)
+        // Nothing is applied meanwhile: openraft asks where it applies.
+        if self.state.lock().applied.index == 0 {
+            return Ok(None);
+        }
+        let (store, replica) = (self.store.clone(), self.replica);
+        let export = blocking(move || store.export(replica)).await?.map_err(io::Error::other)?;
+        let last_membership = stored_membership(export.membership()).map_err(io::Error::other)?;
+        let meta = SnapshotMeta { last_log_id: types::log_id(export.applied()), last_membership };
+        Ok(Some(Snapshot { meta, snapshot: View::Outgoing(Box::new(export)) }))
     }
 }
 
 /// Says how far a replica's state is durable.
 pub struct DurablePoint {
-    #[allow(dead_code, reason = "the flushed index comes from here")]
     log: Log,
     state: Arc<Mutex<State>>,
 }
@@ -177,9 +215,10 @@ impl RaftSnapshotBuilder<TypeConfig> for DurablePoint {
     type SnapshotData = View;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let mut state = self.state.lock();
-        let last_log_id = types::log_id(state.applied);
-        let last_membership = state.membership_at(last_log_id.as_ref());
+        let log = self.log.clone();
+        let flushed = blocking(move || log.flushed()).await?.map_err(io::Error::other)?;
+        let last_log_id = types::log_id(flushed);
+        let last_membership = self.state.lock().membership_at(last_log_id.as_ref());
         let meta = SnapshotMeta { last_log_id, last_membership };
         Ok(Snapshot { meta, snapshot: View::Durable })
     }

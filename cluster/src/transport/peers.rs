@@ -9,11 +9,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
+use statehouse_proto::v1;
+use statehouse_proto::v1::peer_client::PeerClient;
 use tokio::sync::watch;
+use tonic::transport::Channel;
 
-use super::Config;
 use super::append::Appends;
+use super::link::Link;
 use super::talk::Talk;
+use super::{Config, Lost};
 use crate::{ClusterId, NodeId};
 
 /// A node's address book: `host:port` of each peer's peer listener.
@@ -143,6 +147,19 @@ impl Peers {
 
     pub(crate) fn append_answer_timeout(&self) -> Duration {
         self.config.append_answer_timeout
+    }
+
+    /// A connection of its own for a snapshot to a node.
+    pub(crate) async fn snapshot_client(
+        self: &Arc<Self>,
+        node: NodeId,
+    ) -> Result<PeerClient<Channel>, Lost> {
+        Link::new(self, node).connect().await
+    }
+
+    /// How a stream to a node begins.
+    pub(crate) fn hello(self: &Arc<Self>, node: NodeId) -> v1::PeerHello {
+        Link::new(self, node).hello()
     }
 
     /// Ends all connections; what waits for an answer learns that there will be none.

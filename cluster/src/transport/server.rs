@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -22,6 +23,10 @@ use crate::raft::Groups;
 
 /// Small messages of one peer that are being answered.
 const ASKS_IN_FLIGHT_MAX: usize = 4_096;
+
+/// How long a snapshot's sender may say nothing; its reads from disk and its throttle are far
+/// quicker.
+const PART_WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// Answers to appends that wait to be written to a connection.
 const ANSWERS_WAITING_MAX: usize = 1_024;
@@ -88,9 +93,33 @@ impl Peer for Service {
 
     async fn snapshot(
         &self,
-        _: Request<Streaming<v1::SnapshotPart>>,
+        request: Request<Streaming<v1::SnapshotPart>>,
     ) -> Result<Response<v1::SnapshotAnswer>, Status> {
-        Err(Status::unimplemented("snapshots are not taken yet"))
+        let mut parts = request.into_inner();
+        let first = parts.message().await?.unwrap_or_default();
+        let from = self.greeted(first.hello)?;
+        let header = first.header.unwrap_or_default();
+        let (groups, mut stopping) = (self.groups.clone(), self.stopping.clone());
+        let peers = groups.peers().clone();
+        let next_block = async move || {
+            let part = tokio::select! {
+                () = told(&mut stopping) => return Err(Status::unavailable("the node stops")),
+                () = tokio::time::sleep(PART_WAIT_MAX) => {
+                    return Err(Status::deadline_exceeded("nothing more came"));
+                }
+                part = parts.message() => part?,
+            };
+            if peers.is_cut(from) {
+                return Err(Status::unavailable("cut off"));
+            }
+            peers.note(from);
+            match part {
+                Some(part) if part.complete => Ok(None),
+                Some(part) => Ok(Some(part.block)),
+                None => Err(Status::aborted("the snapshot ended early")),
+            }
+        };
+        Ok(Response::new(groups.take_snapshot(header, next_block).await))
     }
 }
 

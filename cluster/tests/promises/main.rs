@@ -5,5 +5,6 @@
 
 mod faults;
 mod members;
+mod snapshots;
 mod support;
 mod writes;

@@ -16,12 +16,12 @@ use crate::support::{
     Node, append, bytes_field, noise, patch, pick, put, seed, write, write_range,
 };
 
-const DIRECTORY: &str = "STATEHOUSE_CRASH_DIR";
-const SEED: &str = "STATEHOUSE_CRASH_SEED";
+pub const DIRECTORY: &str = "STATEHOUSE_CRASH_DIR";
+pub const SEED: &str = "STATEHOUSE_CRASH_SEED";
 const KILLS: usize = 12;
 
 /// Entry `index` of a history that its seed decides: small and large, refused and repeated.
-fn commands(seed: u64, index: u64) -> (u64, Vec<Command>) {
+pub fn commands(seed: u64, index: u64) -> (u64, Vec<Command>) {
     let mut random = StdRng::seed_from_u64(seed ^ index << 20);
     let time_ms = index * 400;
     let count = pick(&mut random, 1..6);
@@ -80,9 +80,9 @@ fn child() {
     }
 }
 
-fn start(dir: &Path, seed: u64) -> Child {
+fn start(child: &str, dir: &Path, seed: u64) -> Child {
     Process::new(std::env::current_exe().unwrap())
-        .args(["--exact", "crash::child", "--ignored", "--nocapture"])
+        .args(["--exact", child, "--ignored", "--nocapture"])
         .env(DIRECTORY, dir)
         .env(SEED, seed.to_string())
         .stdout(Stdio::piped())
@@ -90,10 +90,10 @@ fn start(dir: &Path, seed: u64) -> Child {
         .unwrap()
 }
 
-/// Lets the child run until it has acknowledged some entries, kills it, and answers the last
+/// Lets a child run until it has acknowledged some entries, kills it, and answers the last
 /// acknowledged index: what came through the pipe before it died counts as well.
-fn run_and_kill(dir: &Path, seed: u64, acknowledgements: usize) -> u64 {
-    let mut child = start(dir, seed);
+pub fn run_and_kill(child: &str, dir: &Path, seed: u64, acknowledgements: usize) -> u64 {
+    let mut child = start(child, dir, seed);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let index_of = |line: &str| line.strip_prefix("ack ")?.split(' ').next()?.parse::<u64>().ok();
     let mut seen = Vec::new();
@@ -128,7 +128,7 @@ fn killed_at_any_moment_nothing_acknowledged_is_lost() {
     let dir = TempDir::new().unwrap();
     let mut acknowledged = 0;
     for kill in 0..KILLS {
-        let last = run_and_kill(dir.path(), seed, pick(&mut random, 1..60));
+        let last = run_and_kill("crash::child", dir.path(), seed, pick(&mut random, 1..60));
         assert!(last > acknowledged, "the child went on where it had stopped");
         acknowledged = last;
         let node = Node::open(dir.path());

@@ -47,7 +47,9 @@ fn a_failed_write_stops_the_store_for_good_and_loses_nothing_acknowledged() {
         return;
     };
     let config = Config { disk_reserve_bytes: 128 << 20, ..Config::default() };
-    let node = Node::open_with(disk.path(), config);
+    let mut node = Node::open_with(disk.path(), config);
+    // Applied and not flushed: closing would flush it.
+    node.run(vec![put("applied", "before")]);
     let fired = Arc::new(AtomicUsize::new(0));
     let count = fired.clone();
     node.store.on_failure(Box::new(move |error| {
@@ -94,6 +96,7 @@ fn a_failed_write_stops_the_store_for_good_and_loses_nothing_acknowledged() {
         Process::new("cp").arg("-a").arg(disk.path()).arg(copy.path().join("s")).status().unwrap();
     assert!(copied.success());
     let node = Node::open(&copy.path().join("s"));
+    assert_eq!(node.field("applied", "f"), "before");
     for number in 0..acknowledged {
         assert_eq!(node.field(&number.to_string(), "f"), noise(number, MIB), "state {number}");
     }

@@ -111,6 +111,7 @@ fn a_purged_log_starts_behind_and_knows_where() {
     for seed in 0..5 {
         node.run(vec![put("k", noise(seed, 10))]);
     }
+    node.store.flush(&[REPLICA]).unwrap();
     wait(|done| node.log.purge_through(3, done)).unwrap();
     wait(|done| node.log.purge_through(2, done)).unwrap();
     {

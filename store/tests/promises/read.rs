@@ -1,7 +1,7 @@
 //! Reads see what is applied, whole, wherever it lies.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 
 use bytes::Bytes;
@@ -220,4 +220,42 @@ fn memory_is_accounted_for() {
     assert!(node.store.property(None, "rocksdb.estimate-num-keys").is_some());
     assert!(node.store.ticker("rocksdb.block.cache.hit").is_some());
     assert!(node.store.ticker("rocksdb.no.such.ticker").is_none());
+}
+
+#[test]
+fn reads_never_go_back_in_time_whichever_way_they_look() {
+    let dir = TempDir::new().unwrap();
+    // So small that states are evicted and found again all the time.
+    let config = Config { state_cache_bytes: 64 << 10, ..Config::default() };
+    let mut node = Node::open_with(dir.path(), config);
+    node.run(vec![put("k", noise(0, 500))]);
+    let (stop, newest) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for manner in 0..4 {
+            let (reader, stop, newest) = (node.reader.clone(), &stop, &newest);
+            scope.spawn(move || {
+                let all = Selection::all();
+                while !stop.load(Ordering::Relaxed) {
+                    let seen = newest.load(Ordering::SeqCst);
+                    let found = match manner {
+                        0 => reader.view().unwrap().get_whole(USERS, b"k", &all, 0).unwrap(),
+                        1 => match reader.try_get_whole(USERS, b"k", &all, 0).unwrap() {
+                            Cached::Ready(found) => found,
+                            Cached::NeedsDisk => continue,
+                        },
+                        _ => reader.get_whole(USERS, b"k", &all, 0).unwrap(),
+                    };
+                    let version = found.unwrap().version;
+                    assert!(version >= seen, "{version} after {seen}, manner {manner}");
+                    newest.fetch_max(version, Ordering::SeqCst);
+                }
+            });
+        }
+        for round in 0..300 {
+            let others = (0..40).map(|n| put(&format!("{round}-{n}"), noise(n, 2_000)));
+            node.run(std::iter::once(put("k", noise(round, 500))).chain(others).collect());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(newest.load(Ordering::SeqCst) > 100 << 16, "the readers saw the writes go by");
 }

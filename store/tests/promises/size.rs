@@ -54,7 +54,8 @@ fn fill(store: &Store, bytes: u64) {
             shard.apply(&mut batch, &entry).unwrap();
             batch.commit().unwrap();
             if index % 8 == 0 {
-                wait(|done| log.purge_through(index - 1, done)).unwrap();
+                let flushed = log.flushed().unwrap().index;
+                wait(|done| log.purge_through(flushed.min(index - 1), done)).unwrap();
             }
         }
     }
@@ -72,8 +73,15 @@ fn child() {
     let took = started.elapsed();
     if mib > 0 {
         fill(&store, mib << 20);
-        let written = store.ticker("rocksdb.bytes.written").unwrap() >> 20;
-        println!("filled {mib} MiB, {written} MiB written, resident {} MiB", resident_mib());
+        let written = |what: &str| store.ticker(what).unwrap() >> 20;
+        println!(
+            "filled {mib} MiB; to the write-ahead log {} MiB, flushed {} MiB, compacted {} MiB; \
+             resident {} MiB",
+            written("rocksdb.wal.bytes"),
+            written("rocksdb.flush.write.bytes"),
+            written("rocksdb.compact.write.bytes"),
+            resident_mib()
+        );
         std::process::exit(0);
     }
     let grown = resident_mib() - before;

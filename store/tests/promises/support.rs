@@ -45,20 +45,25 @@ impl Node {
     }
 
     pub fn open_with(dir: &Path, config: Config) -> Node {
+        let mut node = Node::open_as_found(dir, config);
+        node.catch_up();
+        node
+    }
+
+    /// Opens a store and applies nothing.
+    pub fn open_as_found(dir: &Path, config: Config) -> Node {
         let store = Store::open(dir, config).unwrap();
         if store.replicas().is_empty() {
             store.create_replica(REPLICA).unwrap();
         }
-        let mut node = Node {
+        Node {
             log: store.log(REPLICA).unwrap(),
             shard: store.shard(REPLICA).unwrap(),
             reader: store.reader(REPLICA).unwrap(),
             store,
             dir: dir.to_owned(),
             keep: None,
-        };
-        node.catch_up();
-        node
+        }
     }
 
     /// Applies what the log is ahead of the shard.
@@ -110,7 +115,9 @@ impl Node {
         wait(|done| self.log.append(entries, done)).unwrap();
     }
 
+    /// Purges the log of everything applied.
     pub fn purge_all(&self) {
+        self.store.flush(&[REPLICA]).unwrap();
         wait(|done| self.log.purge_through(self.shard.applied().index, done)).unwrap();
     }
 
