@@ -19,8 +19,10 @@ pub struct Limits {
     pub entry_commands_max: usize,
     /// Bytes in one entry, unless its first command alone is larger.
     pub entry_bytes_max: usize,
-    /// Entries of one shard that are proposed and not committed. Few make large entries.
+    /// Entries of one shard that are proposed and not committed.
     pub entries_in_flight_max: usize,
+    /// While one is, the next leaves only if at least so many bytes wait: few entries are cheap.
+    pub entry_early_bytes: usize,
 }
 
 impl Default for Limits {
@@ -31,6 +33,7 @@ impl Default for Limits {
             entry_commands_max: 1_024,
             entry_bytes_max: 4 << 20,
             entries_in_flight_max: 2,
+            entry_early_bytes: 256 << 10,
         }
     }
 }
@@ -107,6 +110,9 @@ impl<D> Queue<D> {
         if self.in_flight >= self.limits.entries_in_flight_max || self.waiting.is_empty() {
             return None;
         }
+        if self.in_flight > 0 && self.waiting_bytes < self.limits.entry_early_bytes {
+            return None;
+        }
         let mut commands = Vec::new();
         let mut waiters = Vec::new();
         let mut entry_bytes = 0;
@@ -172,13 +178,16 @@ mod tests {
 
     #[test]
     fn commands_gather_while_entries_are_on_their_way() {
-        let mut queue = queue(Limits::default());
+        let limits = Limits { entry_early_bytes: 1_000, ..Limits::default() };
+        let mut queue = queue(limits);
         assert!(queue.push(proposal(1), 10).is_ok());
         assert_eq!(queue.cut(100).unwrap().waiters, vec![1]);
-        assert!(queue.push(proposal(2), 10).is_ok());
-        assert_eq!(queue.cut(100).unwrap().waiters, vec![2], "two may be under way");
+        assert!(queue.push(proposal(2), 999).is_ok());
+        assert!(queue.cut(100).is_none(), "a small one waits for company");
+        assert!(queue.push(proposal(2), 1).is_ok());
+        assert_eq!(queue.cut(100).unwrap().waiters, vec![2, 2], "a large one does not");
         for n in 3..=5 {
-            assert!(queue.push(proposal(n), 10).is_ok());
+            assert!(queue.push(proposal(n), 1_000).is_ok());
         }
         assert!(queue.cut(101).is_none(), "but no more");
         queue.landed();
@@ -224,7 +233,7 @@ mod tests {
 
     #[test]
     fn refused_entries_go_again_in_their_order_before_all_others() {
-        let mut queue = queue(Limits::default());
+        let mut queue = queue(Limits { entry_early_bytes: 0, ..Limits::default() });
         let mut cuts = Vec::new();
         for n in 1..=2 {
             assert!(queue.push(proposal(n), 1).is_ok());

@@ -67,11 +67,16 @@ impl Config {
     /// openraft's part of it.
     pub(super) fn openraft(&self) -> Result<openraft::Config, Error> {
         let millis = |duration: Duration| duration.as_millis() as u64;
+        let beat_min = millis(self.heartbeat_interval / 2);
+        // How often openraft looks at its clocks follows from its heartbeat interval (13/64 of
+        // it), which is of no other use: its beats are ours. As seldom as it accepts, since every
+        // look of every group costs.
+        let looks = millis(self.election_timeout_min).saturating_sub(beat_min) * 64 / 77;
         let config = openraft::Config {
             cluster_name: "statehouse".to_owned(),
-            heartbeat_interval: millis(self.heartbeat_interval),
+            heartbeat_interval: looks.saturating_sub(1),
             // A follower that has just answered an append needs no heartbeat.
-            heartbeat_min_interval: Some(millis(self.heartbeat_interval / 2)),
+            heartbeat_min_interval: Some(beat_min),
             election_timeout_min: millis(self.election_timeout_min),
             election_timeout_max: millis(self.election_timeout_max),
             enable_pre_vote: Some(true),

@@ -11,7 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use statehouse_store::{EntryId, Reader, ReplicaId, Reply, Shard, Store};
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::config::Config;
@@ -56,6 +56,8 @@ pub struct Group {
     /// The last entry applied.
     pub(super) applied: watch::Receiver<EntryId>,
     pub(super) status: watch::Sender<GroupStatus>,
+    /// Told when somebody begins to watch the status.
+    pub(super) watched: Arc<Notify>,
     pub(super) retained: Arc<Mutex<Retained>>,
     pub(super) transfers: Arc<Transfers>,
     reader: Reader,
@@ -103,6 +105,7 @@ impl Group {
             heard: Mutex::default(),
             applied,
             status: watch::Sender::new(GroupStatus::default()),
+            watched: Arc::default(),
             retained,
             transfers,
             reader,

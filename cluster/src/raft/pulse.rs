@@ -4,7 +4,7 @@
 //! leader's node has fallen silent elects another as soon as the lease is out, without the random
 //! wait that keeps strangers apart: followers take their turns by replica id.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Weak;
 use std::time::{Duration, Instant};
 
@@ -50,13 +50,13 @@ pub(super) async fn watch_peers(groups: Weak<Groups>) {
         ticks.tick().await;
         let Some(groups) = groups.upgrade() else { return };
         let config = groups.config();
-        let silent = |node: NodeId| {
-            let silence = groups.peers().silence(node);
-            silence.is_some_and(|(silence, lost)| lost || silence > config.silence_max)
-        };
+        let silent = groups.peers().silent(config.silence_max);
+        if silent.is_empty() {
+            continue;
+        }
         let now = Instant::now();
         for group in groups.all() {
-            let Some(turn) = turn(&group, config, silent) else { continue };
+            let Some(turn) = turn(&group, config, &silent) else { continue };
             let last = tried.get(&group.replica()).copied();
             let again = last.is_none_or(|last| now - last >= config.election_stagger);
             if now >= turn && again {
@@ -71,9 +71,9 @@ pub(super) async fn watch_peers(groups: Weak<Groups>) {
 }
 
 /// From when on this replica may try to lead, if its leader's node is silent.
-fn turn(group: &Group, config: &Config, silent: impl Fn(NodeId) -> bool) -> Option<Instant> {
+fn turn(group: &Group, config: &Config, silent: &HashSet<NodeId>) -> Option<Instant> {
     let leader = group.leader().filter(|leader| leader.replica != group.replica())?;
-    if !silent(leader.node) {
+    if !silent.contains(&leader.node) {
         return None;
     }
     let heard = group.heard.lock().last()?;

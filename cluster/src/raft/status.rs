@@ -115,6 +115,7 @@ impl Group {
     /// The status as it changes.
     pub fn watch(&self) -> watch::Receiver<GroupStatus> {
         let receiver = self.status.subscribe();
+        self.watched.notify_one();
         self.publish_now();
         receiver
     }
@@ -131,11 +132,15 @@ impl Group {
 
 /// Keeps the status of those who watch up to date, until the group is gone.
 pub(super) async fn publish(group: Weak<Group>) {
-    let Some(raft) = group.upgrade().map(|group| group.raft.clone()) else { return };
+    let Some((raft, begun)) = group.upgrade().map(|it| (it.raft.clone(), it.watched.clone()))
+    else {
+        return;
+    };
     let mut server = raft.server_metrics();
     let mut all = raft.metrics();
     drop(raft);
     loop {
+        // Progress is told to those who watch: for nobody it would wake every group all the time.
         let watched = group.upgrade().is_some_and(|group| group.status.receiver_count() > 0);
         let ended = tokio::select! {
             changed = server.changed() => changed.is_err(),
@@ -143,8 +148,7 @@ pub(super) async fn publish(group: Weak<Group>) {
                 tokio::time::sleep(PROGRESS_INTERVAL).await;
                 changed.is_err()
             }
-            // Somebody may have begun to watch.
-            () = tokio::time::sleep(10 * PROGRESS_INTERVAL), if !watched => false,
+            () = begun.notified(), if !watched => false,
         };
         let Some(group) = group.upgrade() else { return };
         group.publish_now();

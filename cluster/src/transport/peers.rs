@@ -130,6 +130,16 @@ impl Peers {
         Some((peer.hearing.silence(), peer.hearing.lost.load(Ordering::Relaxed)))
     }
 
+    /// The peers that were not heard for so long, or to which the connection broke.
+    pub(crate) fn silent(&self, silence_max: Duration) -> HashSet<NodeId> {
+        let peers = self.peers.lock();
+        let silent = peers.iter().filter(|(_, peer)| {
+            let lost = peer.hearing.lost.load(Ordering::Relaxed);
+            lost || peer.hearing.silence() > silence_max
+        });
+        silent.map(|(node, _)| *node).collect()
+    }
+
     /// For fault tests: from now on nothing passes between this node and another, either way.
     /// Small messages vanish, appends break off, and nothing is connected anew.
     pub fn cut(&self, node: NodeId) {

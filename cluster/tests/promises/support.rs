@@ -52,7 +52,7 @@ impl Node {
     }
 
     /// Stops everything, in order. The directory can be opened again.
-    async fn stop(self) {
+    pub async fn stop(self) {
         let _ = self.stop.send(());
         self.groups.shutdown().await;
         self.server.await.unwrap();
@@ -115,7 +115,12 @@ impl Cluster {
 
     /// Stops a node; its address stays known.
     pub async fn stop(&mut self, id: NodeId) {
-        self.nodes.remove(&id).unwrap().stop().await;
+        self.take(id).stop().await;
+    }
+
+    /// Takes a node out, to be stopped by the caller.
+    pub fn take(&mut self, id: NodeId) -> Node {
+        self.nodes.remove(&id).unwrap()
     }
 
     pub async fn stop_all(&mut self) {
