@@ -12,7 +12,7 @@
 //! | `members.rs` | who belongs to a group; hand-over of the lead |
 //! | `status.rs` | what a group says of itself |
 //! | `heard.rs` * | how old what a follower has applied may be |
-//! | `pulse.rs` | heartbeats of all groups; elections when a node falls silent |
+//! | `pulse.rs` | heartbeats and elections of all groups |
 //! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |

@@ -1,5 +1,6 @@
 //! Timings and limits of a node's groups.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use openraft::SnapshotPolicy;
@@ -64,24 +65,25 @@ impl Default for Config {
 }
 
 impl Config {
+    /// How long a follower waits beyond the lease.
+    pub(super) fn election_timeouts(&self) -> Range<Duration> {
+        self.election_timeout_min..self.election_timeout_max
+    }
+
     /// openraft's part of it.
     pub(super) fn openraft(&self) -> Result<openraft::Config, Error> {
         let millis = |duration: Duration| duration.as_millis() as u64;
-        let beat_min = millis(self.heartbeat_interval / 2);
-        // How often openraft looks at its clocks follows from its heartbeat interval (13/64 of
-        // it), which is of no other use: its beats are ours. As seldom as it accepts, since every
-        // look of every group costs.
-        let looks = millis(self.election_timeout_min).saturating_sub(beat_min) * 64 / 77;
         let config = openraft::Config {
             cluster_name: "statehouse".to_owned(),
-            heartbeat_interval: looks.saturating_sub(1),
+            heartbeat_interval: millis(self.heartbeat_interval),
             // A follower that has just answered an append needs no heartbeat.
-            heartbeat_min_interval: Some(beat_min),
+            heartbeat_min_interval: Some(millis(self.heartbeat_interval / 2)),
             election_timeout_min: millis(self.election_timeout_min),
             election_timeout_max: millis(self.election_timeout_max),
             enable_pre_vote: Some(true),
-            // The node beats for all of its groups at once, so that the beats travel together.
+            // The node beats and elects for all of its groups at once: `pulse.rs`.
             enable_heartbeat: false,
+            enable_tick: false,
             // A leader sends entries before it has synced them itself. Were it to lead on in the
             // same term after a crash, it could send others under the same index and term.
             enable_leader_restore: Some(false),

@@ -112,6 +112,7 @@ impl Group {
             applier,
             publisher: Mutex::new(None),
         });
+        group.heard.lock().turn(Instant::now());
         group.status.send_replace(group.status());
         let publisher = tokio::spawn(super::status::publish(Arc::downgrade(&group)));
         *group.publisher.lock() = Some(publisher);
@@ -145,13 +146,6 @@ impl Group {
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
         self.raft.is_leader()
-    }
-
-    /// Who votes, in order.
-    pub(super) fn voters(&self) -> Vec<ReplicaId> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.membership_config.voter_ids().map(ReplicaId).collect()
     }
 
     /// How old what is applied here may be: the time since a leader was last heard with a commit

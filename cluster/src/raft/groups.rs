@@ -93,7 +93,7 @@ impl Groups {
         }
         let tasks = vec![
             tokio::spawn(super::pulse::beat(Arc::downgrade(&groups))),
-            tokio::spawn(super::pulse::watch_peers(Arc::downgrade(&groups))),
+            tokio::spawn(super::pulse::elect(Arc::downgrade(&groups))),
             tokio::spawn(super::purger::run(Arc::downgrade(&groups))),
         ];
         *groups.tasks.lock() = tasks;

@@ -11,6 +11,8 @@ const AHEAD_MAX: usize = 64;
 #[derive(Debug, Default)]
 pub struct Heard {
     last: Option<Instant>,
+    /// When the replica began, its leader or its term last changed.
+    turned: Option<Instant>,
     /// When the newest commit index was heard that is applied.
     caught_up: Option<Instant>,
     /// Messages with commit indexes that were not applied when last looked at.
@@ -30,6 +32,17 @@ impl Heard {
         if self.ahead.len() < AHEAD_MAX {
             self.ahead.push_back((at, committed));
         }
+    }
+
+    /// The replica begins, or its leader or its term has changed.
+    pub fn turn(&mut self, at: Instant) {
+        self.turned = Some(at);
+    }
+
+    /// Since when nothing was heard and nothing has changed.
+    pub fn since(&self) -> Instant {
+        let since = self.last.max(self.turned);
+        since.expect("a replica begins before it is asked")
     }
 
     /// When a leader was last heard.

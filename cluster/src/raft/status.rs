@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Weak;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -142,15 +142,18 @@ pub(super) async fn publish(group: Weak<Group>) {
     loop {
         // Progress is told to those who watch: for nobody it would wake every group all the time.
         let watched = group.upgrade().is_some_and(|group| group.status.receiver_count() > 0);
-        let ended = tokio::select! {
-            changed = server.changed() => changed.is_err(),
+        let (ended, turned) = tokio::select! {
+            changed = server.changed() => (changed.is_err(), true),
             changed = all.changed(), if watched => {
                 tokio::time::sleep(PROGRESS_INTERVAL).await;
-                changed.is_err()
+                (changed.is_err(), false)
             }
-            () = begun.notified(), if !watched => false,
+            () = begun.notified(), if !watched => (false, false),
         };
         let Some(group) = group.upgrade() else { return };
+        if turned {
+            group.heard.lock().turn(Instant::now());
+        }
         group.publish_now();
         if ended {
             return;

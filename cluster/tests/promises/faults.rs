@@ -108,3 +108,16 @@ async fn a_message_for_a_replica_that_was_destroyed_reaches_nobody() {
     }
     assert!(groups.get(SHARD).is_none());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_ends_on_a_living_node_is_replaced() {
+    let cluster = Cluster::of_three().await;
+    let leader = cluster.leader(SHARD).await;
+    cluster.put(SHARD, "key", "value").await;
+    // Its node still answers every ping: nobody suspects it.
+    cluster.node(leader).groups.destroy(SHARD, replica_of(SHARD, leader)).await.unwrap();
+    cluster.put(SHARD, "key", "goes on").await;
+    let next = cluster.leader(SHARD).await;
+    assert_ne!(next, leader);
+    assert_eq!(get(&cluster.node(next).group(SHARD), "key").as_deref(), Some("goes on"));
+}
