@@ -96,11 +96,30 @@ impl Models {
             Ok((name, worker.load(model)?))
         })
         .await?;
-        self.store.check_space()?;
-        let pushed = self.catalog.push_model(&name, &files, activate).await?;
-        let slot = Slot::new(OnceCell::new_with(Some(Ok(loaded))));
-        self.slots.lock().insert((name.clone(), pushed.version), slot);
-        Ok((self.catalog.model(&name)?, pushed.version))
+        let pushed = match self.store.check_space() {
+            Ok(()) => self.catalog.push_model(&name, &files, activate).await.map_err(Failure::from),
+            Err(full) => Err(full.into()),
+        };
+        match pushed {
+            Ok(pushed) => {
+                self.keep(&name, pushed.version, loaded);
+                Ok((self.catalog.model(&name)?, pushed.version))
+            }
+            Err(failure) => {
+                self.worker.unload(&loaded);
+                Err(failure)
+            }
+        }
+    }
+
+    /// Puts a loaded version in its place, unless it was loaded before.
+    fn keep(&self, name: &str, version: u64, loaded: LoadedModel) {
+        let mut slots = self.slots.lock();
+        let slot = slots.entry((name.to_owned(), version)).or_default();
+        if matches!(slot.get(), Some(Ok(_))) {
+            return self.worker.unload(&loaded);
+        }
+        *slot = Slot::new(OnceCell::new_with(Some(Ok(loaded))));
     }
 
     /// Makes a version the active one, once it is loaded.

@@ -34,10 +34,15 @@ async fn versions_are_pushed_activated_and_deleted() {
     std::fs::copy(bank_model().join("model.onnx"), other.join("model.onnx")).unwrap();
     let manifest = std::fs::read_to_string(bank_model().join("model.toml")).unwrap();
     std::fs::write(other.join("model.toml"), manifest + "\n# Another one.\n").unwrap();
-    for (dir, version) in [(bank_model(), 1), (other.clone(), 2), (other.clone(), 2)] {
+    for (dir, version) in
+        [(bank_model(), 1), (other.clone(), 2), (bank_model(), 1), (other.clone(), 2)]
+    {
         let pushed = push(&client, &dir).await.unwrap();
         assert_eq!(pushed.version, version, "the same files again make no new version");
     }
+    let (_, metrics) = node.http_get("/metrics");
+    let loaded = metrics.lines().filter(|line| line.starts_with("statehouse_model_rows_total{"));
+    assert_eq!(loaded.count(), 2, "and are loaded once");
     let model = describe(&client, "bank-gru").await.unwrap();
     assert_eq!((model.active_version, model.versions.len()), (2, 2));
     let version = &model.versions[1];

@@ -15,8 +15,9 @@
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
+//! | `ids.rs` * | the names of a cluster's parts |
 //!
-//! Files marked * are pure.
+//! Files marked * are pure. Placement and tasks are ready and driven by nobody yet.
 //!
 //! Not done: replication. A replica is its own quorum; what is durable here is committed. The
 //! path is the one that Raft drives: `Log::append` with a callback, then `Shard::apply`.
@@ -33,9 +34,9 @@ mod shard_map;
 mod shards;
 pub mod task;
 
-pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
+pub use checkpointer::Limits as CheckpointLimits;
 pub use error::Error;
-pub use ids::{ClusterId, NodeId};
+pub use ids::NodeId;
 pub use replica::{Done, Replica};
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
 pub use shards::{Config, Shards};

@@ -242,7 +242,7 @@ pub fn seed() -> u64 {
 
 /// The example's model directory.
 pub fn bank_model() -> PathBuf {
-    Path::new("examples").join("bank")
+    PathBuf::from("examples/bank")
 }
 
 /// Pushes a model directory.

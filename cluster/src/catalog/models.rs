@@ -64,8 +64,8 @@ impl Catalog {
         self.models.load().get(name).cloned().ok_or_else(|| unknown(name))
     }
 
-    /// Stores a new version's files and lists it, active if asked for. The newest version's files
-    /// again make no new one.
+    /// Stores a new version's files and lists it, active if asked for. The files of a version that
+    /// is listed make no new one.
     pub async fn push_model(
         &self,
         name: &str,
@@ -81,14 +81,13 @@ impl Catalog {
             |row| row.value,
         );
         let digest = digest(files);
-        if let Some(newest) = row.versions.last().filter(|newest| newest.digest == digest) {
-            // The same files again, perhaps a repeat of an answer that got lost.
-            let newest = newest.clone();
-            if activate && row.active != Some(newest.version) {
-                row.active = Some(newest.version);
+        if let Some(same) = row.versions.iter().find(|found| found.digest == digest).cloned() {
+            // Perhaps a repeat: the answer may have got lost.
+            if activate && row.active != Some(same.version) {
+                row.active = Some(same.version);
                 self.write_model(name, &row, condition).await?;
             }
-            return Ok(newest);
+            return Ok(same);
         }
         let pushed = ModelVersion {
             version: row.next_version,
