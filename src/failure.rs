@@ -168,6 +168,9 @@ impl From<cluster::Error> for Failure {
         let message = error.to_string();
         match error {
             cluster::Error::Overloaded { .. } => Failure::overloaded(message),
+            cluster::Error::NotLeader { .. } | cluster::Error::Members { .. } => {
+                Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
+            }
             cluster::Error::Closed { .. } => Failure::new(Reason::Unavailable, message),
             cluster::Error::OutcomeUnknown { .. } => Failure::new(Reason::OutcomeUnknown, message),
             cluster::Error::Store(error) => Failure::from(&*error),

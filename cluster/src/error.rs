@@ -1,6 +1,10 @@
 //! What can go wrong between a proposal and its reply, one variant per thing a caller does.
 
 use statehouse_store as store;
+use statehouse_store::ReplicaId;
+
+use crate::ShardId;
+use crate::raft::Leader;
 
 /// Why a proposal has no reply, or the catalog no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -18,6 +22,22 @@ pub enum Error {
     Closed {
         /// What closed it.
         reason: String,
+    },
+    /// Nothing happened: ask who leads, or anybody a little later if nobody is known to.
+    #[error("shard {shard} is not led here{}", hint(leader.as_ref()))]
+    NotLeader {
+        /// The shard.
+        shard: ShardId,
+        /// Who leads, as far as is known.
+        leader: Option<Leader>,
+    },
+    /// A change of a group's members was refused.
+    #[error("shard {shard}: {problem}")]
+    Members {
+        /// The shard.
+        shard: ShardId,
+        /// Why.
+        problem: MembersProblem,
     },
     /// The write may or may not have happened: retry with the same request id.
     #[error("outcome unknown: {reason}")]
@@ -63,6 +83,36 @@ pub enum Error {
     /// The catalog or the shard descriptor is not what this version writes.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// Why a change of a group's members was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum MembersProblem {
+    /// Another change is under way, or the leader is too new: try again.
+    #[error("its members are being changed already")]
+    Busy,
+    /// The members are not those that the change was made for: look again.
+    #[error("its members were changed meanwhile")]
+    Changed,
+    /// The replica is no member, or not of the kind that the change needs.
+    #[error("replica {0} is not a member of the kind needed")]
+    Unknown(ReplicaId),
+    /// The replica votes: it is no learner.
+    #[error("replica {0} votes, expected a learner")]
+    Votes(ReplicaId),
+    /// The replica's log is not complete enough to lead.
+    #[error("replica {0} is too far behind to lead")]
+    Behind(ReplicaId),
+    /// The replica did not take the lead in time.
+    #[error("replica {0} did not take the lead")]
+    NotTaken(ReplicaId),
+    /// The change can't be made.
+    #[error("the change of its members can't be made")]
+    Refused,
+}
+
+fn hint(leader: Option<&Leader>) -> String {
+    leader.map_or(String::new(), |leader| format!(", but by node {}", leader.node))
 }
 
 impl From<store::Error> for Error {

@@ -1,42 +1,49 @@
 //! How we agree: shards, their replicas, and the catalog that all nodes share.
 //!
-//! A node keeps one replica of each shard it holds. A write is *proposed* to the shard's replica,
-//! batched with its neighbours into one log entry, *appended* (and fsynced) by the store's one
-//! commit thread, then *applied* by the driver thread, and only then answered.
+//! A node keeps replicas of shards. The replicas of one shard are a Raft group: a write is
+//! *proposed* to the one that leads, batched with its neighbours into one log entry, *appended*
+//! (and fsynced) by a quorum, *committed*, then *applied* by each node's apply thread, and only
+//! then answered. A node that stands alone is a quorum of one and goes the same way.
 //!
 //! | file | concept |
 //! |---|---|
 //! | `shard_map.rs` * | key → slot → shard |
 //! | `proposals.rs` * | which waiting commands ride in the next entry |
-//! | `replica.rs` | one shard's copy here: propose, read |
-//! | `driver.rs` | the thread that applies what is durable |
+//! | `raft.rs`, `raft/` | groups: propose, read, change members; the only door to openraft |
+//! | `transport.rs`, `transport/` | what nodes say to each other |
+//! | `applier.rs` | the thread that applies what is committed |
 //! | `checkpointer.rs` | the thread that has replicas flushed |
-//! | `shards.rs` | all replicas of a node: open, locate, close |
+//! | `shards.rs`, `replica.rs` | the shards of a node that stands alone |
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
-//! | `ids.rs` * | the names of a cluster's parts |
+//! | `ids.rs` * | names of nodes and clusters |
 //!
 //! Files marked * are pure. Placement and tasks are ready and driven by nobody yet.
 //!
-//! Not done: replication. A replica is its own quorum; what is durable here is committed. The
-//! path is the one that Raft drives: `Log::append` with a callback, then `Shard::apply`.
+//! Not done: no leases (a linearizable read asks a quorum), no sleep of quiet groups, no split or
+//! merge of shards.
 
+mod applier;
 pub mod catalog;
 mod checkpointer;
-mod driver;
+mod clock;
 mod error;
 mod ids;
 pub mod placement;
 mod proposals;
+pub mod raft;
 mod replica;
 mod shard_map;
 mod shards;
 pub mod task;
+pub mod transport;
 
-pub use checkpointer::Limits as CheckpointLimits;
-pub use error::Error;
-pub use ids::NodeId;
-pub use replica::{Done, Replica};
+pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
+pub use error::{Error, MembersProblem};
+pub use ids::{ClusterId, NodeId};
+pub use proposals::Limits;
+pub use raft::Done;
+pub use replica::Replica;
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
 pub use shards::{Config, Shards};

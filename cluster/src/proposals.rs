@@ -1,10 +1,10 @@
 //! Which waiting commands ride in the next entry of a shard. Pure: the clock comes in as a value.
 //!
-//! While one entry is on its way to the disk, commands gather; when it is durable, they leave
+//! While entries are on their way to a quorum, commands gather; when one is committed, they leave
 //! together in the next one, bounded in count and bytes. So a busy shard makes large entries
 //! and an idle one answers at once, with nothing to tune.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use statehouse_store::{Command, CommandBatch};
 
@@ -19,6 +19,10 @@ pub struct Limits {
     pub entry_commands_max: usize,
     /// Bytes in one entry, unless its first command alone is larger.
     pub entry_bytes_max: usize,
+    /// Entries of one shard that are proposed and not committed.
+    pub entries_in_flight_max: usize,
+    /// While one is, the next leaves only if at least so many bytes wait: few entries are cheap.
+    pub entry_early_bytes: usize,
 }
 
 impl Default for Limits {
@@ -28,6 +32,8 @@ impl Default for Limits {
             waiting_bytes_max: 64 << 20,
             entry_commands_max: 1_024,
             entry_bytes_max: 4 << 20,
+            entries_in_flight_max: 2,
+            entry_early_bytes: 256 << 10,
         }
     }
 }
@@ -40,8 +46,8 @@ pub struct Proposal<D> {
 
 /// What leaves together.
 pub struct Cut<D> {
-    /// The log index that the entry takes.
-    pub index: u64,
+    /// Its place among the cuts of the queue.
+    pub sequence: u64,
     pub batch: CommandBatch,
     pub waiters: Vec<D>,
 }
@@ -51,27 +57,30 @@ pub struct Queue<D> {
     limits: Limits,
     waiting: VecDeque<(Proposal<D>, usize)>,
     waiting_bytes: usize,
-    entry_in_flight: bool,
-    next_index: u64,
+    in_flight: usize,
+    /// Cuts that were refused before they became entries, to be tried again.
+    returned: BTreeMap<u64, Cut<D>>,
+    next_sequence: u64,
     last_time_ms: u64,
 }
 
 impl<D> Queue<D> {
-    /// A queue whose next entry takes `next_index`.
-    pub fn new(limits: Limits, next_index: u64) -> Self {
+    /// An empty queue.
+    pub fn new(limits: Limits) -> Self {
         Queue {
             limits,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
-            entry_in_flight: false,
-            next_index,
+            in_flight: 0,
+            returned: BTreeMap::new(),
+            next_sequence: 0,
             last_time_ms: 0,
         }
     }
 
     /// How many wait.
     pub fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.returned.values().map(|cut| cut.waiters.len()).sum::<usize>()
     }
 
     /// Adds a proposal, or gives back who waits for it when the queue is full.
@@ -87,9 +96,21 @@ impl<D> Queue<D> {
         Ok(())
     }
 
-    /// The next entry, if commands wait and none is on its way. The caller appends it.
+    /// The next entry, if commands wait and not too many entries are on their way. The caller
+    /// proposes it.
     pub fn cut(&mut self, now_ms: u64) -> Option<Cut<D>> {
-        if self.entry_in_flight || self.waiting.is_empty() {
+        // What was returned goes again alone and first, so that the order stays.
+        if !self.returned.is_empty() {
+            if self.in_flight > 0 {
+                return None;
+            }
+            self.in_flight = 1;
+            return self.returned.pop_first().map(|(_, cut)| cut);
+        }
+        if self.in_flight >= self.limits.entries_in_flight_max || self.waiting.is_empty() {
+            return None;
+        }
+        if self.in_flight > 0 && self.waiting_bytes < self.limits.entry_early_bytes {
             return None;
         }
         let mut commands = Vec::new();
@@ -107,24 +128,33 @@ impl<D> Queue<D> {
             commands.push(proposal.command);
             waiters.push(proposal.done);
         }
-        self.entry_in_flight = true;
-        let index = self.next_index;
-        self.next_index += 1;
+        self.in_flight += 1;
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
         // A shard's time never runs backwards, whatever the machine's clock does.
         self.last_time_ms = self.last_time_ms.max(now_ms);
-        Some(Cut { index, batch: CommandBatch { time_ms: self.last_time_ms, commands }, waiters })
+        let batch = CommandBatch { time_ms: self.last_time_ms, commands };
+        Some(Cut { sequence, batch, waiters })
     }
 
-    /// The entry on its way is durable: the next may be cut.
+    /// An entry on its way is committed, or lost: the next may be cut.
     pub fn landed(&mut self) {
-        assert!(self.entry_in_flight, "an entry was on its way");
-        self.entry_in_flight = false;
+        assert!(self.in_flight > 0, "an entry was on its way");
+        self.in_flight -= 1;
     }
 
-    /// Everyone who waits, when the shard closes.
+    /// A cut on its way was refused before it became an entry: it is tried again.
+    pub fn give_back(&mut self, cut: Cut<D>) {
+        self.landed();
+        self.returned.insert(cut.sequence, cut);
+    }
+
+    /// Everyone who waits, when the shard closes or another replica leads.
     pub fn drain(&mut self) -> Vec<D> {
         self.waiting_bytes = 0;
-        self.waiting.drain(..).map(|(proposal, _)| proposal.done).collect()
+        let returned = std::mem::take(&mut self.returned).into_values().flat_map(|cut| cut.waiters);
+        let waiting = self.waiting.drain(..).map(|(proposal, _)| proposal.done);
+        returned.chain(waiting).collect()
     }
 }
 
@@ -139,27 +169,34 @@ mod tests {
     }
 
     fn queue(limits: Limits) -> Queue<u32> {
-        Queue::new(limits, 7)
+        Queue::new(limits)
+    }
+
+    fn one_at_a_time() -> Limits {
+        Limits { entries_in_flight_max: 1, ..Limits::default() }
     }
 
     #[test]
-    fn commands_gather_while_an_entry_is_on_its_way() {
-        let mut queue = queue(Limits::default());
+    fn commands_gather_while_entries_are_on_their_way() {
+        let limits = Limits { entry_early_bytes: 1_000, ..Limits::default() };
+        let mut queue = queue(limits);
         assert!(queue.push(proposal(1), 10).is_ok());
-        let first = queue.cut(100).unwrap();
-        assert_eq!((first.index, first.waiters), (7, vec![1]));
-        for n in 2..=4 {
-            assert!(queue.push(proposal(n), 10).is_ok());
+        assert_eq!(queue.cut(100).unwrap().waiters, vec![1]);
+        assert!(queue.push(proposal(2), 999).is_ok());
+        assert!(queue.cut(100).is_none(), "a small one waits for company");
+        assert!(queue.push(proposal(2), 1).is_ok());
+        assert_eq!(queue.cut(100).unwrap().waiters, vec![2, 2], "a large one does not");
+        for n in 3..=5 {
+            assert!(queue.push(proposal(n), 1_000).is_ok());
         }
-        assert!(queue.cut(101).is_none(), "one entry at a time");
+        assert!(queue.cut(101).is_none(), "but no more");
         queue.landed();
-        let second = queue.cut(102).unwrap();
-        assert_eq!((second.index, second.waiters), (8, vec![2, 3, 4]));
+        assert_eq!(queue.cut(102).unwrap().waiters, vec![3, 4, 5]);
     }
 
     #[test]
     fn an_entry_is_bounded_in_count_and_bytes_but_never_empty() {
-        let limits = Limits { entry_commands_max: 2, entry_bytes_max: 100, ..Limits::default() };
+        let limits = Limits { entry_commands_max: 2, entry_bytes_max: 100, ..one_at_a_time() };
         let mut queue = queue(limits);
         for (n, bytes) in [(1, 10), (2, 10), (3, 10), (4, 500), (5, 90), (6, 20)] {
             assert!(queue.push(proposal(n), bytes).is_ok());
@@ -186,11 +223,45 @@ mod tests {
 
     #[test]
     fn a_shards_time_never_runs_backwards() {
-        let mut queue = queue(Limits::default());
+        let mut queue = queue(one_at_a_time());
         assert!(queue.push(proposal(1), 1).is_ok());
         assert_eq!(queue.cut(500).unwrap().batch.time_ms, 500);
         queue.landed();
         assert!(queue.push(proposal(2), 1).is_ok());
         assert_eq!(queue.cut(400).unwrap().batch.time_ms, 500);
+    }
+
+    #[test]
+    fn refused_entries_go_again_in_their_order_before_all_others() {
+        let mut queue = queue(Limits { entry_early_bytes: 0, ..Limits::default() });
+        let mut cuts = Vec::new();
+        for n in 1..=2 {
+            assert!(queue.push(proposal(n), 1).is_ok());
+            cuts.push(queue.cut(0).unwrap());
+        }
+        assert!(queue.push(proposal(3), 1).is_ok());
+        queue.give_back(cuts.remove(0));
+        assert!(queue.cut(0).is_none(), "the second may still come back");
+        queue.give_back(cuts.remove(0));
+        assert_eq!(queue.waiting(), 3);
+        let mut order = Vec::new();
+        while let Some(cut) = queue.cut(0) {
+            order.extend(cut.waiters);
+            queue.landed();
+        }
+        assert_eq!(order, vec![1, 2, 3]);
+    }
+
+    #[test]
+    fn draining_gives_everyone_back_in_order() {
+        let mut queue = queue(Limits::default());
+        for n in 1..=3 {
+            assert!(queue.push(proposal(n), 1).is_ok());
+        }
+        let cut = queue.cut(0).unwrap();
+        queue.give_back(cut);
+        assert!(queue.push(proposal(4), 1).is_ok());
+        assert_eq!(queue.drain(), vec![1, 2, 3, 4]);
+        assert_eq!(queue.waiting(), 0);
     }
 }

@@ -1,27 +1,32 @@
-//! All replicas of a node: opens them, replays their logs, locates keys, closes.
+//! All shards of a node that stands alone: opens them, locates keys, closes.
+//!
+//! Each shard is a Raft group with one member, so that a node alone and a cluster write the same
+//! way.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use crossbeam_channel::Sender;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use statehouse_store::{Command, Log, ReplicaId, Reply, Shard, Store};
+use statehouse_store::{Command, ReplicaId, Reply, Store};
+use tokio::runtime::Handle;
 
-use crate::checkpointer::{self, Checkpointer};
-use crate::driver::{Driver, Event};
+use crate::checkpointer;
 use crate::proposals::Limits;
+use crate::raft::{self, Groups};
 use crate::replica::Replica;
-use crate::{Error, META_SHARD, ShardId, ShardMap};
+use crate::transport::{self, Peers};
+use crate::{ClusterId, Error, META_SHARD, NodeId, ShardId, ShardMap};
 
 /// The row of `meta` that says which shards this node holds.
 const DESCRIPTOR: &str = "shards";
 
-/// Log bytes read at a time while replaying.
-const REPLAY_BYTES_MAX: usize = 8 << 20;
+/// The format of that row. Before 2 the logs were not Raft's.
+const DESCRIPTOR_FORMAT: u32 = 2;
+
+/// The id of a node that stands alone.
+const ALONE: NodeId = NodeId(1);
 
 /// How a node's shards are laid out and bounded.
 #[derive(Debug, Clone)]
@@ -57,55 +62,62 @@ struct Descriptor {
     replicas: Vec<u64>,
 }
 
-/// The replicas that this node holds.
+/// The shards that this node holds.
 pub struct Shards {
     store: Store,
     map: ShardMap,
+    groups: Arc<Groups>,
     replicas: Vec<Arc<Replica>>,
-    events: Sender<Event>,
-    driver: Mutex<Option<JoinHandle<()>>>,
-    checkpointer: Checkpointer,
+    runtime: Handle,
 }
 
 impl Shards {
-    /// Opens every replica, makes them on a new disk, and replays what the logs hold beyond what
-    /// was applied. Blocks on the disk.
+    /// Opens every shard, makes them on a new disk, and replays what the logs hold beyond what
+    /// was applied. Blocks; on a blocking thread of the runtime that the groups shall run on.
     pub fn open(store: Store, config: &Config) -> Result<Arc<Self>, Error> {
+        let runtime = Handle::current();
+        runtime.block_on(Self::start(store, config))
+    }
+
+    async fn start(store: Store, config: &Config) -> Result<Arc<Self>, Error> {
         let descriptor = match store.meta_get(DESCRIPTOR)? {
             Some(row) => serde_json::from_slice::<Descriptor>(&row)
                 .map_err(|error| Error::Invalid(format!("read the shard descriptor: {error}")))?,
             None => create(&store, config.shards)?,
         };
+        if descriptor.format != DESCRIPTOR_FORMAT {
+            let (found, expected) = (descriptor.format, DESCRIPTOR_FORMAT);
+            let reason = format!("the shards have format {found}, expected {expected}");
+            return Err(Error::Invalid(reason));
+        }
         let map = ShardMap::even(descriptor.shards);
+        let peers = Peers::new(ClusterId(store.id()), ALONE, transport::Config::default());
         let limits = Limits {
             waiting_max: config.proposals_waiting_max,
             waiting_bytes_max: config.proposals_waiting_bytes_max,
             ..Limits::default()
         };
-        let mut owned = HashMap::new();
-        let mut opened = Vec::new();
-        for (shard_id, id) in map.all().zip(&descriptor.replicas) {
+        let checkpoints = config.checkpoints;
+        let config = raft::Config { limits, checkpoints, ..raft::Config::default() };
+        let groups = Groups::open(store.clone(), peers, config).await?;
+        let mut replicas = Vec::new();
+        for (shard, id) in map.all().zip(&descriptor.replicas) {
             let id = ReplicaId(*id);
-            let mut shard = store.shard(id)?;
-            let log = store.log(id)?;
-            let last = replay(&store, &mut shard, &log)?;
-            opened.push((shard_id, id, log, store.reader(id)?, last + 1));
-            owned.insert(id, shard);
+            let group = groups.create(shard, id).await?;
+            group.initialize(BTreeMap::from([(id, ALONE)])).await?;
+            replicas.push(Replica::new(group));
         }
-        let (driver, events) = Driver::new(store.clone(), owned);
-        let replicas = opened
-            .into_iter()
-            .map(|(shard_id, id, log, reader, next)| {
-                Replica::new(shard_id, (id, log, reader), limits, next, events.clone())
-            })
-            .collect();
-        let thread = std::thread::Builder::new()
-            .name("apply".into())
-            .spawn(move || driver.run())
-            .map_err(|error| Error::Invalid(format!("start the apply thread: {error}")))?;
-        let driver = Mutex::new(Some(thread));
-        let checkpointer = Checkpointer::start(store.clone(), config.checkpoints)?;
-        Ok(Arc::new(Shards { store, map, replicas, events, driver, checkpointer }))
+        for replica in &replicas {
+            let mut status = replica.group().watch();
+            // Leads, and has applied all that its log held.
+            let leads = status.wait_for(|status| status.leader.is_some()).await.is_ok();
+            if !leads {
+                return Err(Error::Closed { reason: "a replica stopped at its start".into() });
+            }
+            replica.group().linearizable().await?;
+        }
+        let runtime = Handle::current();
+        Ok(Arc::new(Shards { store, map, groups, replicas, runtime }))
     }
 
     /// Which shard holds which key.
@@ -151,32 +163,17 @@ impl Shards {
         })
     }
 
-    /// Refuses new proposals, lets the ones under way finish, and stops the driver. Blocks.
+    /// Refuses new proposals, lets the ones under way finish, and stops. Blocks; on a blocking
+    /// thread.
     pub fn close(&self) {
-        for replica in &self.replicas {
-            replica.close("the node is stopping", Vec::new());
-        }
-        let _ = self.events.send(Event::Stop);
-        if let Some(thread) = self.driver.lock().take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the apply thread had panicked");
-        }
-        self.checkpointer.close();
+        self.runtime.block_on(self.groups.shutdown());
     }
 }
 
-/// Makes one replica per shard. The descriptor comes last: a crash before it leaves replicas
-/// that the next start finds and uses again, still empty.
+/// Says which replicas there will be: they are made by the first start that finds this.
 fn create(store: &Store, shards: NonZeroU16) -> Result<Descriptor, Error> {
-    let existing = store.replicas();
     let replicas: Vec<u64> = (0..=u64::from(shards.get())).map(|shard| shard + 1).collect();
-    for id in &replicas {
-        if !existing.contains(&ReplicaId(*id)) {
-            store.create_replica(ReplicaId(*id))?;
-        }
-    }
-    let descriptor = Descriptor { format: 1, shards, replicas };
+    let descriptor = Descriptor { format: DESCRIPTOR_FORMAT, shards, replicas };
     let row = serde_json::to_vec(&descriptor).expect("plain numbers become JSON");
     let (sender, receiver) = crossbeam_channel::bounded(1);
     let done = Box::new(move |result| {
@@ -185,21 +182,4 @@ fn create(store: &Store, shards: NonZeroU16) -> Result<Descriptor, Error> {
     store.meta_put(DESCRIPTOR, Bytes::from(row), done)?;
     receiver.recv().map_err(|_| Error::Closed { reason: "the commit thread is gone".into() })??;
     Ok(descriptor)
-}
-
-/// Applies what the log holds beyond the applied index; answers the last index.
-fn replay(store: &Store, shard: &mut Shard, log: &Log) -> Result<u64, Error> {
-    let last = log.last().map_or(0, |last| last.index);
-    let mut next = shard.applied().index + 1;
-    while next <= last {
-        let entries = log.read(next..last + 1, REPLAY_BYTES_MAX)?;
-        assert!(!entries.is_empty(), "the log holds every index up to its last");
-        let mut batch = store.apply_batch();
-        for entry in &entries {
-            shard.apply(&mut batch, entry)?;
-            next = entry.index + 1;
-        }
-        batch.commit()?;
-    }
-    Ok(last.max(shard.applied().index))
 }

@@ -133,6 +133,11 @@ impl Log {
         Some(self.replica.log.lock().last).filter(|last| last.index > 0)
     }
 
+    /// From which index on a read is served from memory alone.
+    pub fn buffered_from(&self) -> u64 {
+        self.replica.log.lock().tail_first()
+    }
+
     /// The last entry that was purged.
     pub fn purged(&self) -> Option<EntryId> {
         Some(self.replica.log.lock().purged).filter(|purged| purged.index > 0)

@@ -13,7 +13,7 @@ use statehouse_store::{CollectionId, Command, Condition};
 
 use super::rows::{self, Row};
 use super::{COLLECTIONS, Catalog};
-use crate::replica::unix_now_ms;
+use crate::clock::unix_now_ms;
 use crate::{Error, META_SHARD};
 
 /// What a read of a missing state answers.

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::rows::{self, Row};
 use super::{Catalog, MODEL_FILES, MODELS};
 use crate::Error;
-use crate::replica::unix_now_ms;
+use crate::clock::unix_now_ms;
 
 /// A model directory's files by name.
 pub type ModelFiles = BTreeMap<String, Bytes>;

@@ -52,7 +52,7 @@ pub fn get<T: DeserializeOwned>(
     collection: CollectionId,
     key: &[u8],
 ) -> Result<Option<Row<T>>, Error> {
-    let now_ms = crate::replica::unix_now_ms();
+    let now_ms = crate::clock::unix_now_ms();
     let state = shards.meta().reader().get_whole(collection, key, &Selection::all(), now_ms)?;
     let Some(state) = state else { return Ok(None) };
     let name = String::from_utf8_lossy(key).into_owned();

@@ -1,0 +1,55 @@
+//! Raft: one group per shard, driven by openraft over the store and the transport.
+//!
+//! The only room that names openraft. What others use is [`Group`] (one replica of one shard) and
+//! [`Groups`] (all of a node); neither shows an openraft type.
+//!
+//! | file | concept |
+//! |---|---|
+//! | `groups.rs` | all replicas of a node: opened, created, found, destroyed |
+//! | `group.rs` | one replica, as the rest of the node sees it |
+//! | `proposing.rs` | how commands become entries |
+//! | `reads.rs` | linearizable reads by read index |
+//! | `members.rs` | who belongs to a group; hand-over of the lead |
+//! | `status.rs` | what a group says of itself |
+//! | `heard.rs` * | how old what a follower has applied may be |
+//! | `pulse.rs` | heartbeats and elections of all groups |
+//! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
+//! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
+//! | `descriptor.rs` | a replica's row on disk |
+//! | `inbound.rs`, `network.rs` | what comes from peers, what goes to them |
+//! | `log_storage.rs` | openraft's log over the store's |
+//! | `state_machine.rs` | openraft's state machine over the apply thread |
+//! | `convert.rs` | openraft's structs ↔ the peer protocol and the bytes on disk |
+//! | `types.rs` | the types that openraft is instantiated with |
+//!
+//! Files marked * are pure.
+
+mod config;
+#[cfg(test)]
+mod conformance;
+mod convert;
+mod descriptor;
+mod group;
+mod groups;
+mod heard;
+mod inbound;
+mod log_storage;
+mod members;
+mod network;
+mod proposing;
+mod pulse;
+mod purger;
+mod reads;
+mod retained;
+mod snapshot;
+mod state_machine;
+mod status;
+mod throttle;
+mod transfers;
+mod types;
+
+pub use config::Config;
+pub use group::{Done, Group, Leader};
+pub use groups::Groups;
+pub use status::{GroupStatus, Role};
+pub use transfers::{Direction, Transfer};

@@ -1,0 +1,66 @@
+//! A replica's row in the store's `meta`: which shard it is of, and whether it lives.
+//!
+//! ```text
+//! replica/<id> = format u8 | shard u16 LE | 1 live, 2 destroyed
+//! ```
+
+use bytes::Bytes;
+use statehouse_store::{ReplicaId, Store};
+use tokio::sync::oneshot;
+
+use crate::{Error, ShardId};
+
+const FORMAT: u8 = 1;
+const LIVE: u8 = 1;
+const DESTROYED: u8 = 2;
+
+/// What a node knows of a replica id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Descriptor {
+    /// It is here, or is being made.
+    Live(ShardId),
+    /// It was here, and never will be again.
+    Destroyed(ShardId),
+}
+
+fn name(replica: ReplicaId) -> String {
+    format!("replica/{replica}")
+}
+
+pub(super) fn read(store: &Store, replica: ReplicaId) -> Result<Option<Descriptor>, Error> {
+    let Some(row) = store.meta_get(&name(replica))? else { return Ok(None) };
+    let [FORMAT, low, high, kind] = row[..] else {
+        return Err(Error::Invalid(format!("replica {replica}'s descriptor is malformed")));
+    };
+    let shard = ShardId(u16::from_le_bytes([low, high]));
+    match kind {
+        LIVE => Ok(Some(Descriptor::Live(shard))),
+        DESTROYED => Ok(Some(Descriptor::Destroyed(shard))),
+        _ => Err(Error::Invalid(format!("replica {replica}'s descriptor is malformed"))),
+    }
+}
+
+pub(super) async fn write(
+    store: &Store,
+    replica: ReplicaId,
+    descriptor: Descriptor,
+) -> Result<(), Error> {
+    let (shard, kind) = match descriptor {
+        Descriptor::Live(shard) => (shard, LIVE),
+        Descriptor::Destroyed(shard) => (shard, DESTROYED),
+    };
+    let [low, high] = shard.0.to_le_bytes();
+    put(store, &name(replica), Bytes::from(vec![FORMAT, low, high, kind])).await
+}
+
+/// Puts a row and waits until it is synced.
+pub(super) async fn put(store: &Store, name: &str, row: Bytes) -> Result<(), Error> {
+    let (sender, synced) = oneshot::channel();
+    let done = Box::new(move |result| {
+        // Whoever waits is right below.
+        let _ = sender.send(result);
+    });
+    store.meta_put(name, row, done)?;
+    synced.await.map_err(|_| Error::Closed { reason: "the commit thread is gone".into() })??;
+    Ok(())
+}

@@ -1,0 +1,207 @@
+//! One replica of one shard, as the rest of the node sees it.
+//!
+//! The front door of a Raft group: proposals (`proposing.rs`), linearizable reads (`reads.rs`),
+//! status (`status.rs`), members (`members.rs`). What comes in from peers is `inbound.rs`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::Instant as _;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use statehouse_store::{EntryId, Reader, ReplicaId, Reply, Shard, Store};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+
+use super::config::Config;
+use super::heard::Heard;
+use super::log_storage::LogStorage;
+use super::network::Network;
+use super::proposing::Proposals;
+use super::reads::Reads;
+use super::retained::Retained;
+use super::state_machine::StateMachine;
+use super::status::GroupStatus;
+use super::transfers::Transfers;
+use super::types::TypeConfig;
+use crate::applier::Applier;
+use crate::transport::Peers;
+use crate::{Error, NodeId, ShardId};
+
+/// Called once with a proposal's reply, on the apply thread or a Raft task: it must not block.
+pub type Done = Box<dyn FnOnce(Result<Reply, Error>) + Send>;
+
+pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Who leads a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// The replica that leads.
+    pub replica: ReplicaId,
+    /// The node where it is.
+    pub node: NodeId,
+}
+
+/// One replica of one shard on this node.
+pub struct Group {
+    pub(super) shard: ShardId,
+    pub(super) replica: ReplicaId,
+    pub(super) raft: Raft,
+    pub(super) config: Arc<Config>,
+    pub(super) runtime: Handle,
+    pub(super) proposals: Mutex<Proposals>,
+    pub(super) reads: Reads,
+    pub(super) heard: Mutex<Heard>,
+    /// The last entry applied.
+    pub(super) applied: watch::Receiver<EntryId>,
+    pub(super) status: watch::Sender<GroupStatus>,
+    /// Told when somebody begins to watch the status.
+    pub(super) watched: Arc<Notify>,
+    pub(super) retained: Arc<Mutex<Retained>>,
+    pub(super) transfers: Arc<Transfers>,
+    reader: Reader,
+    applier: Applier,
+    publisher: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What a group is made from.
+pub(super) struct Parts {
+    pub shard: ShardId,
+    pub replica: ReplicaId,
+    pub store: Store,
+    pub applier: Applier,
+    pub peers: Arc<Peers>,
+    pub transfers: Arc<Transfers>,
+    pub config: Arc<Config>,
+}
+
+impl Group {
+    /// Starts a replica that the store has: replays nothing yet, waits for a leader's word or an
+    /// election.
+    pub(super) async fn start(parts: Parts) -> Result<Arc<Group>, Error> {
+        let Parts { shard, replica, store, applier, peers, transfers, config } = parts;
+        let log = store.log(replica)?;
+        let reader = store.reader(replica)?;
+        let state: Shard = store.shard(replica)?;
+        let (applied_sender, applied) = watch::channel(EntryId::default());
+        let parts = (store, replica, log.clone(), state);
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender)?;
+        let reads = Reads::default();
+        let network = Network::new((peers, transfers.clone()), shard, replica, reads.hurry.clone());
+        let retained: Arc<Mutex<Retained>> = Arc::default();
+        let storage = LogStorage::new(log, applied.clone(), retained.clone());
+        let openraft = Arc::new(config.openraft()?);
+        let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
+        let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;
+        let group = Arc::new(Group {
+            shard,
+            replica,
+            raft,
+            runtime: Handle::current(),
+            proposals: Mutex::new(Proposals::new(config.limits)),
+            config,
+            reads,
+            heard: Mutex::default(),
+            applied,
+            status: watch::Sender::new(GroupStatus::default()),
+            watched: Arc::default(),
+            retained,
+            transfers,
+            reader,
+            applier,
+            publisher: Mutex::new(None),
+        });
+        group.heard.lock().turn(Instant::now());
+        group.status.send_replace(group.status());
+        let publisher = tokio::spawn(super::status::publish(Arc::downgrade(&group)));
+        *group.publisher.lock() = Some(publisher);
+        Ok(group)
+    }
+
+    /// The shard that this is a replica of.
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    /// The replica's id: unique in the cluster, never used again.
+    pub fn replica(&self) -> ReplicaId {
+        self.replica
+    }
+
+    /// Reads what is applied here, however old that is.
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Who leads, as far as this replica knows.
+    pub fn leader(&self) -> Option<Leader> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let replica = metrics.current_leader?;
+        let member = metrics.membership_config.get_node(&replica)?;
+        Some(Leader { replica: ReplicaId(replica), node: NodeId(member.node) })
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    /// How old what is applied here may be: the time since a leader was last heard with a commit
+    /// index that is applied here by now. Zero on a leader that a quorum follows; `None` before a
+    /// leader was heard.
+    pub fn lag(&self) -> Option<Duration> {
+        if self.leads_a_quorum() {
+            return Some(Duration::ZERO);
+        }
+        self.heard.lock().lag(self.applied.borrow().index, Instant::now())
+    }
+
+    /// Waits until an entry is applied here.
+    pub async fn wait_applied(&self, at: EntryId) -> Result<(), Error> {
+        let reached = |applied: &EntryId| applied.index >= at.index;
+        if reached(&self.applied.borrow()) {
+            return Ok(());
+        }
+        match self.applied.clone().wait_for(reached).await.is_ok() {
+            true => Ok(()),
+            false => Err(self.stopped()),
+        }
+    }
+
+    /// Leads, and has heard of a quorum within the lease.
+    pub(super) fn leads_a_quorum(&self) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.current_leader != Some(self.replica.0) || !metrics.state.is_leader() {
+            return false;
+        }
+        let alone = metrics.membership_config.voter_ids().eq([self.replica.0]);
+        let lease = self.config.election_timeout_max;
+        alone || metrics.last_quorum_acked.is_some_and(|acked| acked.elapsed() < lease)
+    }
+
+    pub(super) fn not_leader(&self) -> Error {
+        let leader = self.leader().filter(|leader| leader.replica != self.replica);
+        Error::NotLeader { shard: self.shard, leader }
+    }
+
+    pub(super) fn stopped(&self) -> Error {
+        Error::Closed { reason: format!("replica {} has stopped", self.replica) }
+    }
+
+    /// Refuses from now on, tells everyone who waits, and stops. The store's replica is free for
+    /// another owner, or to be dropped, when this returns.
+    pub async fn shutdown(&self) {
+        self.close("the replica is stopping");
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::error!(shard = %self.shard, %error, "raft did not stop in order");
+        }
+        let publisher = self.publisher.lock().take();
+        if let Some(publisher) = publisher {
+            publisher.abort();
+        }
+        drop(self.applier.lend(self.replica).await);
+    }
+}

@@ -1,0 +1,255 @@
+//! All replicas of a node: opened, created, found, destroyed.
+//!
+//! A replica's descriptor is synced before anything else of it, and outlives it as a tombstone:
+//! replica ids are never used again, and whoever still calls a destroyed one is told so. A wiped
+//! node that came back under an old id could vote twice in one term.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use statehouse_store::{ReplicaId, Store};
+use tokio::task::JoinHandle;
+
+use super::config::Config;
+use super::descriptor::{self, Descriptor};
+use super::group::{Group, Parts};
+use super::log_storage::blocking;
+use super::transfers::{Transfer, Transfers};
+use crate::applier::Applier;
+use crate::checkpointer::Checkpointer;
+use crate::transport::Peers;
+use crate::{ClusterId, Error, NodeId, ShardId};
+
+/// The row of the store's `meta` that says whose disk it is.
+const IDENTITY: &str = "cluster";
+
+/// The replicas that this node holds.
+pub struct Groups {
+    store: Store,
+    applier: Applier,
+    peers: Arc<Peers>,
+    config: Arc<Config>,
+    transfers: Arc<Transfers>,
+    checkpointer: Checkpointer,
+    groups: RwLock<Map>,
+    /// One replica is created or destroyed at a time.
+    changing: tokio::sync::Mutex<()>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Map {
+    by_replica: HashMap<ReplicaId, Arc<Group>>,
+    by_shard: HashMap<ShardId, Arc<Group>>,
+}
+
+/// Why a replica is not here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absent {
+    /// It was, and never will be again.
+    Destroyed,
+    /// It never was.
+    Unknown,
+}
+
+impl Groups {
+    /// Opens every replica on a disk, finishes what a crash interrupted, and starts the node's
+    /// heartbeats, failure detector and checkpoints. Refuses a disk of another cluster or node.
+    pub async fn open(
+        store: Store,
+        peers: Arc<Peers>,
+        config: Config,
+    ) -> Result<Arc<Groups>, Error> {
+        config.openraft()?;
+        claim(&store, peers.cluster(), peers.node()).await?;
+        let applier = Applier::start(store.clone())?;
+        let groups = Arc::new(Groups {
+            checkpointer: Checkpointer::start(store.clone(), config.checkpoints)?,
+            transfers: Transfers::new(&config),
+            store,
+            applier,
+            peers,
+            config: Arc::new(config),
+            groups: RwLock::default(),
+            changing: tokio::sync::Mutex::default(),
+            tasks: Mutex::default(),
+        });
+        for replica in groups.store.replicas() {
+            match descriptor::read(&groups.store, replica)? {
+                Some(Descriptor::Live(shard)) => {
+                    groups.start(shard, replica).await?;
+                }
+                Some(Descriptor::Destroyed(_)) => {
+                    let store = groups.store.clone();
+                    run(move || store.drop_replica(replica)).await?;
+                }
+                None => {
+                    let reason = format!("replica {replica} has no descriptor");
+                    return Err(Error::Invalid(reason));
+                }
+            }
+        }
+        let tasks = vec![
+            tokio::spawn(super::pulse::beat(Arc::downgrade(&groups))),
+            tokio::spawn(super::pulse::elect(Arc::downgrade(&groups))),
+            tokio::spawn(super::purger::run(Arc::downgrade(&groups))),
+        ];
+        *groups.tasks.lock() = tasks;
+        Ok(groups)
+    }
+
+    /// Makes an empty replica of a shard: it waits to be initialized or added. The same again is
+    /// fine; an id that was destroyed, or is of another shard, is refused.
+    pub async fn create(&self, shard: ShardId, replica: ReplicaId) -> Result<Arc<Group>, Error> {
+        let _changing = self.changing.lock().await;
+        if let Ok(group) = self.replica(replica)
+            && group.shard() == shard
+        {
+            return Ok(group);
+        }
+        if self.get(shard).is_some() {
+            return Err(Error::Invalid(format!("shard {shard} has another replica here")));
+        }
+        match descriptor::read(&self.store, replica)? {
+            None => descriptor::write(&self.store, replica, Descriptor::Live(shard)).await?,
+            Some(Descriptor::Live(of)) if of == shard => {}
+            Some(Descriptor::Live(of) | Descriptor::Destroyed(of)) => {
+                let reason = format!("replica {replica} was used already, for shard {of}");
+                return Err(Error::Invalid(reason));
+            }
+        }
+        if !self.store.replicas().contains(&replica) {
+            let store = self.store.clone();
+            run(move || store.create_replica(replica)).await?;
+        }
+        self.start(shard, replica).await
+    }
+
+    /// Ends a replica and deletes what it has; its id is never used again. For a replica that its
+    /// group has let go: this does not tell the group. One that is not here gets its tombstone
+    /// all the same.
+    pub async fn destroy(&self, shard: ShardId, replica: ReplicaId) -> Result<(), Error> {
+        let _changing = self.changing.lock().await;
+        descriptor::write(&self.store, replica, Descriptor::Destroyed(shard)).await?;
+        let group = {
+            let mut groups = self.groups.write();
+            groups.by_shard.retain(|_, group| group.replica() != replica);
+            groups.by_replica.remove(&replica)
+        };
+        if let Some(group) = group {
+            group.shutdown().await;
+        }
+        if self.store.replicas().contains(&replica) {
+            let store = self.store.clone();
+            run(move || store.drop_replica(replica)).await?;
+        }
+        Ok(())
+    }
+
+    /// The replica of a shard, if this node has one.
+    pub fn get(&self, shard: ShardId) -> Option<Arc<Group>> {
+        self.groups.read().by_shard.get(&shard).cloned()
+    }
+
+    /// All replicas, in the order of their shards.
+    pub fn all(&self) -> Vec<Arc<Group>> {
+        let mut all: Vec<_> = self.groups.read().by_replica.values().cloned().collect();
+        all.sort_by_key(|group| group.shard());
+        all
+    }
+
+    /// The node's peers.
+    pub fn peers(&self) -> &Arc<Peers> {
+        &self.peers
+    }
+
+    /// The disk beneath.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Snapshots that are being sent and taken.
+    pub fn transfers_under_way(&self) -> Vec<Transfer> {
+        self.transfers.all()
+    }
+
+    pub(super) fn transfers(&self) -> &Arc<Transfers> {
+        &self.transfers
+    }
+
+    pub(super) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The replica of an id, or why there is none.
+    pub(crate) fn replica(&self, replica: ReplicaId) -> Result<Arc<Group>, Absent> {
+        if let Some(group) = self.groups.read().by_replica.get(&replica) {
+            return Ok(group.clone());
+        }
+        match descriptor::read(&self.store, replica) {
+            Ok(Some(Descriptor::Destroyed(_))) => Err(Absent::Destroyed),
+            Ok(Some(Descriptor::Live(_)) | None) | Err(_) => Err(Absent::Unknown),
+        }
+    }
+
+    async fn start(&self, shard: ShardId, replica: ReplicaId) -> Result<Arc<Group>, Error> {
+        let group = Group::start(Parts {
+            shard,
+            replica,
+            store: self.store.clone(),
+            applier: self.applier.clone(),
+            peers: self.peers.clone(),
+            transfers: self.transfers.clone(),
+            config: self.config.clone(),
+        })
+        .await?;
+        let mut groups = self.groups.write();
+        groups.by_replica.insert(replica, group.clone());
+        groups.by_shard.insert(shard, group.clone());
+        Ok(group)
+    }
+
+    /// Stops every replica, then the apply thread, then the connections. The store can be closed
+    /// when this returns. Does not hand leaders over: do that first.
+    pub async fn shutdown(self: &Arc<Self>) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        let stopping = self.all().into_iter().map(|group| async move { group.shutdown().await });
+        futures::future::join_all(stopping).await;
+        *self.groups.write() = Map::default();
+        self.peers.close();
+        let groups = self.clone();
+        let joined = blocking(move || {
+            groups.applier.stop();
+            groups.checkpointer.close();
+        });
+        if joined.await.is_err() {
+            tracing::error!("the node's threads were not joined");
+        }
+    }
+}
+
+/// Runs something of the store that waits for the disk.
+async fn run<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, statehouse_store::Error> + Send + 'static,
+) -> Result<T, Error> {
+    let done = blocking(work).await;
+    let done = done.map_err(|error| Error::Closed { reason: error.to_string() })?;
+    done.map_err(Error::from)
+}
+
+/// Makes the disk this node's, or checks that it is.
+async fn claim(store: &Store, cluster: ClusterId, node: NodeId) -> Result<(), Error> {
+    let ours = [&[1][..], &cluster.0, &node.0.to_le_bytes()].concat();
+    match store.meta_get(IDENTITY)? {
+        Some(row) if row[..] == ours => Ok(()),
+        Some(_) => {
+            let reason = format!("the disk is of another node or cluster, expected {node} of");
+            Err(Error::Invalid(format!("{reason} {cluster}")))
+        }
+        None => descriptor::put(store, IDENTITY, Bytes::from(ours)).await,
+    }
+}

@@ -1,0 +1,187 @@
+//! All peers of a node: their addresses, when each was heard, and faults for tests.
+//!
+//! Addresses come from outside and may be swapped at any time; a peer whose address changes is
+//! connected to anew. Connections are made when first needed and kept.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, RwLock};
+use statehouse_proto::v1;
+use statehouse_proto::v1::peer_client::PeerClient;
+use tokio::sync::watch;
+use tonic::transport::Channel;
+
+use super::append::Appends;
+use super::link::Link;
+use super::talk::Talk;
+use super::{Config, Lost};
+use crate::{ClusterId, NodeId};
+
+/// A node's address book: `host:port` of each peer's peer listener.
+pub(super) type Book = BTreeMap<NodeId, String>;
+
+/// The peers of a node.
+pub struct Peers {
+    pub(super) cluster: ClusterId,
+    pub(super) node: NodeId,
+    pub(super) config: Config,
+    book: watch::Sender<Book>,
+    peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
+    cut: RwLock<HashSet<NodeId>>,
+    closed: AtomicBool,
+}
+
+/// One peer: how to reach it, and when it was heard.
+pub(crate) struct Peer {
+    pub talk: Talk,
+    pub appends: Appends,
+    pub(super) hearing: Arc<Hearing>,
+}
+
+/// When a peer was last heard, on whatever stream.
+pub(super) struct Hearing {
+    started: Instant,
+    /// Milliseconds since the start, plus one; 0 is never.
+    heard: AtomicU64,
+    /// The connection that pings broke and was not made again.
+    pub lost: AtomicBool,
+}
+
+impl Hearing {
+    pub fn note(&self) {
+        self.heard.store(self.started.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        match self.heard.load(Ordering::Relaxed) {
+            0 => self.started.elapsed(),
+            heard => self.started.elapsed().saturating_sub(Duration::from_millis(heard - 1)),
+        }
+    }
+}
+
+impl Peers {
+    /// The peers of a node, none of them known yet. Connections run on the current runtime.
+    pub fn new(cluster: ClusterId, node: NodeId, config: Config) -> Arc<Self> {
+        Arc::new(Peers {
+            cluster,
+            node,
+            config,
+            book: watch::Sender::new(Book::new()),
+            peers: Mutex::default(),
+            cut: RwLock::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The cluster that all of them belong to.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// The node whose peers they are.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Swaps the address book: `host:port` of each node's peer listener.
+    pub fn set_addresses(&self, book: BTreeMap<NodeId, String>) {
+        self.book.send_if_modified(|old| {
+            let changed = *old != book;
+            *old = book;
+            changed
+        });
+    }
+
+    pub(super) fn book(&self) -> watch::Receiver<Book> {
+        self.book.subscribe()
+    }
+
+    /// The peer of a node's id, known or not.
+    pub(crate) fn peer(self: &Arc<Self>, node: NodeId) -> Arc<Peer> {
+        let mut peers = self.peers.lock();
+        let peer = peers.entry(node).or_insert_with(|| {
+            let hearing = Arc::new(Hearing {
+                started: Instant::now(),
+                heard: AtomicU64::new(0),
+                lost: AtomicBool::new(false),
+            });
+            Arc::new(Peer {
+                talk: Talk::start(self, node, hearing.clone()),
+                appends: Appends::start(self, node, hearing.clone()),
+                hearing,
+            })
+        });
+        peer.clone()
+    }
+
+    /// A message of a node has come in.
+    pub(super) fn note(self: &Arc<Self>, node: NodeId) {
+        self.peer(node).hearing.note();
+    }
+
+    /// For how long a node was not heard, since it is known; and whether the connection to it
+    /// broke and could not be made again, so that it is likely gone.
+    pub fn silence(&self, node: NodeId) -> Option<(Duration, bool)> {
+        let peer = self.peers.lock().get(&node).cloned()?;
+        Some((peer.hearing.silence(), peer.hearing.lost.load(Ordering::Relaxed)))
+    }
+
+    /// The peers that were not heard for so long, or to which the connection broke.
+    pub(crate) fn silent(&self, silence_max: Duration) -> HashSet<NodeId> {
+        let peers = self.peers.lock();
+        let silent = peers.iter().filter(|(_, peer)| {
+            let lost = peer.hearing.lost.load(Ordering::Relaxed);
+            lost || peer.hearing.silence() > silence_max
+        });
+        silent.map(|(node, _)| *node).collect()
+    }
+
+    /// For fault tests: from now on nothing passes between this node and another, either way.
+    /// Small messages vanish, appends break off, and nothing is connected anew.
+    pub fn cut(&self, node: NodeId) {
+        self.cut.write().insert(node);
+    }
+
+    /// Undoes [`Peers::cut`].
+    pub fn heal(&self, node: NodeId) {
+        self.cut.write().remove(&node);
+    }
+
+    pub(crate) fn is_cut(&self, node: NodeId) -> bool {
+        self.cut.read().contains(&node)
+    }
+
+    pub(crate) fn append_answer_timeout(&self) -> Duration {
+        self.config.append_answer_timeout
+    }
+
+    /// A connection of its own for a snapshot to a node.
+    pub(crate) async fn snapshot_client(
+        self: &Arc<Self>,
+        node: NodeId,
+    ) -> Result<PeerClient<Channel>, Lost> {
+        Link::new(self, node).connect().await
+    }
+
+    /// How a stream to a node begins.
+    pub(crate) fn hello(self: &Arc<Self>, node: NodeId) -> v1::PeerHello {
+        Link::new(self, node).hello()
+    }
+
+    /// Ends all connections; what waits for an answer learns that there will be none.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        for (_, peer) in self.peers.lock().drain() {
+            peer.talk.close();
+            peer.appends.close();
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+}
