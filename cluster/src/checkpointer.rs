@@ -195,8 +195,7 @@ mod tests {
     fn replica(store: &Store, id: u64, bytes: usize) -> Log {
         store.create_replica(ReplicaId(id)).unwrap();
         let log = store.log(ReplicaId(id)).unwrap();
-        let entry =
-            Entry { index: 1, term: 1, body: Body::Membership(Bytes::from(vec![7; bytes])) };
+        let entry = Entry::new(1, 1, Body::Membership(Bytes::from(vec![7; bytes])));
         let (sender, receiver) = crossbeam_channel::bounded(1);
         let done = Box::new(move |result| sender.send(result).unwrap());
         log.append(vec![entry.clone()], done).unwrap();

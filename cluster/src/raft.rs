@@ -12,6 +12,7 @@
 //! | `members.rs` | who belongs to a group; hand-over of the lead |
 //! | `status.rs` | what a group says of itself |
 //! | `heard.rs` * | how old what a follower has applied may be |
+//! | `thread.rs` | the thread that all groups run on |
 //! | `pulse.rs` | heartbeats and elections of all groups |
 //! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
@@ -44,6 +45,7 @@ mod retained;
 mod snapshot;
 mod state_machine;
 mod status;
+mod thread;
 mod throttle;
 mod transfers;
 mod types;

@@ -61,7 +61,7 @@ fn command(kind: &str, number: u64) -> Command {
 fn entry(kind: &str, index: u64) -> Entry {
     let commands = (0..COMMANDS).map(|n| command(kind, index * COMMANDS + n)).collect();
     let body = Body::Commands(CommandBatch { time_ms: index, commands });
-    Entry { index, term: 1, body }
+    Entry::new(index, 1, body)
 }
 
 /// Nanoseconds that this thread has been on a CPU: what applying costs, whoever else runs.

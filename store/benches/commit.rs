@@ -37,7 +37,7 @@ fn entry(index: u64, commands: u64) -> Entry {
         Command::Put(Put { write, fields: vec![Field { name: "h".into(), value }] })
     };
     let commands = (0..commands).map(put).collect();
-    Entry { index, term: 1, body: Body::Commands(CommandBatch { time_ms: 1, commands }) }
+    Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1, commands }))
 }
 
 /// One log, and its entries that are under way: appended again as soon as they have landed.

@@ -46,7 +46,7 @@ fn filled(dir: &TempDir, flushed: bool) -> Store {
     entries.push(vec![put("1m".into(), 1 << 20), put("8m".into(), 8 << 20)]);
     for (index, commands) in (1..).zip(entries) {
         let body = Body::Commands(CommandBatch { time_ms: 1, commands });
-        let entry = Entry { index, term: 1, body };
+        let entry = Entry::new(index, 1, body);
         let (sender, receiver) = std::sync::mpsc::channel();
         let done = Box::new(move |result| sender.send(result).unwrap());
         log.append(vec![entry.clone()], done).unwrap();

@@ -30,7 +30,7 @@ fn entry(commands: usize, len: usize) -> Entry {
     let fields = vec![Field { name: "h".into(), value }];
     let put = Command::Put(Put { write, fields });
     let batch = CommandBatch { time_ms: 1, commands: vec![put; commands] };
-    Entry { index: 1, term: 1, body: Body::Commands(batch) }
+    Entry::new(1, 1, Body::Commands(batch))
 }
 
 fn encodings(criterion: &mut Criterion) {

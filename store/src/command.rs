@@ -3,6 +3,9 @@
 //! Pure data. Its bytes are in `encoding.rs`, its meaning in `apply.rs`. Nothing here knows
 //! time, disk or Raft: an entry carries the proposer's clock as a value.
 
+use std::fmt;
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 
 use crate::ids::{CollectionId, EntryId};
@@ -23,7 +26,7 @@ pub const MODEL_NAME_BYTES_MAX: usize = 255;
 /// The longest answer kept for a repeated request, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 16 << 10;
 
-/// One item of a replica's log.
+/// One item of a replica's log. Made once and not changed: it remembers its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// Position in the log, from 1, without gaps.
@@ -32,9 +35,35 @@ pub struct Entry {
     pub term: u64,
     /// What it asks.
     pub body: Body,
+    pub(crate) encoded: Encoded,
+}
+
+/// An entry's bytes, once they were needed: the same for the log and for every follower. Entries
+/// are compared by what they say.
+#[derive(Clone, Default)]
+pub(crate) struct Encoded(pub OnceLock<Bytes>);
+
+impl PartialEq for Encoded {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Encoded {}
+
+impl fmt::Debug for Encoded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = if self.0.get().is_some() { "known" } else { "unknown" };
+        f.write_str(state)
+    }
 }
 
 impl Entry {
+    /// An item at a place in the log.
+    pub fn new(index: u64, term: u64, body: Body) -> Self {
+        Entry { index, term, body, encoded: Encoded::default() }
+    }
+
     /// Which entry this is.
     pub fn id(&self) -> EntryId {
         EntryId { index: self.index, term: self.term }

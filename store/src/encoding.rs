@@ -17,8 +17,8 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::command::{
-    Body, Command, CommandBatch, Condition, Delete, Edit, Entry, Expiry, ModelTag, Patch, Put,
-    RequestTag, Sweep, Target, Write, WriteLimits,
+    Body, Command, CommandBatch, Condition, Delete, Edit, Encoded, Entry, Expiry, ModelTag, Patch,
+    Put, RequestTag, Sweep, Target, Write, WriteLimits,
 };
 use crate::ids::{CollectionId, EntryId};
 use crate::payload::detached;
@@ -45,18 +45,33 @@ impl Entry {
     ///
     /// # Panics
     /// If a command is out of the vocabulary's bounds: see [`CommandBatch::check`].
-    pub fn encode(&self) -> Vec<u8> {
-        encode(self, false)
+    pub fn encode(&self) -> Bytes {
+        match self.detaches() {
+            // Large, and not what the log keeps: not worth remembering.
+            true => encode(self, false),
+            false => self.encoded.0.get_or_init(|| encode(self, false)).clone(),
+        }
+    }
+
+    /// Whether payloads lie in chunk rows, so that the log row is not what goes over the wire.
+    fn detaches(&self) -> bool {
+        let Body::Commands(batch) = &self.body else { return false };
+        batch.commands.iter().any(|command| !detached(command).is_empty())
     }
 
     /// Reads an entry off the wire; payloads share the input's memory.
     pub fn decode(input: Bytes) -> Result<Entry, Malformed> {
-        decode(input, |_| Err(Malformed { expected: "payloads inside the entry", offset: 0 }))
+        let inside = |_| Err(Malformed { expected: "payloads inside the entry", offset: 0 });
+        let entry = decode(input.clone(), inside)?;
+        Ok(Entry { encoded: Encoded(input.into()), ..entry })
     }
 
     /// The log row: payloads that lie in chunk rows are references.
-    pub(crate) fn encode_row(&self) -> Vec<u8> {
-        encode(self, true)
+    pub(crate) fn encode_row(&self) -> Bytes {
+        match self.detaches() {
+            true => encode(self, true),
+            false => self.encode(),
+        }
     }
 
     /// Reads a log row; `resolve` brings the payloads that lie in chunk rows.
@@ -75,8 +90,8 @@ pub(crate) fn id_of_row(row: &Bytes) -> Result<EntryId, Malformed> {
     Ok(EntryId { index: scan.u64("an entry's index")?, term: scan.u64("an entry's term")? })
 }
 
-fn encode(entry: &Entry, detach: bool) -> Vec<u8> {
-    let mut out = Writer::with_capacity(256);
+fn encode(entry: &Entry, detach: bool) -> Bytes {
+    let mut out = Writer::with_capacity(if detach { 256 } else { entry.bytes() });
     out.u8(ENTRY_FORMAT);
     out.u64(entry.index);
     out.u64(entry.term);
@@ -100,7 +115,7 @@ fn encode(entry: &Entry, detach: bool) -> Vec<u8> {
             }
         }
     }
-    out.into_vec()
+    out.into_vec().into()
 }
 
 fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
@@ -256,7 +271,7 @@ fn decode<E: From<Malformed>>(
         _ => return Err(scan.malformed("a known kind of entry").into()),
     };
     scan.finish()?;
-    Ok(Entry { index, term, body })
+    Ok(Entry::new(index, term, body))
 }
 
 /// Where in the log the command being read stands.

@@ -195,7 +195,7 @@ mod tests {
         let log = store.log(REPLICA).unwrap();
         for index in 1..=entries {
             let membership = Bytes::from(format!("members {term}"));
-            let entry = Entry { index, term, body: Body::Membership(membership) };
+            let entry = Entry::new(index, term, Body::Membership(membership));
             let (sender, receiver) = crossbeam_channel::bounded(1);
             let done = Box::new(move |result| sender.send(result).unwrap());
             log.append(vec![entry.clone()], done).unwrap();

@@ -270,7 +270,7 @@ impl Log {
     /// The log row of an entry, and the chunk rows of its large payloads.
     pub(crate) fn rows_of(&self, entry: &Entry, family: &Family, out: &mut Vec<Mutation>) {
         let key = keys::entry(self.replica.id, entry.index);
-        let value = Bytes::from(entry.encode_row());
+        let value = entry.encode_row();
         out.push(Mutation::Put { family: self.disk.log.clone(), key, value });
         for (collection, blob, bytes) in payloads_of(entry) {
             blob::chunk_rows(collection, blob, &bytes, |key, value| {

@@ -16,6 +16,7 @@ use super::config::Config;
 use super::descriptor::{self, Descriptor};
 use super::group::{Group, Parts};
 use super::log_storage::blocking;
+use super::thread::RaftThread;
 use super::transfers::{Transfer, Transfers};
 use crate::applier::Applier;
 use crate::checkpointer::Checkpointer;
@@ -29,6 +30,7 @@ const IDENTITY: &str = "cluster";
 pub struct Groups {
     store: Store,
     applier: Applier,
+    thread: RaftThread,
     peers: Arc<Peers>,
     config: Arc<Config>,
     transfers: Arc<Transfers>,
@@ -70,6 +72,7 @@ impl Groups {
             transfers: Transfers::new(&config),
             store,
             applier,
+            thread: RaftThread::start()?,
             peers,
             config: Arc::new(config),
             groups: RwLock::default(),
@@ -91,10 +94,11 @@ impl Groups {
                 }
             }
         }
+        let thread = groups.thread.handle();
         let tasks = vec![
-            tokio::spawn(super::pulse::beat(Arc::downgrade(&groups))),
-            tokio::spawn(super::pulse::elect(Arc::downgrade(&groups))),
-            tokio::spawn(super::purger::run(Arc::downgrade(&groups))),
+            thread.spawn(super::pulse::beat(Arc::downgrade(&groups))),
+            thread.spawn(super::pulse::elect(Arc::downgrade(&groups))),
+            thread.spawn(super::purger::run(Arc::downgrade(&groups))),
         ];
         *groups.tasks.lock() = tasks;
         Ok(groups)
@@ -195,7 +199,7 @@ impl Groups {
     }
 
     async fn start(&self, shard: ShardId, replica: ReplicaId) -> Result<Arc<Group>, Error> {
-        let group = Group::start(Parts {
+        let parts = Parts {
             shard,
             replica,
             store: self.store.clone(),
@@ -203,15 +207,15 @@ impl Groups {
             peers: self.peers.clone(),
             transfers: self.transfers.clone(),
             config: self.config.clone(),
-        })
-        .await?;
+        };
+        let group = self.thread.run(Group::start(parts)).await?;
         let mut groups = self.groups.write();
         groups.by_replica.insert(replica, group.clone());
         groups.by_shard.insert(shard, group.clone());
         Ok(group)
     }
 
-    /// Stops every replica, then the apply thread, then the connections. The store can be closed
+    /// Stops every replica, then their threads, then the connections. The store can be closed
     /// when this returns. Does not hand leaders over: do that first.
     pub async fn shutdown(self: &Arc<Self>) {
         for task in self.tasks.lock().drain(..) {
@@ -225,6 +229,7 @@ impl Groups {
         let joined = blocking(move || {
             groups.applier.stop();
             groups.checkpointer.close();
+            groups.thread.stop();
         });
         if joined.await.is_err() {
             tracing::error!("the node's threads were not joined");

@@ -216,7 +216,7 @@ async fn pump(
     under_way: Arc<UnderWay>,
 ) {
     while let Some(request) = input.next().await {
-        let entries = request.entries.iter().map(|entry| Bytes::from(entry.stored.encode()));
+        let entries = request.entries.iter().map(|entry| entry.stored.encode());
         let entries: Vec<Bytes> = entries.collect();
         let bytes = entries.iter().map(Bytes::len).sum();
         let Ok(credit) = requests.credit(bytes).await else { break };

@@ -146,7 +146,7 @@ impl RaftEntry for Entry {
                 Body::Commands(batch)
             }
         };
-        Entry::from(Arc::new(statehouse_store::Entry { index, term, body }))
+        Entry::from(Arc::new(statehouse_store::Entry::new(index, term, body)))
     }
 
     fn log_id_parts(&self) -> (&CommittedLeaderId, u64) {
@@ -157,7 +157,7 @@ impl RaftEntry for Entry {
         let EntryId { index, term } = entry_id(new);
         self.leader = new.leader_id;
         let body = self.stored.body.clone();
-        self.stored = Arc::new(statehouse_store::Entry { index, term, body });
+        self.stored = Arc::new(statehouse_store::Entry::new(index, term, body));
     }
 
     fn get_membership(&self) -> Option<Membership> {

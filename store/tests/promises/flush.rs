@@ -105,7 +105,11 @@ fn child() {
         if pick(&mut random, 0..8) == 0 {
             // Another leader's entry, which loses its place before it is committed.
             let (time_ms, lost) = commands(seed + 1, node.next_index());
-            node.append(vec![Entry { term: LOST_TERM, ..node.entry(time_ms, lost) }]);
+            node.append(vec![Entry::new(
+                node.next_index(),
+                LOST_TERM,
+                node.entry(time_ms, lost).body,
+            )]);
             truncate_lost(&node);
         }
         let (time_ms, commands) = commands(seed, node.next_index());
@@ -204,7 +208,7 @@ fn one_replica_is_flushed_and_the_others_are_left() {
     for id in ids {
         store.create_replica(id).unwrap();
         let batch = CommandBatch { time_ms: 1, commands: vec![put("k", &b"v"[..])] };
-        let entry = Entry { index: 1, term: 1, body: Body::Commands(batch) };
+        let entry = Entry::new(1, 1, Body::Commands(batch));
         wait(|done| store.log(id).unwrap().append(vec![entry.clone()], done)).unwrap();
         let mut batch = store.apply_batch();
         store.shard(id).unwrap().apply(&mut batch, &entry).unwrap();

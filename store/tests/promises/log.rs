@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::support::{Node, REPLICA, noise, put, wait, write};
 
 fn blank(index: u64, term: u64) -> Entry {
-    Entry { index, term, body: Body::Blank }
+    Entry::new(index, term, Body::Blank)
 }
 
 fn id(index: u64, term: u64) -> Option<EntryId> {
@@ -96,7 +96,7 @@ fn truncating_what_is_on_disk_alone_works_the_same() {
     for index in 1..=5 {
         let commands = vec![put("k", noise(index, 100_000))];
         let batch = statehouse_store::CommandBatch { time_ms: 1, commands };
-        let entry = Entry { index, term: 1, body: Body::Commands(batch) };
+        let entry = Entry::new(index, 1, Body::Commands(batch));
         wait(|done| log.append(vec![entry], done)).unwrap();
     }
     assert_eq!(store.stats().memory.log_tail_bytes, 0);
@@ -177,7 +177,7 @@ fn memberships_are_kept_with_the_entry_that_brought_them() {
     let membership = Bytes::from_static(b"1,2,3");
     node.append(vec![
         blank(1, 1),
-        Entry { index: 2, term: 1, body: Body::Membership(membership.clone()) },
+        Entry::new(2, 1, Body::Membership(membership.clone())),
         blank(3, 1),
     ]);
     node.catch_up();

@@ -34,7 +34,7 @@ fn entry(index: u64, noise: &Bytes) -> Entry {
         Command::Put(Put { write, fields: vec![Field { name: "h".into(), value }] })
     };
     let commands = (0..STATES_PER_ENTRY).map(put).collect();
-    Entry { index, term: 1, body: Body::Commands(CommandBatch { time_ms: 1, commands }) }
+    Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1, commands }))
 }
 
 /// Fills a store through the front door, all replicas in turn.

@@ -98,7 +98,7 @@ impl Node {
 
     pub fn entry(&self, time_ms: u64, commands: Vec<Command>) -> Entry {
         let body = Body::Commands(CommandBatch { time_ms, commands });
-        Entry { index: self.next_index(), term: 1, body }
+        Entry::new(self.next_index(), 1, body)
     }
 
     /// Appends one entry, waits for the disk, applies it.

@@ -66,7 +66,7 @@ fn a_received_replica_is_the_senders_twin_from_then_on() {
         let mut from = Node::new();
         run_through(&mut from, seed, 80);
         let membership = Body::Membership(Bytes::from_static(b"1,2,3"));
-        from.append(vec![Entry { index: 81, term: 1, body: membership }]);
+        from.append(vec![Entry::new(81, 1, membership)]);
         from.catch_up();
         let mut to = Node::new();
         transfer(&from, &mut to, bytes_max);
