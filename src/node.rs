@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use statehouse_cluster::catalog::Catalog;
-use statehouse_cluster::{self as cluster, Replica, Shards};
+use statehouse_cluster::raft::Group;
+use statehouse_cluster::{self as cluster, Shards};
 use statehouse_inference::{self as inference, Device, Handle};
 use statehouse_proto::v1;
 use statehouse_store::{self as store, Command, Store, Sweep};
@@ -279,21 +280,21 @@ async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Rece
             _ = ticks.tick() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
-        for replica in shards.replicas() {
-            if let Err(error) = sweep_shard(&shards, replica).await {
-                tracing::warn!(shard = %replica.shard_id(), %error, "sweep failed");
+        for replica in shards.groups() {
+            if let Err(error) = sweep_shard(&shards, &replica).await {
+                tracing::warn!(shard = %replica.shard(), %error, "sweep failed");
             }
         }
     }
 }
 
 /// One sweep of a shard, if there is something to sweep.
-async fn sweep_shard(shards: &Shards, replica: &Replica) -> anyhow::Result<()> {
+async fn sweep_shard(shards: &Shards, replica: &Group) -> anyhow::Result<()> {
     let now_ms = crate::clock::unix_now_ms();
     let reader = replica.reader().clone();
     let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
     let Some(start) = start else { return Ok(()) };
     let sweep = Sweep { now_ms, limit: SWEEP_STATES_MAX, cursor: start.cursor };
-    shards.propose(replica.shard_id(), Command::Sweep(sweep)).await?;
+    shards.propose(replica.shard(), Command::Sweep(sweep)).await?;
     Ok(())
 }

@@ -234,7 +234,8 @@ impl Scorer {
     /// The answer of the first request with this id, if it was answered.
     fn first_answer(&self, job: &Job) -> Result<Option<Scored>, Failure> {
         let Some(tag) = &job.request else { return Ok(None) };
-        let reader = self.states.shards().locate(&job.target.key).reader();
+        let replica = self.states.shards().locate(&job.target.key)?;
+        let reader = replica.reader();
         let Some(first) = reader.answer(tag, crate::clock::unix_now_ms())? else { return Ok(None) };
         match first {
             statehouse_store::Reply::Written { version, answer, .. } => {

@@ -13,7 +13,8 @@
 //! | `transport.rs`, `transport/` | what nodes say to each other |
 //! | `applier.rs` | the thread that applies what is committed |
 //! | `checkpointer.rs` | the thread that has replicas flushed |
-//! | `shards.rs`, `replica.rs` | the shards of a node that stands alone |
+//! | `shards.rs` | the shards as a node sees them |
+//! | `topology.rs` * | which nodes there are, and where replicas are |
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
@@ -33,10 +34,10 @@ mod ids;
 pub mod placement;
 mod proposals;
 pub mod raft;
-mod replica;
 mod shard_map;
 mod shards;
 pub mod task;
+mod topology;
 pub mod transport;
 
 pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
@@ -44,6 +45,6 @@ pub use error::{Error, MembersProblem};
 pub use ids::{ClusterId, NodeId};
 pub use proposals::Limits;
 pub use raft::Done;
-pub use replica::Replica;
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
 pub use shards::{Config, Shards};
+pub use topology::{Member, Topology};

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use statehouse_store::{Command, ReplicaId, Reply, Store};
@@ -14,10 +15,9 @@ use tokio::runtime::Handle;
 
 use crate::checkpointer;
 use crate::proposals::Limits;
-use crate::raft::{self, Groups};
-use crate::replica::Replica;
+use crate::raft::{self, Group, Groups};
 use crate::transport::{self, Peers};
-use crate::{ClusterId, Error, META_SHARD, NodeId, ShardId, ShardMap};
+use crate::{ClusterId, Error, META_SHARD, NodeId, ShardId, ShardMap, Topology};
 
 /// The row of `meta` that says which shards this node holds.
 const DESCRIPTOR: &str = "shards";
@@ -62,12 +62,12 @@ struct Descriptor {
     replicas: Vec<u64>,
 }
 
-/// The shards that this node holds.
+/// The shards as this node sees them: those that it has a replica of, and where the others are.
 pub struct Shards {
     store: Store,
     map: ShardMap,
     groups: Arc<Groups>,
-    replicas: Vec<Arc<Replica>>,
+    topology: ArcSwap<Topology>,
     runtime: Handle,
 }
 
@@ -100,24 +100,25 @@ impl Shards {
         let checkpoints = config.checkpoints;
         let config = raft::Config { limits, checkpoints, ..raft::Config::default() };
         let groups = Groups::open(store.clone(), peers, config).await?;
-        let mut replicas = Vec::new();
+        let mut topology = Topology { epoch: 1, ..Topology::default() };
         for (shard, id) in map.all().zip(&descriptor.replicas) {
             let id = ReplicaId(*id);
             let group = groups.create(shard, id).await?;
             group.initialize(BTreeMap::from([(id, ALONE)])).await?;
-            replicas.push(Replica::new(group));
+            topology.shards.insert(shard, vec![(id, ALONE)]);
         }
-        for replica in &replicas {
-            let mut status = replica.group().watch();
+        for group in groups.all() {
+            let mut status = group.watch();
             // Leads, and has applied all that its log held.
             let leads = status.wait_for(|status| status.leader.is_some()).await.is_ok();
             if !leads {
                 return Err(Error::Closed { reason: "a replica stopped at its start".into() });
             }
-            replica.group().linearizable().await?;
+            group.linearizable().await?;
         }
         let runtime = Handle::current();
-        Ok(Arc::new(Shards { store, map, groups, replicas, runtime }))
+        let topology = ArcSwap::from_pointee(topology);
+        Ok(Arc::new(Shards { store, map, groups, topology, runtime }))
     }
 
     /// Which shard holds which key.
@@ -130,24 +131,39 @@ impl Shards {
         &self.store
     }
 
-    /// The replica that serves a key of a user's collection.
-    pub fn locate(&self, key: &[u8]) -> &Arc<Replica> {
-        self.replica(self.map.shard_of(key))
+    /// The node whose view this is.
+    pub fn me(&self) -> NodeId {
+        self.groups.peers().node()
     }
 
-    /// The replica of a shard; this node holds them all.
-    pub fn replica(&self, shard: ShardId) -> &Arc<Replica> {
-        &self.replicas[usize::from(shard.0)]
+    /// Which nodes there are, and where replicas are.
+    pub fn topology(&self) -> Arc<Topology> {
+        self.topology.load_full()
     }
 
-    /// The catalog's replica.
-    pub fn meta(&self) -> &Arc<Replica> {
-        self.replica(META_SHARD)
+    /// This node's replica of a shard, if it has one.
+    pub fn group(&self, shard: ShardId) -> Option<Arc<Group>> {
+        self.groups.get(shard)
     }
 
-    /// All replicas, the catalog's first.
-    pub fn replicas(&self) -> &[Arc<Replica>] {
-        &self.replicas
+    /// This node's replica of the shard that holds a key of a user's collection.
+    pub fn locate(&self, key: &[u8]) -> Result<Arc<Group>, Error> {
+        self.local(self.map.shard_of(key))
+    }
+
+    /// This node's replica of a shard; `NotLeader` if it has none.
+    pub fn local(&self, shard: ShardId) -> Result<Arc<Group>, Error> {
+        self.group(shard).ok_or(Error::NotLeader { shard, leader: None })
+    }
+
+    /// This node's replica of the catalog.
+    pub fn meta(&self) -> Result<Arc<Group>, Error> {
+        self.local(META_SHARD)
+    }
+
+    /// This node's replicas, the catalog's first.
+    pub fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.all()
     }
 
     /// Proposes and awaits the reply.
@@ -157,7 +173,7 @@ impl Shards {
             // The caller may have given up; the write stands all the same.
             let _ = sender.send(reply);
         });
-        self.replica(shard).propose(command, done);
+        self.local(shard)?.propose(command, done);
         receiver.await.unwrap_or_else(|_| {
             Err(Error::OutcomeUnknown { reason: "the node stopped before the reply".into() })
         })

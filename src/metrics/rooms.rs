@@ -78,14 +78,14 @@ impl Rooms {
     fn shards(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut family =
             out.encode_descriptor("proposals_waiting", "Proposals that wait", None, gauge_type())?;
-        for replica in self.shards.replicas() {
-            let label = [("shard", replica.shard_id().to_string())];
+        for replica in self.shards.groups() {
+            let label = [("shard", replica.shard().to_string())];
             encode_in(&mut family, &label, replica.waiting() as u64)?;
         }
         let mut family =
             out.encode_descriptor("applied_index", "Last entry applied", None, gauge_type())?;
-        for replica in self.shards.replicas() {
-            let label = [("shard", replica.shard_id().to_string())];
+        for replica in self.shards.groups() {
+            let label = [("shard", replica.shard().to_string())];
             encode_in(&mut family, &label, replica.reader().applied_index())?;
         }
         Ok(())

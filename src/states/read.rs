@@ -73,8 +73,11 @@ impl States {
         if let Err(failure) = check_key(key) {
             return Some(Err(failure));
         }
-        let reader = self.shards.locate(key).reader();
-        match reader.try_get_whole(collection.id, key, selection, unix_now_ms()) {
+        let replica = match self.shards.locate(key) {
+            Ok(replica) => replica,
+            Err(error) => return Some(Err(error.into())),
+        };
+        match replica.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
             Ok(Cached::Ready(found)) => Some(answer(collection, key, found, fields)),
             Ok(Cached::NeedsDisk) => None,
             Err(error) => Some(Err(failure(error))),
@@ -92,7 +95,8 @@ impl States {
             return found;
         }
         let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
-        let reader = self.shards.locate(key).reader();
+        let replica = self.shards.locate(key)?;
+        let reader = replica.reader();
         let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);
         let found = self.on_disk(reader, wait).await?;
         answer(collection, key, found, fields)
@@ -107,7 +111,8 @@ impl States {
     ) -> Result<Option<WholeState>, Failure> {
         let (id, now_ms) = (collection.id, unix_now_ms());
         let selection = Selection::if_present(names);
-        let reader = self.shards.locate(key).reader();
+        let replica = self.shards.locate(key)?;
+        let reader = replica.reader();
         match reader.try_get_whole(id, key, &selection, now_ms).map_err(failure)? {
             Cached::Ready(found) => Ok(found),
             Cached::NeedsDisk => {

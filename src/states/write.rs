@@ -184,7 +184,10 @@ impl States {
             // The caller may have given up; the write stands all the same.
             let _ = sender.send(reply);
         };
-        self.shards().locate(key).propose(command, Box::new(done));
+        match self.shards().locate(key) {
+            Ok(replica) => replica.propose(command, Box::new(done)),
+            Err(error) => done(Err(error)),
+        }
         async move {
             let reply = receiver.await;
             let gone = "the node stopped before the reply";

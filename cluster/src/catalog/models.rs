@@ -154,7 +154,8 @@ impl Catalog {
     /// A version's files. Blocks on the disk.
     pub fn model_files(&self, name: &str, version: u64) -> Result<ModelFiles, Error> {
         let key = files_key(name, version);
-        let reader = self.shards.meta().reader();
+        let meta = self.shards.meta()?;
+        let reader = meta.reader();
         let state = reader
             .get_whole(MODEL_FILES, key.as_bytes(), &Selection::all(), unix_now_ms())?
             .ok_or_else(|| unknown_version(name, version))?;

@@ -31,7 +31,8 @@ pub fn scan<T: DeserializeOwned>(
     shards: &Shards,
     collection: CollectionId,
 ) -> Result<Vec<Row<T>>, Error> {
-    let reader = shards.meta().reader();
+    let meta = shards.meta()?;
+    let reader = meta.reader();
     let mut rows = Vec::new();
     let mut after: Option<Bytes> = None;
     loop {
@@ -53,7 +54,7 @@ pub fn get<T: DeserializeOwned>(
     key: &[u8],
 ) -> Result<Option<Row<T>>, Error> {
     let now_ms = crate::clock::unix_now_ms();
-    let state = shards.meta().reader().get_whole(collection, key, &Selection::all(), now_ms)?;
+    let state = shards.meta()?.reader().get_whole(collection, key, &Selection::all(), now_ms)?;
     let Some(state) = state else { return Ok(None) };
     let name = String::from_utf8_lossy(key).into_owned();
     let json = state
