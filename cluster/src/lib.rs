@@ -29,7 +29,9 @@ mod applier;
 pub mod catalog;
 mod checkpointer;
 mod clock;
+pub mod control;
 mod error;
+mod identity;
 mod ids;
 pub mod placement;
 mod proposals;
@@ -42,6 +44,7 @@ pub mod transport;
 
 pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::{Error, MembersProblem};
+pub use identity::{FOUNDER, Identity};
 pub use ids::{ClusterId, NodeId};
 pub use proposals::Limits;
 pub use raft::Done;

@@ -234,7 +234,7 @@ pub async fn eventually(mut holds: impl FnMut() -> bool) {
 /// Waits until a replica has applied all that another one has.
 pub async fn until_caught_up(behind: &Group, ahead: &Group) {
     let target = ahead.status().applied;
-    timeout(PATIENCE, behind.wait_applied(target)).await.expect("it catches up").unwrap();
+    timeout(PATIENCE, behind.wait_applied(target.index)).await.expect("it catches up").unwrap();
 }
 
 pub async fn until_leads(group: &Group) {
