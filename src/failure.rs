@@ -184,9 +184,7 @@ impl From<cluster::Error> for Failure {
             cluster::Error::Unreachable { .. } | cluster::Error::Peer { passes: true, .. } => {
                 Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
             }
-            cluster::Error::Peer { passes: false, .. } => {
-                Failure::new(Reason::Internal, message)
-            }
+            cluster::Error::Peer { passes: false, .. } => Failure::new(Reason::Internal, message),
             cluster::Error::Refused(refusal) => match refusal {
                 Refusal::UnknownNode(_) => Failure::new(Reason::NodeNotFound, message),
                 Refusal::UnknownShard(_) => Failure::new(Reason::ShardNotFound, message),
