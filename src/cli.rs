@@ -8,6 +8,7 @@ mod bench;
 mod collection;
 mod demo;
 mod field;
+mod init;
 mod model;
 mod npy;
 mod output;
@@ -36,6 +37,10 @@ struct Cli {
 enum Command {
     /// Run a node.
     Serve(serve::Args),
+    /// Found a cluster in a fresh directory.
+    Init(init::InitArgs),
+    /// Join a running cluster with a fresh directory.
+    Join(init::JoinArgs),
     /// Read a state.
     Get(state::GetArgs),
     /// Write a whole state.
@@ -112,6 +117,8 @@ pub fn run() -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Init(args) => init::init(args).await,
+        Command::Join(args) => init::join(args).await,
         Command::Get(args) => state::get(args).await,
         Command::Put(args) => state::put(args).await,
         Command::Patch(args) => state::patch(args).await,

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use statehouse_cluster as cluster;
+use statehouse_cluster::placement::Refusal;
 use statehouse_inference as inference;
 use statehouse_store as store;
 use tonic::Code;
@@ -72,6 +73,14 @@ reasons! {
     NotFinite = "NOT_FINITE", InvalidArgument;
     /// A stored field does not fit the model's state input.
     StateMismatch = "STATE_MISMATCH", FailedPrecondition;
+    /// No node of that id.
+    NodeNotFound = "NODE_NOT_FOUND", NotFound;
+    /// No shard of that number.
+    ShardNotFound = "SHARD_NOT_FOUND", NotFound;
+    /// No task of that id.
+    TaskNotFound = "TASK_NOT_FOUND", NotFound;
+    /// A replica, a lead or a node can't be moved, removed or undone as asked.
+    MoveRefused = "MOVE_REFUSED", FailedPrecondition;
     /// A bounded queue is full: retry after the time given.
     Overloaded = "OVERLOADED", ResourceExhausted;
     /// The disk is nearly full: writes are refused, reads go on.
@@ -172,12 +181,23 @@ impl From<cluster::Error> for Failure {
                 Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
             }
             cluster::Error::Closed { .. } => Failure::new(Reason::Unavailable, message),
+            cluster::Error::Unreachable { .. } | cluster::Error::Peer { passes: true, .. } => {
+                Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
+            }
+            cluster::Error::Peer { passes: false, .. } => Failure::new(Reason::Internal, message),
+            cluster::Error::Refused(refusal) => match refusal {
+                Refusal::UnknownNode(_) => Failure::new(Reason::NodeNotFound, message),
+                Refusal::UnknownShard(_) => Failure::new(Reason::ShardNotFound, message),
+                _ => Failure::new(Reason::MoveRefused, message),
+            },
             cluster::Error::OutcomeUnknown { .. } => Failure::new(Reason::OutcomeUnknown, message),
             cluster::Error::Store(error) => Failure::from(&*error),
             cluster::Error::Unknown { kind, name } => {
                 let reason = match kind {
                     "collection" => Reason::CollectionNotFound,
                     "model" => Reason::ModelNotFound,
+                    "node" => Reason::NodeNotFound,
+                    "task" => Reason::TaskNotFound,
                     _ => Reason::ModelVersionNotFound,
                 };
                 Failure::new(reason, message).with("name", name)

@@ -3,6 +3,7 @@
 //! Generated types stop at `convert.rs`; failures become statuses in `status.rs`. A service here
 //! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
 
+mod admin;
 mod calls;
 mod convert;
 mod models;
@@ -11,6 +12,7 @@ mod score;
 mod state;
 mod status;
 
+pub use admin::AdminService;
 pub use calls::Calls;
 pub use models::ModelsService;
 pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PipelineService};

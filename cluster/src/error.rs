@@ -3,8 +3,9 @@
 use statehouse_store as store;
 use statehouse_store::ReplicaId;
 
-use crate::ShardId;
+use crate::placement::Refusal;
 use crate::raft::Leader;
+use crate::{NodeId, ShardId};
 
 /// Why a proposal has no reply, or the catalog no answer.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -45,13 +46,34 @@ pub enum Error {
         /// What interrupted it.
         reason: String,
     },
+    /// Another node could not be asked, or its answer did not come.
+    #[error("node {node} does not answer: {reason}")]
+    Unreachable {
+        /// Which node.
+        node: NodeId,
+        /// What went wrong.
+        reason: String,
+    },
+    /// Another node refused.
+    #[error("node {node}: {reason}")]
+    Peer {
+        /// Which node.
+        node: NodeId,
+        /// What it said.
+        reason: String,
+        /// Whether to try again may help.
+        passes: bool,
+    },
+    /// A change of where replicas are was refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The disk under the replica refused or failed.
     #[error(transparent)]
     Store(#[from] std::sync::Arc<store::Error>),
     /// A catalog name that is not there.
     #[error("{kind} {name:?} does not exist")]
     Unknown {
-        /// "collection", "model" or "model version".
+        /// "collection", "model", "model version", "node" or "task".
         kind: &'static str,
         /// What was asked for.
         name: String,

@@ -51,6 +51,7 @@ mod transfers;
 mod types;
 
 pub use config::Config;
+pub(crate) use descriptor::put as put_row;
 pub use group::{Done, Group, Leader};
 pub use groups::Groups;
 pub use status::{GroupStatus, Role};

@@ -54,7 +54,7 @@ pub(super) async fn write(
 }
 
 /// Puts a row and waits until it is synced.
-pub(super) async fn put(store: &Store, name: &str, row: Bytes) -> Result<(), Error> {
+pub(crate) async fn put(store: &Store, name: &str, row: Bytes) -> Result<(), Error> {
     let (sender, synced) = oneshot::channel();
     let done = Box::new(move |result| {
         // Whoever waits is right below.

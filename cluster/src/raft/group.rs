@@ -4,6 +4,7 @@
 //! status (`status.rs`), members (`members.rs`). What comes in from peers is `inbound.rs`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
@@ -60,6 +61,9 @@ pub struct Group {
     pub(super) watched: Arc<Notify>,
     pub(super) retained: Arc<Mutex<Retained>>,
     pub(super) transfers: Arc<Transfers>,
+    pub(super) peers: Arc<Peers>,
+    /// Commands answered by this replica.
+    pub(super) commands: AtomicU64,
     reader: Reader,
     applier: Applier,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -88,7 +92,8 @@ impl Group {
         let parts = (store, replica, log.clone(), state);
         let machine = StateMachine::new(parts, applier.clone(), applied_sender)?;
         let reads = Reads::default();
-        let network = Network::new((peers, transfers.clone()), shard, replica, reads.hurry.clone());
+        let network =
+            Network::new((peers.clone(), transfers.clone()), shard, replica, reads.hurry.clone());
         let retained: Arc<Mutex<Retained>> = Arc::default();
         let storage = LogStorage::new(log, applied.clone(), retained.clone());
         let openraft = Arc::new(config.openraft()?);
@@ -108,6 +113,8 @@ impl Group {
             watched: Arc::default(),
             retained,
             transfers,
+            peers,
+            commands: AtomicU64::new(0),
             reader,
             applier,
             publisher: Mutex::new(None),
@@ -158,9 +165,19 @@ impl Group {
         self.heard.lock().lag(self.applied.borrow().index, Instant::now())
     }
 
-    /// Waits until an entry is applied here.
-    pub async fn wait_applied(&self, at: EntryId) -> Result<(), Error> {
-        let reached = |applied: &EntryId| applied.index >= at.index;
+    /// Commands answered by this replica since it began.
+    pub fn commands(&self) -> u64 {
+        self.commands.load(Ordering::Relaxed)
+    }
+
+    /// The last entry applied, as it changes.
+    pub fn applied(&self) -> watch::Receiver<EntryId> {
+        self.applied.clone()
+    }
+
+    /// Waits until the entry of an index is applied here.
+    pub async fn wait_applied(&self, index: u64) -> Result<(), Error> {
+        let reached = |applied: &EntryId| applied.index >= index;
         if reached(&self.applied.borrow()) {
             return Ok(());
         }
@@ -168,6 +185,14 @@ impl Group {
             true => Ok(()),
             false => Err(self.stopped()),
         }
+    }
+
+    /// Leads and is the only one who votes: what it has answered is applied, and nobody else can
+    /// have answered anything.
+    pub(super) fn leads_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state.is_leader() && metrics.membership_config.voter_ids().eq([self.replica.0])
     }
 
     /// Leads, and has heard of a quorum within the lease.

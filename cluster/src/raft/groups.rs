@@ -10,6 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use statehouse_store::{ReplicaId, Store};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::config::Config;
@@ -36,6 +37,8 @@ pub struct Groups {
     transfers: Arc<Transfers>,
     checkpointer: Checkpointer,
     groups: RwLock<Map>,
+    /// Counts replicas created and destroyed.
+    changes: watch::Sender<u64>,
     /// One replica is created or destroyed at a time.
     changing: tokio::sync::Mutex<()>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -76,6 +79,7 @@ impl Groups {
             peers,
             config: Arc::new(config),
             groups: RwLock::default(),
+            changes: watch::Sender::new(0),
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
@@ -143,6 +147,7 @@ impl Groups {
             groups.by_replica.remove(&replica)
         };
         if let Some(group) = group {
+            self.changes.send_modify(|changes| *changes += 1);
             group.shutdown().await;
         }
         if self.store.replicas().contains(&replica) {
@@ -162,6 +167,11 @@ impl Groups {
         let mut all: Vec<_> = self.groups.read().by_replica.values().cloned().collect();
         all.sort_by_key(|group| group.shard());
         all
+    }
+
+    /// Tells when a replica was created or destroyed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// The node's peers.
@@ -212,6 +222,8 @@ impl Groups {
         let mut groups = self.groups.write();
         groups.by_replica.insert(replica, group.clone());
         groups.by_shard.insert(shard, group.clone());
+        drop(groups);
+        self.changes.send_modify(|changes| *changes += 1);
         Ok(group)
     }
 

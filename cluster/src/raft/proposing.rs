@@ -6,6 +6,7 @@
 //! outcome is unknown.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
@@ -215,6 +216,7 @@ impl Landing<ClientWriteResult<TypeConfig>> for Flight {
                 self.land();
                 let Replies(replies) = written.data;
                 assert_eq!(replies.len(), self.waiters.len(), "one reply for each command");
+                self.group.commands.fetch_add(replies.len() as u64, Ordering::Relaxed);
                 for (done, reply) in std::mem::take(&mut self.waiters).into_iter().zip(replies) {
                     done(Ok(reply));
                 }

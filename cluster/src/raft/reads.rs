@@ -10,6 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
 use parking_lot::Mutex;
+use statehouse_proto::v1;
+use statehouse_proto::v1::peer_answer::Answer;
+use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_store::EntryId;
 use tokio::sync::oneshot;
 
@@ -41,8 +44,34 @@ impl Group {
     /// Returns once everything acknowledged before the call is applied here. On a leader that a
     /// quorum follows; `NotLeader` elsewhere.
     pub async fn linearizable(self: &Arc<Self>) -> Result<(), Error> {
-        let index = self.read_index().await?;
-        self.wait_applied(index).await
+        if self.leads_alone() {
+            return Ok(());
+        }
+        let at = self.read_index().await?;
+        self.wait_applied(at.index).await
+    }
+
+    /// Returns once everything acknowledged before the call is applied here, whoever leads.
+    /// `NotLeader` if nobody is known to, or whoever was does not any more.
+    pub async fn catch_up(self: &Arc<Self>) -> Result<(), Error> {
+        if self.leads() {
+            return self.linearizable().await;
+        }
+        let leader = self.leader().filter(|leader| leader.replica != self.replica);
+        let nobody = || Error::NotLeader { shard: self.shard, leader: None };
+        let leader = leader.ok_or_else(nobody)?;
+        let route = v1::PeerRoute {
+            shard: self.shard.0.into(),
+            from_replica: self.replica.0,
+            to_replica: leader.replica.0,
+        };
+        let peer = self.peers.peer(leader.node);
+        let answer = peer.talk.ask(route, Ask::ReadIndex(v1::ReadIndexAsk {}), true).await;
+        match answer {
+            Ok(Answer::ReadIndex(at)) => self.wait_applied(at.index).await,
+            Ok(_) => Err(nobody()),
+            Err(lost) => Err(Error::Unreachable { node: leader.node, reason: lost.to_string() }),
+        }
     }
 
     /// The entry up to which a replica must have applied to serve a linearizable read. On a

@@ -20,6 +20,16 @@ pub(super) const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// The largest HTTP/2 frame.
 pub(super) const FRAME_BYTES_MAX: u32 = 256 << 10;
 
+/// How whatever a node sends to another begins.
+pub(super) fn hello(cluster: ClusterId, from: NodeId, to: NodeId) -> v1::PeerHello {
+    v1::PeerHello {
+        format: PROTOCOL_FORMAT,
+        cluster_id: Bytes::copy_from_slice(&cluster.0),
+        from_node: from.0,
+        to_node: to.0,
+    }
+}
+
 /// Makes one connection to one peer, again and again.
 pub(super) struct Link {
     pub node: NodeId,
@@ -45,12 +55,7 @@ impl Link {
     }
 
     pub fn hello(&self) -> v1::PeerHello {
-        v1::PeerHello {
-            format: PROTOCOL_FORMAT,
-            cluster_id: Bytes::copy_from_slice(&self.cluster.0),
-            from_node: self.me.0,
-            to_node: self.node.0,
-        }
+        hello(self.cluster, self.me, self.node)
     }
 
     /// Waits its turn, then connects.

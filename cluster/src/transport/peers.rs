@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use statehouse_proto::v1;
+use statehouse_proto::v1::control_client::ControlClient;
 use statehouse_proto::v1::peer_client::PeerClient;
 use tokio::sync::watch;
-use tonic::transport::Channel;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
 
 use super::append::Appends;
 use super::link::Link;
 use super::talk::Talk;
-use super::{Config, Lost};
-use crate::{ClusterId, NodeId};
+use super::{Config, Lost, PROTOCOL_FORMAT};
+use crate::{ClusterId, Error, NodeId};
 
 /// A node's address book: `host:port` of each peer's peer listener.
 pub(super) type Book = BTreeMap<NodeId, String>;
@@ -31,6 +33,10 @@ pub struct Peers {
     book: watch::Sender<Book>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     cut: RwLock<HashSet<NodeId>>,
+    /// Members no more: whatever they say is not heard.
+    removed: RwLock<HashSet<NodeId>>,
+    /// Connections for single asks, by node, and the address each goes to.
+    control: Mutex<HashMap<NodeId, (String, Channel)>>,
     closed: AtomicBool,
 }
 
@@ -73,6 +79,8 @@ impl Peers {
             book: watch::Sender::new(Book::new()),
             peers: Mutex::default(),
             cut: RwLock::default(),
+            removed: RwLock::default(),
+            control: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -94,6 +102,11 @@ impl Peers {
             *old = book;
             changed
         });
+    }
+
+    /// The nodes whose addresses are known.
+    pub fn known(&self) -> Vec<NodeId> {
+        self.book.borrow().keys().copied().collect()
     }
 
     pub(super) fn book(&self) -> watch::Receiver<Book> {
@@ -119,7 +132,7 @@ impl Peers {
     }
 
     /// A message of a node has come in.
-    pub(super) fn note(self: &Arc<Self>, node: NodeId) {
+    pub(crate) fn note(self: &Arc<Self>, node: NodeId) {
         self.peer(node).hearing.note();
     }
 
@@ -159,6 +172,59 @@ impl Peers {
         self.config.append_answer_timeout
     }
 
+    /// Swaps the set of nodes that were members and are no more.
+    pub fn set_removed(&self, nodes: HashSet<NodeId>) {
+        *self.removed.write() = nodes;
+    }
+
+    /// Who calls, if it is a member and means this node.
+    pub(crate) fn greeted(&self, hello: Option<v1::PeerHello>) -> Result<NodeId, Status> {
+        let refused = |reason: String| Err(Status::failed_precondition(reason));
+        let Some(hello) = hello else {
+            return refused("expected a hello first".to_owned());
+        };
+        if hello.format != PROTOCOL_FORMAT {
+            let format = hello.format;
+            return refused(format!("peer protocol {format}, expected {PROTOCOL_FORMAT}"));
+        }
+        if hello.cluster_id[..] != self.cluster.0 {
+            return refused(format!("another cluster's node, expected {}'s", self.cluster));
+        }
+        if hello.to_node != self.node.0 {
+            return refused(format!("node {} was called, this is {}", hello.to_node, self.node));
+        }
+        let from = NodeId(hello.from_node);
+        if self.removed.read().contains(&from) {
+            return refused(format!("node {from} was removed from the cluster"));
+        }
+        Ok(from)
+    }
+
+    /// A connection for single asks of a node; made when the first is sent.
+    pub(crate) fn control_client(&self, node: NodeId) -> Result<ControlClient<Channel>, Error> {
+        let unreachable = |reason: &str| Error::Unreachable { node, reason: reason.to_owned() };
+        if self.is_cut(node) || self.is_closed() {
+            return Err(unreachable("cut off"));
+        }
+        let address = self.book.borrow().get(&node).cloned();
+        let address = address.ok_or_else(|| unreachable("its address is not known"))?;
+        let mut control = self.control.lock();
+        let known = control.get(&node).filter(|(at, _)| *at == address);
+        let channel = match known {
+            Some((_, channel)) => channel.clone(),
+            None => {
+                let endpoint = Endpoint::from_shared(format!("http://{address}"))
+                    .map_err(|error| unreachable(&error.to_string()))?
+                    .tcp_nodelay(true)
+                    .connect_timeout(self.config.connect_timeout);
+                let channel = endpoint.connect_lazy();
+                control.insert(node, (address, channel.clone()));
+                channel
+            }
+        };
+        Ok(ControlClient::new(channel))
+    }
+
     /// A connection of its own for a snapshot to a node.
     pub(crate) async fn snapshot_client(
         self: &Arc<Self>,
@@ -168,8 +234,8 @@ impl Peers {
     }
 
     /// How a stream to a node begins.
-    pub(crate) fn hello(self: &Arc<Self>, node: NodeId) -> v1::PeerHello {
-        Link::new(self, node).hello()
+    pub(crate) fn hello(&self, node: NodeId) -> v1::PeerHello {
+        super::link::hello(self.cluster, self.node, node)
     }
 
     /// Ends all connections; what waits for an answer learns that there will be none.

@@ -1,13 +1,14 @@
 //! The other end of the peers' streams: checks who calls, hands messages to the groups.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use statehouse_proto::v1;
+use statehouse_proto::v1::control_server::ControlServer;
 use statehouse_proto::v1::peer_server::{Peer, PeerServer};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -16,10 +17,9 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::PROTOCOL_FORMAT;
 use super::link::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
-use crate::NodeId;
 use crate::raft::Groups;
+use crate::{NodeId, Shards, control};
 
 /// Small messages of one peer that are being answered.
 const ASKS_IN_FLIGHT_MAX: usize = 4_096;
@@ -31,14 +31,17 @@ const PART_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Answers to appends that wait to be written to a connection.
 const ANSWERS_WAITING_MAX: usize = 1_024;
 
-/// Serves the peers of a node until told to stop, then ends their streams.
+/// Serves the peers of a node until told to stop, then ends their streams. Without shards it can't
+/// note where a node is.
 pub async fn serve(
     listener: TcpListener,
     groups: Arc<Groups>,
+    shards: Weak<Shards>,
     stopped: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     let (stop, stopping) = watch::channel(false);
     let message_bytes_max = groups.peers().config.message_bytes_max;
+    let control = ControlServer::new(control::Service::new(groups.clone(), shards));
     let service = PeerServer::new(Service { groups, stopping })
         .max_decoding_message_size(message_bytes_max)
         .max_encoding_message_size(usize::MAX);
@@ -48,6 +51,7 @@ pub async fn serve(
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_frame_size(FRAME_BYTES_MAX)
         .add_service(service)
+        .add_service(control)
         .serve_with_incoming_shutdown(incoming, async move {
             stopped.await;
             stop.send_replace(true);
@@ -70,7 +74,7 @@ impl Peer for Service {
     async fn talk(&self, request: Request<Streaming<v1::PeerAsks>>) -> Answers<v1::PeerAnswers> {
         let mut asks = request.into_inner();
         let first = asks.message().await?.unwrap_or_default();
-        let from = self.greeted(first.hello)?;
+        let from = self.groups.peers().greeted(first.hello)?;
         // One under way, so that answers gather meanwhile.
         let (answers, outgoing) = mpsc::channel(1);
         let (groups, stopping) = (self.groups.clone(), self.stopping.clone());
@@ -84,7 +88,7 @@ impl Peer for Service {
     ) -> Answers<v1::AppendAnswer> {
         let mut requests = request.into_inner();
         let first = requests.message().await?.unwrap_or_default();
-        let from = self.greeted(first.hello)?;
+        let from = self.groups.peers().greeted(first.hello)?;
         let (answers, outgoing) = mpsc::channel(ANSWERS_WAITING_MAX);
         let (groups, stopping) = (self.groups.clone(), self.stopping.clone());
         tokio::spawn(append(groups, from, requests, answers, stopping));
@@ -97,7 +101,7 @@ impl Peer for Service {
     ) -> Result<Response<v1::SnapshotAnswer>, Status> {
         let mut parts = request.into_inner();
         let first = parts.message().await?.unwrap_or_default();
-        let from = self.greeted(first.hello)?;
+        let from = self.groups.peers().greeted(first.hello)?;
         let header = first.header.unwrap_or_default();
         let (groups, mut stopping) = (self.groups.clone(), self.stopping.clone());
         let peers = groups.peers().clone();
@@ -120,28 +124,6 @@ impl Peer for Service {
             }
         };
         Ok(Response::new(groups.take_snapshot(header, next_block).await))
-    }
-}
-
-impl Service {
-    /// Who calls, if it means us.
-    fn greeted(&self, hello: Option<v1::PeerHello>) -> Result<NodeId, Status> {
-        let refused = |reason: String| Err(Status::failed_precondition(reason));
-        let Some(hello) = hello else {
-            return refused("expected a hello first".to_owned());
-        };
-        let peers = self.groups.peers();
-        if hello.format != PROTOCOL_FORMAT {
-            let format = hello.format;
-            return refused(format!("peer protocol {format}, expected {PROTOCOL_FORMAT}"));
-        }
-        if hello.cluster_id[..] != peers.cluster().0 {
-            return refused(format!("another cluster's node, expected {}'s", peers.cluster()));
-        }
-        if hello.to_node != peers.node().0 {
-            return refused(format!("node {} was called, this is {}", hello.to_node, peers.node()));
-        }
-        Ok(NodeId(hello.from_node))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,7 +46,7 @@ impl Node {
             let stopped = async {
                 let _ = stopped.await;
             };
-            transport::serve(listener, serving, stopped).await.unwrap();
+            transport::serve(listener, serving, Weak::new(), stopped).await.unwrap();
         });
         Node { id, store, peers, groups, stop, server }
     }
@@ -234,7 +234,7 @@ pub async fn eventually(mut holds: impl FnMut() -> bool) {
 /// Waits until a replica has applied all that another one has.
 pub async fn until_caught_up(behind: &Group, ahead: &Group) {
     let target = ahead.status().applied;
-    timeout(PATIENCE, behind.wait_applied(target)).await.expect("it catches up").unwrap();
+    timeout(PATIENCE, behind.wait_applied(target.index)).await.expect("it catches up").unwrap();
 }
 
 pub async fn until_leads(group: &Group) {

@@ -59,7 +59,7 @@ async fn a_follower_serves_linearizable_reads_behind_the_leaders_read_index() {
         let index = cluster.node(leader).group(SHARD).read_index().await.unwrap();
         for node in cluster.nodes() {
             let group = node.group(SHARD);
-            group.wait_applied(index).await.unwrap();
+            group.wait_applied(index.index).await.unwrap();
             assert_eq!(get(&group, "key"), Some(value.clone()), "at node {}", node.id);
         }
     }
