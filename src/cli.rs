@@ -3,6 +3,7 @@
 //! Human output by default, `--json` for programs. Exit codes: 0 done, 1 failed, 2 wrong usage,
 //! 3 no node answered, 4 not found, 5 a condition did not hold, 6 refused for now (retry later).
 
+mod admin;
 mod bench;
 mod collection;
 mod demo;
@@ -54,6 +55,8 @@ enum Command {
     Collection(collection::Args),
     /// Push, list, describe, activate and delete models.
     Model(model::Args),
+    /// Look after a cluster: nodes, shards, and how they move.
+    Admin(admin::Args),
     /// Step through a file of events, in order per key.
     Replay(replay::Args),
     /// Generate load and measure it.
@@ -123,6 +126,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Score(args) => score::run(args).await,
         Command::Collection(args) => collection::run(args).await,
         Command::Model(args) => model::run(args).await,
+        Command::Admin(args) => admin::run(args).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Bench(args) => bench::run(*args).await,
         Command::Demo(args) => demo::run(args).await,
