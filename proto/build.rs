@@ -10,6 +10,7 @@ const FILES: &[&str] = &[
     "statehouse/v1/score.proto",
     "statehouse/v1/models.proto",
     "statehouse/v1/pipeline.proto",
+    "statehouse/v1/cluster.proto",
     "statehouse/v1/admin.proto",
     "statehouse/v1/peer.proto",
     "statehouse/bench/v1/echo.proto",

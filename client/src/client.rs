@@ -1,35 +1,35 @@
-//! The client: typed calls over a few pipelines to one node.
+//! The client: typed calls, each to the node that leads its key's shard.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use statehouse_proto::v1;
 use statehouse_proto::v1::models_client::ModelsClient;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 use statehouse_proto::v1::state_client::StateClient;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::{Error, Pipeline};
+use crate::Error;
+use crate::batch::Batch;
+use crate::budget::Budget;
+use crate::nodes::Nodes;
+use crate::pipeline::Pending;
+use crate::request_ids::identified;
+use crate::retry::{Effect, Fate};
+use crate::scatter::Scatter;
+use crate::trip::{Road, Trip};
 
 /// Bytes of one part of a pushed model's file.
 const PUSH_PART_BYTES: usize = 256 << 10;
 
-/// HTTP/2 windows: large enough that one stream fills the link.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-
-/// The largest HTTP/2 frame taken.
-const FRAME_BYTES_MAX: u32 = 64 << 10;
-
-/// How a client speaks to a node.
+/// How a client speaks to a cluster.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Such as "http://127.0.0.1:7070".
-    pub endpoint: String,
-    /// Streams, one connection each; calls are spread over them by key.
+    /// Nodes such as "http://127.0.0.1:7070": the first that answers names the others.
+    pub endpoints: Vec<String>,
+    /// Streams to each node, one connection each; calls are spread over them by key.
     pub pipelines: usize,
     /// When an answer is worthless; `None`: the node's own limits.
     pub timeout: Option<Duration>,
@@ -37,77 +37,114 @@ pub struct Config {
     pub connect_timeout: Duration,
     /// Bytes of one message.
     pub message_bytes_max: usize,
+    /// Gives each write and step without a request id a random one, so that it may be sent again
+    /// when its outcome is unknown. Costs the shard a small row for each, for a while.
+    pub request_ids: bool,
 }
 
 impl Config {
-    /// For one node, everything else by default.
+    /// For the cluster of one node, everything else by default.
     pub fn new(endpoint: impl Into<String>) -> Self {
+        Config::any_of([endpoint.into()])
+    }
+
+    /// For a cluster, by the nodes to try first; everything else by default.
+    pub fn any_of(endpoints: impl IntoIterator<Item = String>) -> Self {
         Config {
-            endpoint: endpoint.into(),
+            endpoints: endpoints.into_iter().collect(),
             pipelines: 1,
             timeout: None,
             connect_timeout: Duration::from_secs(5),
             message_bytes_max: 64 << 20,
+            request_ids: true,
         }
     }
 }
 
-/// Speaks to a node. Cheap to clone.
+/// Speaks to a cluster, or to a node that stands alone. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    config: Arc<Config>,
-    channel: Channel,
-    lanes: Arc<Vec<Lane>>,
+    road: Arc<Road>,
 }
 
-/// One pipeline, opened when first used and again when it broke.
-struct Lane {
-    channel: Channel,
-    open: tokio::sync::Mutex<()>,
-    pipeline: Mutex<Option<Pipeline>>,
+/// A call that was sent.
+enum Sent {
+    /// To the only node there is.
+    Alone(Arc<Road>, Pending),
+    /// To the node that leads.
+    One(Box<Trip>),
+    /// To many.
+    Many(Box<Scatter>),
+}
+
+impl Sent {
+    async fn answer(self) -> Result<Answer, Error> {
+        match self {
+            Sent::Alone(road, mut pending) => {
+                let answered = pending.answer().await?;
+                if answered.forwarded_to != 0 {
+                    // It isn't alone any more.
+                    road.nodes.refresh(road.nodes.map().epoch()).await;
+                }
+                Ok(answered.answer)
+            }
+            Sent::One(trip) => Box::pin(trip.end()).await,
+            Sent::Many(scatter) => Box::pin(scatter.end()).await,
+        }
+    }
 }
 
 impl Client {
-    /// Connects, so that a wrong address fails here.
+    /// Connects to the first endpoint that answers, so that a wrong address fails here.
     pub async fn connect(config: Config) -> Result<Self, Error> {
-        let unreachable = |error: tonic::transport::Error| Error::Unreachable {
-            endpoint: config.endpoint.clone(),
-            message: innermost(&error),
-        };
-        let endpoint = Endpoint::from_shared(config.endpoint.clone())
-            .map_err(unreachable)?
-            .connect_timeout(config.connect_timeout)
-            .tcp_nodelay(true)
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES_MAX);
-        let channel = endpoint.connect().await.map_err(unreachable)?;
-        let lanes = (0..config.pipelines.max(1))
-            .map(|lane| Lane {
-                channel: if lane == 0 { channel.clone() } else { endpoint.connect_lazy() },
-                open: tokio::sync::Mutex::new(()),
-                pipeline: Mutex::new(None),
-            })
-            .collect();
-        Ok(Client { config: Arc::new(config), channel, lanes: Arc::new(lanes) })
+        let nodes = Arc::new(Nodes::connect(config).await?);
+        Ok(Client { road: Arc::new(Road { nodes, budget: Budget::default() }) })
     }
 
-    /// Sends a call on the pipeline of its key; the future that comes back has the answer. Calls
-    /// of one key take effect in the order in which their sends complete.
+    /// Sends a call to the node that leads its key's shard; the future that comes back has the
+    /// answer. Calls of one key take effect in the order in which their sends complete, as long
+    /// as the leader stays. In a cluster, what fails is sent again while that is safe and the
+    /// timeout allows; batches are split by node.
     pub async fn send(
         &self,
         call: Call,
     ) -> Result<impl Future<Output = Result<Answer, Error>> + use<>, Error> {
-        let lane = &self.lanes[lane_of(&call, self.lanes.len())];
-        self.pipeline(lane).await?.send(call, self.config.timeout).await
+        let sent = self.start(call).await?;
+        Ok(sent.answer())
     }
 
-    /// Sends a call and awaits its answer, once more after a broken stream if that is safe.
+    async fn start(&self, call: Call) -> Result<Sent, Error> {
+        let nodes = &self.road.nodes;
+        let call = if nodes.config.request_ids { identified(call) } else { call };
+        let key = key_of(&call);
+        let lane = lane_of(key);
+        if nodes.map().is_single() {
+            let pending = nodes.home().send(lane, call, nodes.config.timeout).await?;
+            return Ok(Sent::Alone(self.road.clone(), pending));
+        }
+        let road = self.road.clone();
+        let key = key.clone();
+        Ok(match Batch::of(call) {
+            Ok(batch) => Sent::Many(Box::new(Scatter::begin(road, batch, lane).await)),
+            Err(call) => Sent::One(Box::new(Trip::begin(road, call, &key, lane).await)),
+        })
+    }
+
+    /// Sends a call and awaits its answer; to a node alone once more after a broken stream, if
+    /// that is safe.
     pub async fn call(&self, call: Call) -> Result<Answer, Error> {
-        let again = is_repeatable(&call).then(|| call.clone());
+        let nodes = &self.road.nodes;
+        let call = if nodes.config.request_ids { identified(call) } else { call };
+        let effect = Effect::of(&call);
+        let again = (nodes.map().is_single() && effect != Effect::Once).then(|| call.clone());
         let first = self.attempt(call).await;
         match (first, again) {
-            (Err(Error::Unreachable { .. }), Some(again)) => self.attempt(again).await,
+            (Err(error @ Error::Unreachable { .. }), Some(again))
+                if Fate::of(&error).allows(effect) =>
+            {
+                nodes.leave(nodes.home().endpoint());
+                self.attempt(again).await
+            }
             (first, _) => first,
         }
     }
@@ -116,26 +153,50 @@ impl Client {
         self.send(call).await?.await
     }
 
-    async fn pipeline(&self, lane: &Lane) -> Result<Pipeline, Error> {
-        let live = |lane: &Lane| lane.pipeline.lock().clone().filter(|p| !p.is_broken());
-        if let Some(pipeline) = live(lane) {
-            return Ok(pipeline);
-        }
-        let _one_at_a_time = lane.open.lock().await;
-        if let Some(pipeline) = live(lane) {
-            return Ok(pipeline);
-        }
-        let (endpoint, max) = (&self.config.endpoint, self.config.message_bytes_max);
-        let pipeline = Pipeline::open(lane.channel.clone(), endpoint, max).await?;
-        *lane.pipeline.lock() = Some(pipeline.clone());
-        Ok(pipeline)
-    }
-
     /// Reads a state.
     pub async fn get(&self, request: v1::GetRequest) -> Result<v1::StoredState, Error> {
+        let answer = self.read(request).await?;
+        answer.state.ok_or(Error::Unexpected("a get without a state"))
+    }
+
+    /// Reads a state; answers also how far behind the replica was.
+    pub async fn read(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Error> {
         match self.call(Call::Get(request)).await? {
-            Answer::Get(get) => get.state.ok_or(Error::Unexpected("a get without a state")),
+            Answer::Get(get) => Ok(get),
             _ => Err(Error::Unexpected("not the answer of a get")),
+        }
+    }
+
+    /// Reads many states of one collection, each with its own outcome, in the order of the keys.
+    pub async fn batch_get(
+        &self,
+        request: v1::BatchGetRequest,
+    ) -> Result<v1::BatchGetResponse, Error> {
+        match self.call(Call::BatchGet(request)).await? {
+            Answer::BatchGet(got) => Ok(got),
+            _ => Err(Error::Unexpected("not the answer of a batch of gets")),
+        }
+    }
+
+    /// Replaces many states, each with its own outcome, in the order of the puts.
+    pub async fn batch_put(
+        &self,
+        request: v1::BatchPutRequest,
+    ) -> Result<v1::BatchPutResponse, Error> {
+        match self.call(Call::BatchPut(request)).await? {
+            Answer::BatchPut(put) => Ok(put),
+            _ => Err(Error::Unexpected("not the answer of a batch of puts")),
+        }
+    }
+
+    /// Scores many events, each with its own outcome, in the order of the scores.
+    pub async fn score_batch(
+        &self,
+        request: v1::ScoreBatchRequest,
+    ) -> Result<v1::ScoreBatchResponse, Error> {
+        match self.call(Call::ScoreBatch(request)).await? {
+            Answer::ScoreBatch(scored) => Ok(scored),
+            _ => Err(Error::Unexpected("not the answer of a batch of scores")),
         }
     }
 
@@ -171,22 +232,47 @@ impl Client {
         }
     }
 
-    /// The unary service of states and collections.
+    /// The unary service of states and collections, at the endpoint that answered last.
     pub fn state(&self) -> StateClient<Channel> {
-        StateClient::new(self.channel.clone())
-            .max_decoding_message_size(self.config.message_bytes_max)
-            .max_encoding_message_size(self.config.message_bytes_max)
+        let max = self.road.nodes.config.message_bytes_max;
+        StateClient::new(self.road.nodes.home().channel())
+            .max_decoding_message_size(max)
+            .max_encoding_message_size(max)
     }
 
-    /// The unary service of models.
+    /// The unary service of models, at the endpoint that answered last.
     pub fn models(&self) -> ModelsClient<Channel> {
-        ModelsClient::new(self.channel.clone())
-            .max_encoding_message_size(self.config.message_bytes_max)
+        ModelsClient::new(self.road.nodes.home().channel())
+            .max_encoding_message_size(self.road.nodes.config.message_bytes_max)
     }
 
-    /// Turns a unary call's status into the same error that pipelined calls give.
+    /// Turns a unary call's status into the same error that pipelined calls give. After a lost
+    /// connection the next unary call goes to another endpoint, if there is one.
     pub fn error(&self, status: &tonic::Status) -> Error {
-        Error::from_status(&self.config.endpoint, status)
+        let endpoint = self.road.nodes.home().endpoint();
+        let error = Error::from_status(endpoint, status);
+        if matches!(error, Error::Unreachable { .. }) {
+            self.road.nodes.leave(endpoint);
+        }
+        error
+    }
+
+    /// Makes a unary call, at each endpoint in turn as long as it certainly had no effect.
+    async fn unary<T, F>(&self, call: impl Fn() -> F) -> Result<T, Error>
+    where
+        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    {
+        let mut left = self.road.nodes.config.endpoints.len();
+        loop {
+            let error = match call().await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => self.error(&status),
+            };
+            left -= 1;
+            if left == 0 || !matches!(error, Error::Unreachable { reached: false, .. }) {
+                return Err(error);
+            }
+        }
     }
 
     /// Creates a collection.
@@ -194,8 +280,11 @@ impl Client {
         &self,
         request: v1::CreateCollectionRequest,
     ) -> Result<v1::Collection, Error> {
-        let created = self.state().create_collection(request).await;
-        created.map(tonic::Response::into_inner).map_err(|status| self.error(&status))
+        let create = || {
+            let (mut state, request) = (self.state(), request.clone());
+            async move { state.create_collection(request).await }
+        };
+        self.unary(create).await
     }
 
     /// Pushes a model's files.
@@ -217,51 +306,31 @@ impl Client {
                 }
             }
         }
-        let pushed = self.models().push(tokio_stream::iter(parts)).await;
-        pushed.map(tonic::Response::into_inner).map_err(|status| self.error(&status))
+        let push = || {
+            let (mut models, parts) = (self.models(), parts.clone());
+            async move { models.push(tokio_stream::iter(parts)).await }
+        };
+        self.unary(push).await
     }
 }
 
-/// Reads are; writes are when they carry a request id.
-fn is_repeatable(call: &Call) -> bool {
-    let has_id = |options: &Option<v1::WriteOptions>| {
-        options.as_ref().is_some_and(|options| !options.request_id.is_empty())
-    };
-    let peeks = |score: &v1::ScoreRequest| {
-        score.mode != v1::ScoreMode::Step as i32 || !score.request_id.is_empty()
-    };
+/// Whose state a call is about; nobody's for a batch.
+fn key_of(call: &Call) -> &Bytes {
+    static NO_KEY: Bytes = Bytes::new();
     match call {
-        Call::Get(_) | Call::BatchGet(_) => true,
-        Call::Put(put) => has_id(&put.options),
-        Call::BatchPut(batch) => batch.puts.iter().all(|put| has_id(&put.options)),
-        Call::Patch(patch) => has_id(&patch.options),
-        Call::Delete(delete) => has_id(&delete.options),
-        Call::Score(score) => peeks(score),
-        Call::ScoreBatch(batch) => batch.scores.iter().all(peeks),
-    }
-}
-
-/// The same key always takes the same lane.
-fn lane_of(call: &Call, lanes: usize) -> usize {
-    let key: &[u8] = match call {
         Call::Get(get) => &get.key,
         Call::Put(put) => &put.key,
         Call::Patch(patch) => &patch.key,
         Call::Delete(delete) => &delete.key,
         Call::Score(score) => &score.key,
-        Call::BatchGet(_) | Call::BatchPut(_) | Call::ScoreBatch(_) => &[],
-    };
-    // FNV-1a: only to spread, never stored.
-    let hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    });
-    (hash % lanes as u64) as usize
+        Call::BatchGet(_) | Call::BatchPut(_) | Call::ScoreBatch(_) => &NO_KEY,
+    }
 }
 
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
+/// The same key always takes the same lane.
+fn lane_of(key: &[u8]) -> u64 {
+    // FNV-1a: only to spread, never stored.
+    key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
 }

@@ -24,13 +24,15 @@ pub enum Error {
         /// When a retry may succeed.
         retry_after: Option<Duration>,
     },
-    /// No node answered. What was under way may or may not have happened.
+    /// No node answered.
     #[error("no answer from {endpoint}: {message}")]
     Unreachable {
         /// Which node.
         endpoint: String,
         /// What went wrong.
         message: String,
+        /// The call may have reached the node: then it may or may not have happened.
+        reached: bool,
     },
     /// The node answered with something else than was asked.
     #[error("unexpected answer: {0}")]
@@ -60,8 +62,12 @@ impl Error {
         let details = status.get_error_details();
         let Some(info) = details.error_info() else {
             let message = status.message().to_owned();
-            if status.code() == Code::Unavailable || status.code() == Code::Unknown {
-                return Error::Unreachable { endpoint: endpoint.to_owned(), message };
+            // What our nodes refuse has details: this is the connection's, however it broke.
+            let broken = [Code::Unavailable, Code::Unknown, Code::Internal, Code::Cancelled];
+            if broken.contains(&status.code()) {
+                let message = innermost(status).unwrap_or(message);
+                let (endpoint, reached) = (endpoint.to_owned(), !never_connected(status));
+                return Error::Unreachable { endpoint, message, reached };
             }
             return Error::Refused {
                 code: status.code(),
@@ -77,6 +83,54 @@ impl Error {
             message: status.message().to_owned(),
             metadata: info.metadata.clone(),
             retry_after: details.retry_info().and_then(|retry| retry.retry_delay),
+        }
+    }
+}
+
+/// What lies at the bottom of a status: "connection refused" rather than "transport error".
+fn innermost(status: &tonic::Status) -> Option<String> {
+    let mut cause = std::error::Error::source(status)?;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    Some(cause.to_string())
+}
+
+/// Whether there was not even a connection for the call.
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl From<Error> for v1::Error {
+    fn from(error: Error) -> Self {
+        let code = error.code() as i32;
+        match error {
+            Error::Refused { reason, message, metadata, retry_after, .. } => v1::Error {
+                code,
+                reason,
+                message,
+                metadata,
+                retry_after_ms: retry_after.map(|wait| wait.as_millis() as u64),
+            },
+            Error::Unreachable { reached, .. } => {
+                let (code, reason) = match reached {
+                    true => (Code::Unknown, "OUTCOME_UNKNOWN"),
+                    false => (Code::Unavailable, "UNAVAILABLE"),
+                };
+                let (code, reason, message) = (code as i32, reason.to_owned(), error.to_string());
+                v1::Error { code, reason, message, ..Default::default() }
+            }
+            Error::Unexpected(_) => {
+                let (reason, message) = ("INTERNAL".to_owned(), error.to_string());
+                v1::Error { code, reason, message, ..Default::default() }
+            }
         }
     }
 }

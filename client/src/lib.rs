@@ -1,18 +1,41 @@
-//! How others speak to a node: the Rust client.
+//! How others speak to a cluster: the Rust client.
 //!
-//! Calls are multiplexed over a few long-lived `Pipeline` streams, which costs a tenth of a unary
-//! call; the admin calls (collections, models) are unary. A stream that breaks is opened again;
-//! a call that was under way on it is sent once more only if that is safe: reads, and writes
-//! that carry a request id.
+//! Calls are multiplexed over a few long-lived `Pipeline` streams to each node, which costs a
+//! tenth of a unary call; the admin calls (collections, models) are unary, at any node. Each call
+//! goes to the node that leads its key's shard, by a map that any node gives and that is corrected
+//! on the way; a wrong guess costs a hop. What fails is sent again while that is safe: reads, what
+//! had no effect for certain, and writes that carry a request id (all do, unless told otherwise).
 //!
-//! Not done: following shard hints (one node serves every shard).
+//! | file | concept |
+//! |---|---|
+//! | `client.rs` | the front door: typed calls |
+//! | `trip.rs`, `scatter.rs` | one call's, one batch's way to those who lead |
+//! | `nodes.rs` | the nodes there are, and whom to ask |
+//! | `map.rs` | key → slot → shard → nodes |
+//! | `lanes.rs`, `pipeline.rs` | streams to one node, and one of them |
+//! | `retry.rs` *, `budget.rs` | what may be sent again, when, how often |
+//! | `batch.rs` * | batches taken apart and put together |
+//! | `request_ids.rs` | what makes a write repeatable |
+//!
+//! Files marked * are pure; a node forwards with them too.
+//!
+//! Not done: TLS; the order of a key's calls across a change of its shard's leader.
 
+pub mod batch;
+mod budget;
 mod client;
 mod error;
+pub mod lanes;
+mod map;
+mod nodes;
 mod pipeline;
+mod request_ids;
+pub mod retry;
+mod scatter;
+mod trip;
 
 pub use client::{Client, Config};
 pub use error::Error;
-pub use pipeline::Pipeline;
+pub use pipeline::{Answered, HOP, Pending, Pipeline};
 /// The messages that calls take and answer.
 pub use statehouse_proto::v1;

@@ -1,23 +1,29 @@
 //! One `Pipeline` stream: calls go out in the order sent, answers come back in any order.
 
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::StreamExt as _;
+use futures::{Stream, StreamExt as _};
 use parking_lot::Mutex;
 use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_client::PipelineClient;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 use tokio::sync::{mpsc, oneshot};
-use tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::Error;
 
 /// Calls that may lie between the caller and the connection.
 const QUEUE_MAX: usize = 1_024;
+
+/// The metadata that marks the calls of a stream as forwarded once: they go no further.
+pub const HOP: &str = "statehouse-hop";
 
 /// A stream of calls to one node. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
@@ -29,31 +35,65 @@ pub struct Pipeline {
 
 struct Waiting {
     next_id: u64,
-    answers: HashMap<u64, oneshot::Sender<Result<Answer, Error>>>,
+    answers: HashMap<u64, oneshot::Sender<Result<Answered, Error>>>,
     /// Why the stream ended.
     broken: Option<Error>,
 }
 
+/// An answer and who gave it.
+#[derive(Debug)]
+pub struct Answered {
+    /// What was answered.
+    pub answer: Answer,
+    /// The node that answered, if the one asked forwarded the call; 0: it did not.
+    pub forwarded_to: u64,
+}
+
+/// A call that is under way.
+pub struct Pending {
+    endpoint: Arc<str>,
+    receiver: oneshot::Receiver<Result<Answered, Error>>,
+}
+
+impl Pending {
+    /// Waits for the answer. Safe to drop and call again.
+    pub async fn answer(&mut self) -> Result<Answered, Error> {
+        match (&mut self.receiver).await {
+            Ok(answer) => answer,
+            Err(_) => Err(ended(&self.endpoint, true)),
+        }
+    }
+}
+
 impl Pipeline {
-    /// Opens a stream to a node. Messages are bounded by `message_bytes_max`.
-    pub async fn open(
+    /// A stream to a node, opened at once. Messages are bounded by `message_bytes_max`.
+    ///
+    /// Calls may be sent right away; if the node can't be reached, they learn so.
+    pub fn open(channel: Channel, endpoint: &str, message_bytes_max: usize) -> Self {
+        Pipeline::begin(channel, endpoint, message_bytes_max, false)
+    }
+
+    /// `hop`: the node must not forward the calls.
+    pub(crate) fn begin(
         channel: Channel,
         endpoint: &str,
         message_bytes_max: usize,
-    ) -> Result<Self, Error> {
+        hop: bool,
+    ) -> Self {
         let (calls, queue) = mpsc::channel(QUEUE_MAX);
-        let waiting =
-            Arc::new(Mutex::new(Waiting { next_id: 1, answers: HashMap::new(), broken: None }));
-        let mut client = PipelineClient::new(channel)
+        let waiting = Waiting { next_id: 1, answers: HashMap::new(), broken: None };
+        let waiting = Arc::new(Mutex::new(waiting));
+        let client = PipelineClient::new(channel)
             .max_decoding_message_size(message_bytes_max)
             .max_encoding_message_size(message_bytes_max);
-        let answers = client
-            .run(ReceiverStream::new(queue))
-            .await
-            .map_err(|status| Error::from_status(endpoint, &status))?;
         let endpoint: Arc<str> = endpoint.into();
-        tokio::spawn(receive(answers.into_inner(), waiting.clone(), endpoint.clone()));
-        Ok(Pipeline { endpoint, calls, waiting })
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut request = tonic::Request::new(Queue { queue, taken: taken.clone() });
+        if hop {
+            request.metadata_mut().insert(HOP, MetadataValue::from_static("1"));
+        }
+        tokio::spawn(run(client, request, waiting.clone(), endpoint.clone(), taken));
+        Pipeline { endpoint, calls, waiting }
     }
 
     /// Whether the stream has ended.
@@ -68,27 +108,33 @@ impl Pipeline {
         call: Call,
         timeout: Option<Duration>,
     ) -> Result<impl Future<Output = Result<Answer, Error>> + use<>, Error> {
+        let mut pending = self.start(call, timeout).await?;
+        Ok(async move { pending.answer().await.map(|answered| answered.answer) })
+    }
+
+    /// Sends a call: it has its place in the queue once this is polled, unless the queue is full.
+    pub(crate) async fn start(
+        &self,
+        call: Call,
+        timeout: Option<Duration>,
+    ) -> Result<Pending, Error> {
+        let place = self.calls.reserve().await;
         let (sender, receiver) = oneshot::channel();
-        let id = {
-            let mut waiting = self.waiting.lock();
-            if let Some(broken) = &waiting.broken {
-                return Err(broken.clone());
-            }
-            let id = waiting.next_id;
-            waiting.next_id += 1;
-            waiting.answers.insert(id, sender);
-            id
+        // Under one lock, so that ids have the order of the queue.
+        let mut waiting = self.waiting.lock();
+        let place = match (place, &waiting.broken) {
+            (Ok(place), None) => place,
+            (_, Some(broken)) => return Err(unsent(broken)),
+            (Err(_), None) => return Err(ended(&self.endpoint, false)),
         };
+        let id = waiting.next_id;
+        waiting.next_id += 1;
+        waiting.answers.insert(id, sender);
         // At least one millisecond: 0 means none.
         let timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u32::MAX.into()) as u32);
-        let request = v1::PipelineRequest { id, timeout_ms, call: Some(call) };
-        if self.calls.send(request).await.is_err() {
-            let mut waiting = self.waiting.lock();
-            waiting.answers.remove(&id);
-            return Err(waiting.broken.clone().unwrap_or_else(|| closed(&self.endpoint)));
-        }
-        let endpoint = self.endpoint.clone();
-        Ok(async move { receiver.await.unwrap_or_else(|_| Err(closed(&endpoint))) })
+        place.send(v1::PipelineRequest { id, timeout_ms, call: Some(call) });
+        drop(waiting);
+        Ok(Pending { endpoint: self.endpoint.clone(), receiver })
     }
 
     /// Sends a call and awaits its answer.
@@ -97,18 +143,59 @@ impl Pipeline {
     }
 }
 
-async fn receive(
-    mut answers: tonic::Streaming<v1::PipelineResponse>,
+/// The calls on their way to the connection, and the id of the last one that it took.
+struct Queue {
+    queue: mpsc::Receiver<v1::PipelineRequest>,
+    taken: Arc<AtomicU64>,
+}
+
+impl Stream for Queue {
+    type Item = v1::PipelineRequest;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let next = self.queue.poll_recv(cx);
+        if let Poll::Ready(Some(request)) = &next {
+            self.taken.store(request.id, Ordering::Release);
+        }
+        next
+    }
+}
+
+/// Opens the stream and hands out its answers until it ends.
+async fn run(
+    mut client: PipelineClient<Channel>,
+    request: tonic::Request<Queue>,
     waiting: Arc<Mutex<Waiting>>,
     endpoint: Arc<str>,
+    taken: Arc<AtomicU64>,
 ) {
-    let broken = loop {
+    let broken = match client.run(request).await {
+        Ok(answers) => receive(answers.into_inner(), &waiting, &endpoint).await,
+        Err(status) => Error::from_status(&endpoint, &status),
+    };
+    // What the connection never took has not happened.
+    let taken = taken.load(Ordering::Acquire);
+    let mut waiting = waiting.lock();
+    for (id, waiter) in waiting.answers.drain() {
+        let error = if id > taken { unsent(&broken) } else { broken.clone() };
+        let _ = waiter.send(Err(error));
+    }
+    waiting.broken = Some(broken);
+}
+
+async fn receive(
+    mut answers: tonic::Streaming<v1::PipelineResponse>,
+    waiting: &Mutex<Waiting>,
+    endpoint: &str,
+) -> Error {
+    loop {
         match answers.next().await {
             Some(Ok(response)) => {
                 let waiter = waiting.lock().answers.remove(&response.id);
+                let forwarded_to = response.forwarded_to;
                 let answer = match response.result {
                     Some(Answer::Error(error)) => Err(error.into()),
-                    Some(answer) => Ok(answer),
+                    Some(answer) => Ok(Answered { answer, forwarded_to }),
                     None => Err(Error::Unexpected("a response without a result")),
                 };
                 if let Some(waiter) = waiter {
@@ -116,17 +203,24 @@ async fn receive(
                     let _ = waiter.send(answer);
                 }
             }
-            Some(Err(status)) => break Error::from_status(&endpoint, &status),
-            None => break closed(&endpoint),
+            Some(Err(status)) => return Error::from_status(endpoint, &status),
+            // A node that stops ends the stream once all calls that it took are answered.
+            None => return ended(endpoint, false),
         }
-    };
-    let mut waiting = waiting.lock();
-    waiting.broken = Some(broken.clone());
-    for (_, waiter) in waiting.answers.drain() {
-        let _ = waiter.send(Err(broken.clone()));
     }
 }
 
-fn closed(endpoint: &str) -> Error {
-    Error::Unreachable { endpoint: endpoint.to_owned(), message: "the stream ended".to_owned() }
+/// The same for a call that did not leave.
+fn unsent(broken: &Error) -> Error {
+    match broken.clone() {
+        Error::Unreachable { endpoint, message, .. } => {
+            Error::Unreachable { endpoint, message, reached: false }
+        }
+        other => other,
+    }
+}
+
+fn ended(endpoint: &str, reached: bool) -> Error {
+    let message = "the stream ended".to_owned();
+    Error::Unreachable { endpoint: endpoint.to_owned(), message, reached }
 }

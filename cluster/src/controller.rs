@@ -122,7 +122,10 @@ impl Controller {
             let start = || tokio::spawn(drive::drive(Arc::downgrade(shards), task.id));
             self.drivers.entry(task.id).or_insert_with(start);
         }
-        tidy::learners(shards, &seen).await?;
+        if tidy::learners(shards, &seen).await? {
+            // The plan must know of them.
+            return Ok(());
+        }
         tidy::strays(shards, &seen).await;
         tidy::forget(shards, &seen).await?;
         if seen.cluster.paused {

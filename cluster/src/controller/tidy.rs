@@ -14,9 +14,10 @@ use crate::{Error, META_SHARD, NodeId, ShardId, Shards};
 const TASKS_KEPT: usize = 256;
 
 /// Gives every member that answers a replica of shard 0, without a vote if need be: it follows
-/// nodes, placements and the catalog from it.
-pub(super) async fn learners(shards: &Arc<Shards>, seen: &Observed) -> Result<(), Error> {
-    let Some((leader, group)) = seen.leader(META_SHARD) else { return Ok(()) };
+/// nodes, placements and the catalog from it. Answers whether anything changed.
+pub(super) async fn learners(shards: &Arc<Shards>, seen: &Observed) -> Result<bool, Error> {
+    let Some((leader, group)) = seen.leader(META_SHARD) else { return Ok(false) };
+    let mut changed = false;
     let busy = seen.running().any(|task| task.shard == META_SHARD.0);
     for (node, row) in seen.members() {
         let known = group.voters.values().chain(group.learners.values()).any(|at| *at == node);
@@ -32,6 +33,7 @@ pub(super) async fn learners(shards: &Arc<Shards>, seen: &Observed) -> Result<()
         control.create(node, META_SHARD, replica).await?;
         control.change(leader, META_SHARD, Change::AddLearner { replica, node }).await?;
         tracing::info!(%node, "the node follows shard 0");
+        changed = true;
     }
     let learners: Vec<(ReplicaId, NodeId)> =
         group.learners.iter().map(|(replica, node)| (*replica, *node)).collect();
@@ -40,9 +42,10 @@ pub(super) async fn learners(shards: &Arc<Shards>, seen: &Observed) -> Result<()
         if !member && !busy {
             let change = Change::RemoveLearner { replica };
             shards.control().change(leader, META_SHARD, change).await?;
+            changed = true;
         }
     }
-    Ok(())
+    Ok(changed)
 }
 
 /// Ends replicas that no group knows and no task needs: left behind by a node that was away when
