@@ -3,10 +3,12 @@
 //! Human output by default, `--json` for programs. Exit codes: 0 done, 1 failed, 2 wrong usage,
 //! 3 no node answered, 4 not found, 5 a condition did not hold, 6 refused for now (retry later).
 
+mod admin;
 mod bench;
 mod collection;
 mod demo;
 mod field;
+mod init;
 mod model;
 mod npy;
 mod output;
@@ -35,6 +37,10 @@ struct Cli {
 enum Command {
     /// Run a node.
     Serve(serve::Args),
+    /// Found a cluster in a fresh directory.
+    Init(init::InitArgs),
+    /// Join a running cluster with a fresh directory.
+    Join(init::JoinArgs),
     /// Read a state.
     Get(state::GetArgs),
     /// Write a whole state.
@@ -49,6 +55,8 @@ enum Command {
     Collection(collection::Args),
     /// Push, list, describe, activate and delete models.
     Model(model::Args),
+    /// Look after a cluster: nodes, shards, and how they move.
+    Admin(admin::Args),
     /// Step through a file of events, in order per key.
     Replay(replay::Args),
     /// Generate load and measure it.
@@ -117,6 +125,8 @@ pub fn run() -> ExitCode {
 async fn dispatch(command: Command) -> anyhow::Result<()> {
     match command {
         Command::Serve(args) => serve::run(args).await,
+        Command::Init(args) => init::init(args).await,
+        Command::Join(args) => init::join(args).await,
         Command::Get(args) => state::get(args).await,
         Command::Put(args) => state::put(args).await,
         Command::Patch(args) => state::patch(args).await,
@@ -124,6 +134,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Score(args) => score::run(args).await,
         Command::Collection(args) => collection::run(args).await,
         Command::Model(args) => model::run(args).await,
+        Command::Admin(args) => admin::run(args).await,
         Command::Replay(args) => replay::run(args).await,
         Command::Bench(args) => bench::run(*args).await,
         Command::Demo(args) => demo::run(args).await,

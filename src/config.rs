@@ -41,8 +41,22 @@ pub struct Config {
     pub listen: SocketAddr,
     /// HTTP listener: /metrics, /livez, /readyz.
     pub http_listen: SocketAddr,
-    /// Shards of a new data directory; an existing one keeps its own.
+    /// Listener for other nodes; `None`: two ports above `listen`.
+    pub peer_listen: Option<SocketAddr>,
+    /// Where clients are told to find this node, `host:port`; `None`: at `listen`.
+    pub advertise: Option<String>,
+    /// Where other nodes are told to find this one, `host:port`; `None`: at `peer_listen`.
+    pub peer_advertise: Option<String>,
+    /// Shards of a new cluster; an existing one keeps its own.
     pub shards: NonZeroU16,
+    /// Replicas that each shard of a new cluster should have.
+    pub replicas: NonZeroU16,
+    /// Seconds after which a node that is not heard has its replicas rebuilt elsewhere.
+    pub dead_after_s: u64,
+    /// Tasks that move replicas at a time.
+    pub tasks_max: usize,
+    /// Bytes of moved replicas that this node sends per second.
+    pub transfer_bytes_per_second: u64,
     /// A `tracing` filter.
     pub log: String,
     /// Text or JSON.
@@ -88,7 +102,14 @@ impl Default for Config {
             data: PathBuf::from("statehouse-data"),
             listen: SocketAddr::from(([127, 0, 0, 1], 7070)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7071)),
+            peer_listen: None,
+            advertise: None,
+            peer_advertise: None,
             shards: NonZeroU16::new(16).expect("16 is not zero"),
+            replicas: NonZeroU16::new(3).expect("3 is not zero"),
+            dead_after_s: 300,
+            tasks_max: 4,
+            transfer_bytes_per_second: 64 << 20,
             log: "info".into(),
             log_format: LogFormat::Text,
             device: DeviceChoice::Auto,
@@ -116,7 +137,14 @@ const KEYS: &[&str] = &[
     "data",
     "listen",
     "http_listen",
+    "peer_listen",
+    "advertise",
+    "peer_advertise",
     "shards",
+    "replicas",
+    "dead_after_s",
+    "tasks_max",
+    "transfer_bytes_per_second",
     "log",
     "log_format",
     "device",
@@ -171,6 +199,31 @@ impl Config {
         let config: Config =
             table.try_into().map_err(|error| anyhow::anyhow!("config: {error}"))?;
         Ok(Config { ignored_variables, ..config })
+    }
+}
+
+impl Config {
+    /// Where to listen for other nodes.
+    pub fn peer_listener(&self) -> SocketAddr {
+        self.peer_listen.unwrap_or_else(|| {
+            let port = match self.listen.port() {
+                0 => 0,
+                port => port.saturating_add(2),
+            };
+            SocketAddr::new(self.listen.ip(), port)
+        })
+    }
+}
+
+/// Where others are told to find a listener. One on all interfaces goes by the machine's name.
+pub fn advertised(told: Option<&str>, bound: SocketAddr) -> String {
+    match told {
+        Some(address) => address.to_owned(),
+        None if bound.ip().is_unspecified() => {
+            let system = rustix::system::uname();
+            format!("{}:{}", system.nodename().to_string_lossy(), bound.port())
+        }
+        None => bound.to_string(),
     }
 }
 

@@ -4,6 +4,7 @@
 //! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
 //! `routed.rs` and `scatter.rs` send what this node doesn't lead to those who do.
 
+mod admin;
 mod caller;
 mod calls;
 mod cluster;
@@ -16,6 +17,7 @@ mod score;
 mod state;
 mod status;
 
+pub use admin::AdminService;
 pub use calls::Calls;
 pub use cluster::ClusterService;
 pub use models::ModelsService;

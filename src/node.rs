@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use statehouse_cluster::catalog::Catalog;
 use statehouse_cluster::raft::Group;
-use statehouse_cluster::{self as cluster, Shards};
+use statehouse_cluster::{self as cluster, Addresses, Shards};
 use statehouse_inference::{self as inference, Device, Handle};
 use statehouse_proto::v1;
 use statehouse_store::{self as store, Command, Store, Sweep};
@@ -22,9 +22,9 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::config::{Config, DeviceChoice};
+use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    Calls, ClusterService, ModelsService, PipelineService, ScoreService, StateService,
+    AdminService, Calls, ClusterService, ModelsService, PipelineService, ScoreService, StateService,
 };
 use crate::http;
 use crate::metrics::{CallMetrics, Metrics, RoutingMetrics};
@@ -69,6 +69,10 @@ pub struct Node {
     pub address: SocketAddr,
     /// Where HTTP is served, the port filled in.
     pub http_address: SocketAddr,
+    /// Where other nodes are served, the port filled in.
+    pub peer_address: SocketAddr,
+    /// Which node of its cluster it is.
+    pub id: u64,
     /// The device that scores.
     pub device: String,
     config: Config,
@@ -86,11 +90,19 @@ impl Node {
     pub async fn start(config: Config) -> anyhow::Result<Node> {
         let listener = bind(config.listen).await?;
         let http_listener = bind(config.http_listen).await?;
+        let peer_listener = bind(config.peer_listener()).await?;
         let (address, http_address) = (listener.local_addr()?, http_listener.local_addr()?);
+        let peer_address = peer_listener.local_addr()?;
         let (stop, stopped) = watch::channel(false);
         let readiness = Readiness::default();
 
-        let (store, shards, failed) = open_store(&config).await?;
+        let (store, failed) = open_store(&config).await?;
+        let addresses = Addresses {
+            client: advertised(config.advertise.as_deref(), address),
+            peer: advertised(config.peer_advertise.as_deref(), peer_address),
+        };
+        let shards = cluster_config(&config);
+        let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
         let device = open_device(config.device, config.device_index)?;
         let device_name = device.name();
@@ -114,7 +126,8 @@ impl Node {
         let calls = Calls::new(states, scorer, router.clone(), counted);
 
         let mut tasks = Vec::new();
-        tasks.push(serve_grpc(&config, listener, (calls, router), models, stopped.clone()).await?);
+        let services = (calls, router, AdminService::new(shards.clone()));
+        tasks.push(serve_grpc(&config, listener, services, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,
             metrics,
@@ -127,6 +140,8 @@ impl Node {
         Ok(Node {
             address,
             http_address,
+            peer_address,
+            id: shards.me().0,
             device: device_name,
             config,
             store,
@@ -159,10 +174,11 @@ impl Node {
             tracing::warn!(?grace, "calls were still under way when the grace ended");
         }
         let (worker, shards, store) = (self.worker, self.shards, self.store);
+        shards.hand_over().await;
+        shards.close().await;
+        drop(shards);
         tokio::task::spawn_blocking(move || {
             worker.shutdown();
-            shards.close();
-            drop(shards);
             store.close()
         })
         .await??;
@@ -174,10 +190,8 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("listen on {address}"))
 }
 
-/// Opens the disk and every replica on it, off the async threads.
-async fn open_store(
-    config: &Config,
-) -> anyhow::Result<(Store, Arc<Shards>, watch::Receiver<Option<String>>)> {
+/// Opens the disk, off the async threads.
+async fn open_store(config: &Config) -> anyhow::Result<(Store, watch::Receiver<Option<String>>)> {
     let store_config = store::Config {
         block_cache_bytes: config.block_cache_bytes,
         state_cache_bytes: config.state_cache_bytes,
@@ -187,11 +201,6 @@ async fn open_store(
         read_queue_max: config.read_queue_max,
         ..store::Config::default()
     };
-    let shards_config = cluster::Config {
-        shards: config.shards,
-        proposals_waiting_max: config.proposals_waiting_max,
-        ..cluster::Config::default()
-    };
     let data = config.data.clone();
     let (failed, failure) = watch::channel(None);
     tokio::task::spawn_blocking(move || {
@@ -199,10 +208,24 @@ async fn open_store(
         store.on_failure(Box::new(move |error| {
             failed.send_replace(Some(error.to_string()));
         }));
-        let shards = Shards::open(store.clone(), &shards_config)?;
-        Ok((store, shards, failure))
+        Ok((store, failure))
     })
     .await?
+}
+
+fn cluster_config(config: &Config) -> cluster::Config {
+    cluster::Config {
+        shards: config.shards,
+        replicas: config.replicas,
+        proposals_waiting_max: config.proposals_waiting_max,
+        transfer_bytes_per_second: config.transfer_bytes_per_second,
+        controller: cluster::controller::Config {
+            dead_after: Duration::from_secs(config.dead_after_s),
+            tasks_max: config.tasks_max,
+            ..cluster::controller::Config::default()
+        },
+        ..cluster::Config::default()
+    }
 }
 
 fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Device>> {
@@ -221,7 +244,7 @@ fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Dev
 async fn serve_grpc(
     config: &Config,
     listener: TcpListener,
-    (calls, router): (Calls, Router),
+    (calls, router, admin): (Calls, Router, AdminService),
     models: Arc<Models>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -254,6 +277,7 @@ async fn serve_grpc(
     health.set_serving::<v1::models_server::ModelsServer<ModelsService>>().await;
     health.set_serving::<v1::cluster_server::ClusterServer<ClusterService>>().await;
     health.set_serving::<v1::pipeline_server::PipelineServer<PipelineService>>().await;
+    health.set_serving::<v1::admin_server::AdminServer<AdminService>>().await;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let server = Server::builder()
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -266,6 +290,7 @@ async fn serve_grpc(
         .add_service(score)
         .add_service(pipeline)
         .add_service(models)
+        .add_service(v1::admin_server::AdminServer::new(admin))
         .add_service(cluster)
         .add_service(reflection)
         .add_service(reflection_alpha)
@@ -290,8 +315,9 @@ async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Rece
             _ = ticks.tick() => {}
             _ = stopped.wait_for(|stopped| *stopped) => return,
         }
-        for replica in shards.groups() {
-            if let Err(error) = sweep_shard(&shards, &replica).await {
+        // What a leader sweeps, all replicas sweep.
+        for replica in shards.groups().iter().filter(|replica| replica.leads()) {
+            if let Err(error) = sweep_shard(&shards, replica).await {
                 tracing::warn!(shard = %replica.shard(), %error, "sweep failed");
             }
         }

@@ -6,9 +6,15 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
+/// openraft tells of every message at "info": what matters of it we tell ourselves.
+const QUIET: &str = "openraft=warn";
+
 /// Starts logging. `filter` is a `tracing` filter such as "info" or "statehouse=debug".
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(filter)?;
+    let filter = match filter.contains("openraft") {
+        true => EnvFilter::try_new(filter)?,
+        false => EnvFilter::try_new(format!("{filter},{QUIET}"))?,
+    };
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())

@@ -57,7 +57,8 @@ impl Error {
         }
     }
 
-    pub(crate) fn from_status(endpoint: &str, status: &tonic::Status) -> Self {
+    /// What a unary call's status says.
+    pub fn from_status(endpoint: &str, status: &tonic::Status) -> Self {
         let details = status.get_error_details();
         let Some(info) = details.error_info() else {
             let message = status.message().to_owned();

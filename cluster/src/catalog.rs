@@ -8,13 +8,13 @@
 
 mod collections;
 mod models;
-mod rows;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use arc_swap::ArcSwap;
 use statehouse_store::CollectionId;
+use tokio::sync::watch;
 
 pub use collections::{Collection, Missing, Settings};
 pub use models::{ModelEntry, ModelFiles, ModelVersion};
@@ -36,7 +36,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    /// Reads the catalog and finishes drops that a crash interrupted.
+    /// Reads the catalog, and follows it from then on.
     pub async fn open(shards: Arc<Shards>) -> Result<Arc<Self>, Error> {
         let catalog = Arc::new(Catalog {
             shards,
@@ -44,9 +44,36 @@ impl Catalog {
             models: ArcSwap::default(),
             change: tokio::sync::Mutex::new(()),
         });
-        catalog.reload_collections()?;
-        catalog.reload_models()?;
-        catalog.finish_drops().await?;
+        catalog.reload()?;
+        tokio::spawn(follow(Arc::downgrade(&catalog), catalog.shards.changes()));
         Ok(catalog)
+    }
+
+    /// Takes up what other nodes were told is done before this call.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        self.shards.catch_up().await?;
+        self.reload()
+    }
+
+    fn reload(&self) -> Result<(), Error> {
+        self.reload_collections()?;
+        self.reload_models()
+    }
+}
+
+/// Takes up each change, and finishes drops that were left half done, until the catalog is gone.
+async fn follow(catalog: Weak<Catalog>, mut changes: watch::Receiver<u64>) {
+    while changes.changed().await.is_ok() {
+        let Some(catalog) = catalog.upgrade() else { return };
+        if let Err(error) = catalog.reload() {
+            tracing::error!(%error, "the catalog can't be read");
+        }
+        // One node does it: the one that leads shard 0.
+        if catalog.shards.meta().is_ok_and(|meta| meta.leads())
+            && let Ok(_change) = catalog.change.try_lock()
+            && let Err(error) = catalog.finish_drops().await
+        {
+            tracing::warn!(%error, "a drop is not finished yet");
+        }
     }
 }

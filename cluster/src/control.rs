@@ -17,6 +17,7 @@ use tonic::{Request, Status};
 
 use crate::clock::unix_now_ms;
 use crate::raft::{Groups, Leader, Role};
+use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
 
 pub(crate) use server::Service;
@@ -186,6 +187,22 @@ impl Control {
         let mut client = self.groups.peers().control_client(node)?;
         let answer = client.change_members(limited(ask, ANSWER_WAIT_MAX)).await;
         convert::done(answer.map_err(|status| lost(node, &status))?.into_inner(), node, shard)
+    }
+
+    /// Tells a node where this one is; answers where all are.
+    pub async fn announce(
+        &self,
+        node: NodeId,
+        addresses: &Addresses,
+    ) -> Result<BTreeMap<NodeId, String>, Error> {
+        let ask = statehouse_proto::v1::AnnounceAsk {
+            hello: Some(self.groups.peers().hello(node)),
+            address: addresses.client.clone(),
+            peer_address: addresses.peer.clone(),
+        };
+        let mut client = self.groups.peers().control_client(node)?;
+        let answer = client.announce(limited(ask, ANSWER_WAIT_MAX)).await;
+        convert::announced(answer.map_err(|status| lost(node, &status))?.into_inner(), node)
     }
 
     /// How a node is, with sizes on disk if asked for.

@@ -14,6 +14,11 @@
 //! | `applier.rs` | the thread that applies what is committed |
 //! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs` | the shards as a node sees them |
+//! | `identity.rs` | whose disk it is |
+//! | `meta.rs`, `rows.rs` | what all nodes share, kept as states of shard 0 |
+//! | `control.rs` | what nodes ask of each other |
+//! | `controller.rs` | keeps the cluster as it should be |
+//! | `admin.rs` | what people ask of it |
 //! | `topology.rs` * | which nodes there are, and where replicas are |
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
@@ -25,17 +30,21 @@
 //! Not done: no leases (a linearizable read asks a quorum), no sleep of quiet groups, no split or
 //! merge of shards.
 
+pub mod admin;
 mod applier;
 pub mod catalog;
 mod checkpointer;
 mod clock;
 pub mod control;
+pub mod controller;
 mod error;
 mod identity;
 mod ids;
+pub mod meta;
 pub mod placement;
 mod proposals;
 pub mod raft;
+mod rows;
 mod shard_map;
 mod shards;
 pub mod task;
@@ -49,5 +58,5 @@ pub use ids::{ClusterId, NodeId};
 pub use proposals::Limits;
 pub use raft::Done;
 pub use shard_map::{META_SHARD, SLOTS, ShardId, ShardMap, slot_of};
-pub use shards::{Config, Shards};
+pub use shards::{Addresses, Config, Shards};
 pub use topology::{Member, Topology};

@@ -150,6 +150,25 @@ pub enum Refusal {
         /// Replicas after the move.
         left: usize,
     },
+    /// A node that still has replicas.
+    #[error("node {node} has {replicas} replicas: drain it first")]
+    Full {
+        /// Which node.
+        node: NodeId,
+        /// How many.
+        replicas: usize,
+    },
+    /// A disk that can't join.
+    #[error("{0}")]
+    Disk(String),
+    /// A task that can't be undone.
+    #[error("task {task} can't be undone any more: its step is {step}")]
+    TooLate {
+        /// Which task.
+        task: u64,
+        /// How far it is.
+        step: String,
+    },
     /// Nowhere to go.
     #[error("no node that is open lacks a replica of shard {0}")]
     NoRoom(ShardId),

@@ -1,44 +1,66 @@
-//! All shards of a node that stands alone: opens them, locates keys, closes.
+//! The shards as one node sees them: those that it has replicas of, and where the others are.
 //!
-//! Each shard is a Raft group with one member, so that a node alone and a cluster write the same
-//! way.
+//! A node's start, in order: whose disk it is; the replicas on it; the peer listener; on a fresh
+//! disk the founding of a cluster of one; then what the cluster knows is followed from this
+//! node's own replica of shard 0. A cluster of one goes the same way as any other.
+//!
+//! Does not decide where replicas should be: that is the controller's.
 
-use std::collections::BTreeMap;
+mod announce;
+mod follow;
+mod found;
+
 use std::num::NonZeroU16;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use parking_lot::Mutex;
 use statehouse_store::{Command, ReplicaId, Reply, Store};
-use tokio::runtime::Handle;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
-use crate::checkpointer;
+use crate::control::Control;
 use crate::proposals::Limits;
 use crate::raft::{self, Group, Groups};
 use crate::transport::{self, Peers};
-use crate::{ClusterId, Error, META_SHARD, NodeId, ShardId, ShardMap, Topology};
+use crate::{Error, Identity, META_SHARD, NodeId, ShardId, ShardMap, Topology};
+use crate::{checkpointer, controller};
 
-/// The row of `meta` that says which shards this node holds.
-const DESCRIPTOR: &str = "shards";
+pub use announce::Addresses;
+pub(crate) use announce::note;
 
-/// The format of that row. Before 2 the logs were not Raft's.
-const DESCRIPTOR_FORMAT: u32 = 2;
+/// How long a proposal looks for who leads.
+const PROPOSE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// The id of a node that stands alone.
-const ALONE: NodeId = NodeId(1);
+/// How long a node that stops waits for others to take its leads.
+const HAND_OVER_MAX: Duration = Duration::from_secs(3);
+
+/// A node not heard for so long takes no lead.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// The wait before a proposal is tried again, and the longest.
+const RETRY_WAIT: Duration = Duration::from_millis(10);
+const RETRY_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// How a node's shards are laid out and bounded.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Shards of a new node; what is on disk wins.
+    /// Shards of a new cluster; what is on disk wins.
     pub shards: NonZeroU16,
+    /// Replicas that each shard of a new cluster should have.
+    pub replicas: NonZeroU16,
     /// Proposals that may wait in one shard.
     pub proposals_waiting_max: usize,
     /// Bytes of proposals that may wait in one shard.
     pub proposals_waiting_bytes_max: usize,
     /// What replicas may have applied and not flushed: bounds their logs.
     pub checkpoints: checkpointer::Limits,
+    /// Of snapshots that this node sends, per second.
+    pub transfer_bytes_per_second: u64,
+    /// How the cluster is kept as it should be.
+    pub controller: controller::Config,
 }
 
 impl Default for Config {
@@ -46,79 +68,88 @@ impl Default for Config {
         let limits = Limits::default();
         Config {
             shards: NonZeroU16::new(16).expect("16 is not zero"),
+            replicas: NonZeroU16::new(3).expect("3 is not zero"),
             proposals_waiting_max: limits.waiting_max,
             proposals_waiting_bytes_max: limits.waiting_bytes_max,
             checkpoints: checkpointer::Limits::default(),
+            transfer_bytes_per_second: raft::Config::default().transfer_bytes_per_second,
+            controller: controller::Config::default(),
         }
     }
 }
 
-/// What `meta` keeps, as JSON: written once, read at each start.
-#[derive(Debug, Serialize, Deserialize)]
-struct Descriptor {
-    format: u32,
-    shards: NonZeroU16,
-    /// Indexed by shard; ids are never used again.
-    replicas: Vec<u64>,
+impl Config {
+    fn raft(&self) -> raft::Config {
+        raft::Config {
+            limits: Limits {
+                waiting_max: self.proposals_waiting_max,
+                waiting_bytes_max: self.proposals_waiting_bytes_max,
+                ..Limits::default()
+            },
+            checkpoints: self.checkpoints,
+            transfer_bytes_per_second: self.transfer_bytes_per_second,
+            ..raft::Config::default()
+        }
+    }
 }
 
-/// The shards as this node sees them: those that it has a replica of, and where the others are.
+/// The shards as this node sees them.
 pub struct Shards {
     store: Store,
     map: ShardMap,
     groups: Arc<Groups>,
+    control: Control,
     topology: ArcSwap<Topology>,
-    runtime: Handle,
+    /// Counts changes of what all nodes share.
+    changes: watch::Sender<u64>,
+    stop: watch::Sender<bool>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl Shards {
-    /// Opens every shard, makes them on a new disk, and replays what the logs hold beyond what
-    /// was applied. Blocks; on a blocking thread of the runtime that the groups shall run on.
-    pub fn open(store: Store, config: &Config) -> Result<Arc<Self>, Error> {
-        let runtime = Handle::current();
-        runtime.block_on(Self::start(store, config))
-    }
-
-    async fn start(store: Store, config: &Config) -> Result<Arc<Self>, Error> {
-        let descriptor = match store.meta_get(DESCRIPTOR)? {
-            Some(row) => serde_json::from_slice::<Descriptor>(&row)
-                .map_err(|error| Error::Invalid(format!("read the shard descriptor: {error}")))?,
-            None => create(&store, config.shards)?,
-        };
-        if descriptor.format != DESCRIPTOR_FORMAT {
-            let (found, expected) = (descriptor.format, DESCRIPTOR_FORMAT);
-            let reason = format!("the shards have format {found}, expected {expected}");
-            return Err(Error::Invalid(reason));
-        }
-        let map = ShardMap::even(descriptor.shards);
-        let peers = Peers::new(ClusterId(store.id()), ALONE, transport::Config::default());
-        let limits = Limits {
-            waiting_max: config.proposals_waiting_max,
-            waiting_bytes_max: config.proposals_waiting_bytes_max,
-            ..Limits::default()
-        };
-        let checkpoints = config.checkpoints;
-        let config = raft::Config { limits, checkpoints, ..raft::Config::default() };
-        let groups = Groups::open(store.clone(), peers, config).await?;
-        let mut topology = Topology { epoch: 1, ..Topology::default() };
-        for (shard, id) in map.all().zip(&descriptor.replicas) {
-            let id = ReplicaId(*id);
-            let group = groups.create(shard, id).await?;
-            group.initialize(BTreeMap::from([(id, ALONE)])).await?;
-            topology.shards.insert(shard, vec![(id, ALONE)]);
-        }
-        for group in groups.all() {
-            let mut status = group.watch();
-            // Leads, and has applied all that its log held.
-            let leads = status.wait_for(|status| status.leader.is_some()).await.is_ok();
-            if !leads {
-                return Err(Error::Closed { reason: "a replica stopped at its start".into() });
+    /// Opens every replica on a disk, founds a cluster if the disk is fresh, and serves peers on
+    /// the listener. Returns when this node has what it needs to serve, which for one that has
+    /// just joined means that its cluster has given it a replica of shard 0.
+    pub async fn open(
+        store: Store,
+        listener: TcpListener,
+        addresses: Addresses,
+        config: &Config,
+    ) -> Result<Arc<Self>, Error> {
+        let identity = match Identity::read(&store)? {
+            Some(identity) => identity,
+            None => {
+                let founder = Identity::founder(&store, config.shards, config.replicas);
+                founder.write(&store).await?;
+                founder
             }
-            group.linearizable().await?;
+        };
+        let peers = Peers::new(identity.cluster, identity.node, transport::Config::default());
+        peers.set_addresses(identity.peers.clone());
+        let groups = Groups::open(store.clone(), peers, config.raft()).await?;
+        let stop = watch::Sender::new(false);
+        let shards = Arc::new(Shards {
+            store,
+            map: ShardMap::even(identity.shards),
+            control: Control::new(groups.clone()),
+            groups,
+            topology: ArcSwap::default(),
+            changes: watch::Sender::new(0),
+            stop,
+            tasks: Mutex::default(),
+        });
+        let serving = tokio::spawn(serve(listener, Arc::downgrade(&shards)));
+        shards.tasks.lock().push(serving);
+        if identity.founding {
+            found::found(&shards, identity).await?;
         }
-        let runtime = Handle::current();
-        let topology = ArcSwap::from_pointee(topology);
-        Ok(Arc::new(Shards { store, map, groups, topology, runtime }))
+        let following = tokio::spawn(follow::run(Arc::downgrade(&shards)));
+        let announcing = tokio::spawn(announce::run(Arc::downgrade(&shards), addresses));
+        shards.tasks.lock().extend([following, announcing]);
+        let controller = tokio::spawn(controller::run(Arc::downgrade(&shards), config.controller));
+        shards.tasks.lock().push(controller);
+        follow::ready(&shards).await?;
+        Ok(shards)
     }
 
     /// Which shard holds which key.
@@ -136,9 +167,29 @@ impl Shards {
         self.groups.peers().node()
     }
 
+    /// The cluster that it belongs to.
+    pub fn cluster(&self) -> crate::ClusterId {
+        self.groups.peers().cluster()
+    }
+
     /// Which nodes there are, and where replicas are.
     pub fn topology(&self) -> Arc<Topology> {
         self.topology.load_full()
+    }
+
+    /// Tells when something changed that all nodes share: nodes, placements, the catalog.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Asks things of nodes.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The other nodes, and when they were heard.
+    pub fn peers(&self) -> &Arc<Peers> {
+        self.groups.peers()
     }
 
     /// This node's replica of a shard, if it has one.
@@ -166,36 +217,125 @@ impl Shards {
         self.groups.all()
     }
 
-    /// Proposes and awaits the reply.
-    pub async fn propose(&self, shard: ShardId, command: Command) -> Result<Reply, Error> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let done = Box::new(move |reply| {
-            // The caller may have given up; the write stands all the same.
-            let _ = sender.send(reply);
-        });
-        self.local(shard)?.propose(command, done);
-        receiver.await.unwrap_or_else(|_| {
-            Err(Error::OutcomeUnknown { reason: "the node stopped before the reply".into() })
-        })
+    /// Returns once this node has applied everything of shard 0 that was acknowledged before.
+    pub async fn catch_up(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + PROPOSE_PATIENCE;
+        let mut wait = RETRY_WAIT;
+        loop {
+            let caught_up = match self.meta() {
+                Ok(meta) => meta.catch_up().await,
+                Err(error) => Err(error),
+            };
+            match caught_up {
+                Err(Error::NotLeader { .. } | Error::Unreachable { .. })
+                    if Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_WAIT_MAX);
+                }
+                done => return done,
+            }
+        }
     }
 
-    /// Refuses new proposals, lets the ones under way finish, and stops. Blocks; on a blocking
-    /// thread.
-    pub fn close(&self) {
-        self.runtime.block_on(self.groups.shutdown());
+    /// Proposes wherever the shard is led, and awaits the reply. For commands that may be made
+    /// twice, since an answer may get lost: those with a request id, drops, sweeps. After a
+    /// command of shard 0, this node has applied it.
+    pub async fn propose(&self, shard: ShardId, command: Command) -> Result<Reply, Error> {
+        let deadline = Instant::now() + PROPOSE_PATIENCE;
+        let mut wait = RETRY_WAIT;
+        let mut hint = None;
+        loop {
+            let target = hint.take().or_else(|| self.leader_of(shard));
+            let outcome = match target {
+                Some(node) => self.control.propose(node, shard, command.clone()).await,
+                None => Err(Error::NotLeader { shard, leader: None }),
+            };
+            match outcome {
+                Ok((reply, at)) => {
+                    if shard == META_SHARD {
+                        self.meta()?.wait_applied(at).await?;
+                    }
+                    return Ok(reply);
+                }
+                Err(Error::NotLeader { leader, .. }) if Instant::now() < deadline => {
+                    // A hint that leads back is no hint.
+                    hint = leader.map(|leader| leader.node).filter(|node| Some(*node) != target);
+                }
+                Err(
+                    Error::Unreachable { .. }
+                    | Error::OutcomeUnknown { .. }
+                    | Error::Peer { passes: true, .. },
+                ) if Instant::now() < deadline => {}
+                Err(error) => return Err(error),
+            }
+            if hint.is_none() {
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_WAIT_MAX);
+            }
+        }
+    }
+
+    /// Where a shard is led, as far as this node knows, or one of the nodes that may know.
+    pub fn leader_of(&self, shard: ShardId) -> Option<NodeId> {
+        if let Some(leader) = self.group(shard).and_then(|group| group.leader()) {
+            return Some(leader.node);
+        }
+        let topology = self.topology();
+        let others: Vec<NodeId> = match topology.shards.get(&shard) {
+            Some(replicas) => replicas.iter().map(|(_, node)| *node).collect(),
+            None => topology.nodes.keys().copied().collect(),
+        };
+        let others: Vec<NodeId> = others.into_iter().filter(|node| *node != self.me()).collect();
+        let at = rand::random_range(0..others.len().max(1));
+        others.get(at).copied()
+    }
+
+    /// Hands over every group that this node leads and another one could, so that nobody has to
+    /// find out that it is gone. Bounded in time.
+    pub async fn hand_over(&self) {
+        let led = self.groups().into_iter().filter(|group| group.leads());
+        let handed = led.map(|group| async move {
+            let status = group.status();
+            let others = status.voters.keys().filter(|id| **id != group.replica());
+            let silent = |id: &ReplicaId| {
+                let node = status.voters.get(id).copied().unwrap_or(NodeId(0));
+                self.peers().silence(node).is_none_or(|(silence, lost)| lost || silence > SILENCE)
+            };
+            let mut choices: Vec<ReplicaId> = others.copied().filter(|id| !silent(id)).collect();
+            choices.sort_by_key(|id| std::cmp::Reverse(status.matched.get(id).copied()));
+            for to in choices {
+                match group.transfer_leader(to).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::debug!(shard = %group.shard(), %error, "not taken"),
+                }
+            }
+        });
+        let all = futures::future::join_all(handed);
+        if tokio::time::timeout(HAND_OVER_MAX, all).await.is_err() {
+            tracing::warn!("not every lead was handed over");
+        }
+    }
+
+    /// Refuses new proposals, lets the ones under way finish, and stops.
+    pub async fn close(&self) {
+        self.stop.send_replace(true);
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        self.groups.shutdown().await;
     }
 }
 
-/// Says which replicas there will be: they are made by the first start that finds this.
-fn create(store: &Store, shards: NonZeroU16) -> Result<Descriptor, Error> {
-    let replicas: Vec<u64> = (0..=u64::from(shards.get())).map(|shard| shard + 1).collect();
-    let descriptor = Descriptor { format: DESCRIPTOR_FORMAT, shards, replicas };
-    let row = serde_json::to_vec(&descriptor).expect("plain numbers become JSON");
-    let (sender, receiver) = crossbeam_channel::bounded(1);
-    let done = Box::new(move |result| {
-        let _ = sender.send(result);
-    });
-    store.meta_put(DESCRIPTOR, Bytes::from(row), done)?;
-    receiver.recv().map_err(|_| Error::Closed { reason: "the commit thread is gone".into() })??;
-    Ok(descriptor)
+async fn serve(listener: TcpListener, shards: Weak<Shards>) {
+    let Some(here) = shards.upgrade() else { return };
+    let (groups, mut stopping) = (here.groups.clone(), here.stop.subscribe());
+    drop(here);
+    let stopped = async move {
+        // An error means that the node is gone, which is a stop too.
+        let _ = stopping.wait_for(|stopping| *stopping).await;
+    };
+    if let Err(error) = transport::serve(listener, groups, shards, stopped).await {
+        tracing::error!(%error, "the peer listener failed");
+    }
 }

@@ -26,7 +26,16 @@ pub struct Args {
     /// HTTP listener: /metrics, /livez, /readyz.
     #[arg(long)]
     http_listen: Option<SocketAddr>,
-    /// Shards of a new data directory.
+    /// Listener for other nodes; by default two ports above --listen.
+    #[arg(long)]
+    peer_listen: Option<SocketAddr>,
+    /// Where clients are told to find this node; by default the listener's address.
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Where other nodes are told to find this one; by default the peer listener's address.
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+    /// Shards of a new cluster.
     #[arg(long)]
     shards: Option<NonZeroU16>,
     /// Which device scores.
@@ -46,6 +55,9 @@ impl Args {
         config.data = self.data.unwrap_or(config.data);
         config.listen = self.listen.unwrap_or(config.listen);
         config.http_listen = self.http_listen.unwrap_or(config.http_listen);
+        config.peer_listen = self.peer_listen.or(config.peer_listen);
+        config.advertise = self.advertise.or(config.advertise);
+        config.peer_advertise = self.peer_advertise.or(config.peer_advertise);
         config.shards = self.shards.unwrap_or(config.shards);
         config.device = self.device.unwrap_or(config.device);
         config.log = self.log.unwrap_or(config.log);
@@ -69,6 +81,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!(
         grpc = %node.address,
         http = %node.http_address,
+        peer = %node.peer_address,
+        node = node.id,
         device = node.device,
         data = %data.display(),
         started_in = ?started.elapsed(),

@@ -2,6 +2,12 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod cluster;
+pub mod history;
+pub mod process;
+pub mod proxy;
+pub mod workload;
+
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

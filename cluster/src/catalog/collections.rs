@@ -11,9 +11,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use statehouse_store::{CollectionId, Command, Condition};
 
-use super::rows::{self, Row};
 use super::{COLLECTIONS, Catalog};
 use crate::clock::unix_now_ms;
+use crate::rows::{self, Row};
 use crate::{Error, META_SHARD};
 
 /// What a read of a missing state answers.
@@ -90,6 +90,17 @@ impl Catalog {
             .ok_or_else(|| Error::Unknown { kind: "collection", name: name.to_owned() })
     }
 
+    /// The collection of that name, were it created a moment ago by way of another node.
+    pub async fn find_collection(&self, name: &str) -> Result<Arc<Collection>, Error> {
+        match self.collection(name) {
+            Err(Error::Unknown { .. }) => {
+                self.catch_up().await?;
+                self.collection(name)
+            }
+            found => found,
+        }
+    }
+
     /// All collections, by name.
     pub fn collections(&self) -> Arc<BTreeMap<String, Arc<Collection>>> {
         self.collections.load_full()
@@ -130,18 +141,19 @@ impl Catalog {
     /// Drops a collection and every state in it.
     pub async fn drop_collection(&self, name: &str) -> Result<(), Error> {
         let _change = self.change.lock().await;
+        self.shards.catch_up().await?;
         let unknown = || Error::Unknown { kind: "collection", name: name.to_owned() };
         let row: Row<CollectionRow> =
             rows::get(&self.shards, COLLECTIONS, name.as_bytes())?.ok_or_else(unknown)?;
         let id = row.value.id.unwrap_or(row.version);
         let marked = CollectionRow { id: Some(id), dropping: true, ..row.value };
         let condition = Condition::Version(row.version);
-        rows::put(&self.shards, COLLECTIONS, name, &marked, condition)
+        let version = rows::put(&self.shards, COLLECTIONS, name, &marked, condition)
             .await?
             .ok_or_else(unknown)?;
         // From here on nobody finds it.
         self.reload_collections()?;
-        self.finish_drop(name, CollectionId(id)).await
+        self.finish_drop(name, CollectionId(id), version).await
     }
 
     pub(super) async fn finish_drops(&self) -> Result<(), Error> {
@@ -149,17 +161,24 @@ impl Catalog {
             if row.value.dropping {
                 let id = CollectionId(row.value.id.unwrap_or(row.version));
                 tracing::info!(collection = row.key, "finishing an interrupted drop");
-                self.finish_drop(&row.key, id).await?;
+                self.finish_drop(&row.key, id, row.version).await?;
             }
         }
         Ok(())
     }
 
-    async fn finish_drop(&self, name: &str, collection: CollectionId) -> Result<(), Error> {
+    /// Deletes the states, then the row at the version at which it was marked: a collection that
+    /// was made under the same name since then is another one.
+    async fn finish_drop(
+        &self,
+        name: &str,
+        collection: CollectionId,
+        marked: u64,
+    ) -> Result<(), Error> {
         for shard in self.shards.map().all().filter(|shard| *shard != META_SHARD) {
             self.shards.propose(shard, Command::DropCollection { collection }).await?;
         }
-        rows::delete(&self.shards, COLLECTIONS, name).await
+        rows::delete(&self.shards, COLLECTIONS, name, Condition::Version(marked)).await
     }
 
     pub(super) fn reload_collections(&self) -> Result<(), Error> {

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use statehouse_store::{Condition, Field, Selection, Value};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::rows::{self, Row};
 use super::{Catalog, MODEL_FILES, MODELS};
 use crate::Error;
 use crate::clock::unix_now_ms;
+use crate::rows::{self, Row};
 
 /// A model directory's files by name.
 pub type ModelFiles = BTreeMap<String, Bytes>;
@@ -64,6 +64,17 @@ impl Catalog {
         self.models.load().get(name).cloned().ok_or_else(|| unknown(name))
     }
 
+    /// The model of that name, were it pushed a moment ago by way of another node.
+    pub async fn find_model(&self, name: &str) -> Result<Arc<ModelEntry>, Error> {
+        match self.model(name) {
+            Err(Error::Unknown { .. }) => {
+                self.catch_up().await?;
+                self.model(name)
+            }
+            found => found,
+        }
+    }
+
     /// Stores a new version's files and lists it, active if asked for. The files of a version that
     /// is listed make no new one.
     pub async fn push_model(
@@ -73,6 +84,7 @@ impl Catalog {
         activate: bool,
     ) -> Result<ModelVersion, Error> {
         let _change = self.change.lock().await;
+        self.shards.catch_up().await?;
         let current = self.model_row(name)?;
         let condition =
             current.as_ref().map_or(Condition::Absent, |r| Condition::Version(r.version));
@@ -114,6 +126,7 @@ impl Catalog {
     /// Makes a version the active one.
     pub async fn activate_model(&self, name: &str, version: u64) -> Result<(), Error> {
         let _change = self.change.lock().await;
+        self.shards.catch_up().await?;
         let mut row = self.model_row(name)?.ok_or_else(|| unknown(name))?;
         if !row.value.versions.iter().any(|found| found.version == version) {
             return Err(unknown_version(name, version));
@@ -125,6 +138,7 @@ impl Catalog {
     /// Deletes one version, which must not be the active one, or with `None` all of them.
     pub async fn delete_model(&self, name: &str, version: Option<u64>) -> Result<(), Error> {
         let _change = self.change.lock().await;
+        self.shards.catch_up().await?;
         let mut row = self.model_row(name)?.ok_or_else(|| unknown(name))?;
         let doomed: Vec<u64> = row
             .value
@@ -146,7 +160,8 @@ impl Catalog {
         row.value.versions.retain(|found| !doomed.contains(&found.version));
         self.write_model(name, &row.value, Condition::Version(row.version)).await?;
         for version in doomed {
-            rows::delete(&self.shards, MODEL_FILES, &files_key(name, version)).await?;
+            let key = files_key(name, version);
+            rows::delete(&self.shards, MODEL_FILES, &key, Condition::Any).await?;
         }
         Ok(())
     }

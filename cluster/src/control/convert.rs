@@ -1,6 +1,6 @@
 //! The `Control` service's messages ↔ what they mean here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use statehouse_proto::v1;
@@ -11,7 +11,7 @@ use statehouse_store::{Body, Command, Entry, ReplicaId, Reply};
 
 use super::{Change, GroupReport, NodeReport};
 use crate::raft::{Leader, Role};
-use crate::{Error, MembersProblem, NodeId, ShardId};
+use crate::{Error, META_SHARD, MembersProblem, NodeId, ShardId};
 
 pub fn shard(number: u32) -> Result<ShardId, Error> {
     let shard = u16::try_from(number).map(ShardId);
@@ -116,6 +116,26 @@ pub fn answer(outcome: Result<(), Error>) -> v1::ControlAnswer {
 
 pub fn done(answered: v1::ControlAnswer, node: NodeId, shard: ShardId) -> Result<(), Error> {
     answered.refusal.map_or(Ok(()), |refusal| Err(refused(refusal, node, shard)))
+}
+
+pub fn announce_answer(outcome: Result<BTreeMap<NodeId, String>, Error>) -> v1::AnnounceAnswer {
+    match outcome {
+        Ok(book) => {
+            let peers = book.into_iter().map(|(node, at)| (node.0, at)).collect();
+            v1::AnnounceAnswer { refusal: None, peers }
+        }
+        Err(error) => v1::AnnounceAnswer { refusal: Some(refusal(&error)), peers: HashMap::new() },
+    }
+}
+
+pub fn announced(
+    answered: v1::AnnounceAnswer,
+    node: NodeId,
+) -> Result<BTreeMap<NodeId, String>, Error> {
+    match answered.refusal {
+        Some(refusal) => Err(refused(refusal, node, META_SHARD)),
+        None => Ok(answered.peers.into_iter().map(|(node, at)| (NodeId(node), at)).collect()),
+    }
 }
 
 /// An error as another node learns of it.

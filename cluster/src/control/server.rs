@@ -1,6 +1,6 @@
 //! The other end: serves what nodes ask of this one, on the peer listener.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use statehouse_proto::v1;
 use statehouse_proto::v1::control_server::Control;
@@ -9,24 +9,28 @@ use tonic::{Request, Response, Status};
 
 use super::{convert, local};
 use crate::raft::Groups;
+use crate::shards::{Addresses, note};
+use crate::{Error, NodeId, Shards};
 
 /// Serves the `Control` service over a node's groups.
 pub(crate) struct Service {
     groups: Arc<Groups>,
+    shards: Weak<Shards>,
 }
 
 impl Service {
-    pub fn new(groups: Arc<Groups>) -> Self {
-        Service { groups }
+    pub fn new(groups: Arc<Groups>, shards: Weak<Shards>) -> Self {
+        Service { groups, shards }
     }
 
-    fn greeted(&self, hello: Option<v1::PeerHello>) -> Result<(), Status> {
+    fn greeted(&self, hello: Option<v1::PeerHello>) -> Result<NodeId, Status> {
         let peers = self.groups.peers();
         let from = peers.greeted(hello)?;
         if peers.is_cut(from) {
             return Err(Status::unavailable("cut off"));
         }
-        Ok(())
+        peers.note(from);
+        Ok(from)
     }
 }
 
@@ -70,6 +74,17 @@ impl Control for Service {
             local::change(&self.groups, convert::shard(ask.shard)?, change).await
         };
         Ok(Response::new(convert::answer(outcome.await)))
+    }
+
+    async fn announce(&self, request: Request<v1::AnnounceAsk>) -> Answer<v1::AnnounceAnswer> {
+        let ask = request.into_inner();
+        let from = self.greeted(ask.hello)?;
+        let addresses = Addresses { client: ask.address, peer: ask.peer_address };
+        let outcome = match self.shards.upgrade() {
+            Some(shards) => note(&shards, from, &addresses).await,
+            None => Err(Error::Closed { reason: "the node is stopping".to_owned() }),
+        };
+        Ok(Response::new(convert::announce_answer(outcome)))
     }
 
     async fn report(&self, request: Request<v1::ReportAsk>) -> Answer<v1::NodeReport> {

@@ -104,6 +104,11 @@ impl Peers {
         });
     }
 
+    /// The nodes whose addresses are known.
+    pub fn known(&self) -> Vec<NodeId> {
+        self.book.borrow().keys().copied().collect()
+    }
+
     pub(super) fn book(&self) -> watch::Receiver<Book> {
         self.book.subscribe()
     }
@@ -127,7 +132,7 @@ impl Peers {
     }
 
     /// A message of a node has come in.
-    pub(super) fn note(self: &Arc<Self>, node: NodeId) {
+    pub(crate) fn note(self: &Arc<Self>, node: NodeId) {
         self.peer(node).hearing.note();
     }
 

@@ -1,7 +1,7 @@
 //! The other end of the peers' streams: checks who calls, hands messages to the groups.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::link::{CONNECTION_WINDOW_BYTES, FRAME_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::raft::Groups;
-use crate::{NodeId, control};
+use crate::{NodeId, Shards, control};
 
 /// Small messages of one peer that are being answered.
 const ASKS_IN_FLIGHT_MAX: usize = 4_096;
@@ -31,15 +31,17 @@ const PART_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Answers to appends that wait to be written to a connection.
 const ANSWERS_WAITING_MAX: usize = 1_024;
 
-/// Serves the peers of a node until told to stop, then ends their streams.
+/// Serves the peers of a node until told to stop, then ends their streams. Without shards it can't
+/// note where a node is.
 pub async fn serve(
     listener: TcpListener,
     groups: Arc<Groups>,
+    shards: Weak<Shards>,
     stopped: impl Future<Output = ()> + Send,
 ) -> Result<(), tonic::transport::Error> {
     let (stop, stopping) = watch::channel(false);
     let message_bytes_max = groups.peers().config.message_bytes_max;
-    let control = ControlServer::new(control::Service::new(groups.clone()));
+    let control = ControlServer::new(control::Service::new(groups.clone(), shards));
     let service = PeerServer::new(Service { groups, stopping })
         .max_decoding_message_size(message_bytes_max)
         .max_encoding_message_size(usize::MAX);

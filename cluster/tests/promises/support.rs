@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -46,7 +46,7 @@ impl Node {
             let stopped = async {
                 let _ = stopped.await;
             };
-            transport::serve(listener, serving, stopped).await.unwrap();
+            transport::serve(listener, serving, Weak::new(), stopped).await.unwrap();
         });
         Node { id, store, peers, groups, stop, server }
     }

@@ -1,11 +1,15 @@
-//! One row of the catalog: a state with one field, JSON under a format number.
+//! Rows that all nodes share: states of shard 0's system collections, one field each, JSON under a
+//! format number.
+//!
+//! They are read from this node's own replica, which may be a moment behind, and changed by
+//! compare-and-swap on the version read, so that whoever was behind learns it and looks again.
 
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use statehouse_store::{
-    CollectionId, Command, Condition, Delete, Expiry, Field, Put, Reply, Selection, Target, Value,
-    Write, WriteLimits,
+    CollectionId, Command, Condition, Delete, Expiry, Field, Put, Reply, RequestTag, Selection,
+    Target, Value, Write, WriteLimits,
 };
 
 use crate::{Error, META_SHARD, Shards};
@@ -68,6 +72,31 @@ pub fn get<T: DeserializeOwned>(
     Ok(Some(Row { key: name, version: state.version, value }))
 }
 
+/// Tries of a change that others keep being quicker with.
+const CHANGE_TRIES_MAX: usize = 64;
+
+/// Changes a row: `make` gets it as it is, and answers it as it shall be, or `None` to leave it.
+/// Answers what is there in the end. May call `make` again if somebody else was quicker.
+pub async fn change<T: Serialize + DeserializeOwned + Clone>(
+    shards: &Shards,
+    collection: CollectionId,
+    key: &str,
+    mut make: impl FnMut(Option<T>) -> Result<Option<T>, Error>,
+) -> Result<Option<T>, Error> {
+    for _ in 0..CHANGE_TRIES_MAX {
+        let found: Option<Row<T>> = get(shards, collection, key.as_bytes())?;
+        let condition =
+            found.as_ref().map_or(Condition::Absent, |row| Condition::Version(row.version));
+        let found = found.map(|row| row.value);
+        let Some(wanted) = make(found.clone())? else { return Ok(found) };
+        if put(shards, collection, key, &wanted, condition).await?.is_some() {
+            return Ok(Some(wanted));
+        }
+        shards.catch_up().await?;
+    }
+    Err(Error::Changed { name: key.to_owned() })
+}
+
 /// Writes a row; answers its new version, or `None` if the condition did not hold.
 pub async fn put<T: Serialize>(
     shards: &Shards,
@@ -97,18 +126,25 @@ pub async fn put_fields(
     }
 }
 
-/// Deletes a row, whatever its version.
-pub async fn delete(shards: &Shards, collection: CollectionId, key: &str) -> Result<(), Error> {
-    let write = write(collection, key, Condition::Any);
+/// Deletes a row if the condition holds; if it does not, that is fine.
+pub async fn delete(
+    shards: &Shards,
+    collection: CollectionId,
+    key: &str,
+    condition: Condition,
+) -> Result<(), Error> {
+    let write = write(collection, key, condition);
     shards.propose(META_SHARD, Command::Delete(Delete { write })).await?;
     Ok(())
 }
 
 fn write(collection: CollectionId, key: &str, condition: Condition) -> Write {
+    // A proposal whose answer got lost is made again: it has one effect.
+    let request = RequestTag { id: rand::random(), fingerprint: 0 };
     Write {
         target: Target { collection, key: Bytes::copy_from_slice(key.as_bytes()) },
         condition,
-        request: None,
+        request: Some(request),
         expiry: Expiry::Never,
         writer: 0,
         model: None,

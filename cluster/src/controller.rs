@@ -1,0 +1,204 @@
+//! Keeps a cluster as it should be: replicas where the plan wants them, tasks carried out,
+//! learners of shard 0 on every node, nothing left lying about.
+//!
+//! Every node has one; the one on the node that leads shard 0 works, the others wait. It holds
+//! nothing that is not written down: another one takes over within moments.
+
+mod drive;
+mod loads;
+pub mod observe;
+mod tidy;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use crate::admin::begin;
+use crate::placement::{By, Move};
+use crate::task::{Purpose, TaskId};
+use crate::{Error, META_SHARD, NodeId, Shards};
+
+pub use loads::Loads;
+use observe::{Observed, observe};
+
+/// How often it looks.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Sizes on disk are asked for each so many looks.
+const LOOKS_PER_SIZES: u32 = 5;
+
+/// How the controller behaves.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// A node not heard for so long has its replicas rebuilt elsewhere.
+    pub dead_after: Duration,
+    /// Tasks carried out at a time.
+    pub tasks_max: usize,
+    /// After a change of leaders or members, leads are evened out no sooner than this.
+    pub settle: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            dead_after: Duration::from_secs(300),
+            tasks_max: 4,
+            settle: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Works while this node leads shard 0, until the shards are gone.
+pub(crate) async fn run(shards: Weak<Shards>, config: Config) {
+    let mut ticks = interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut controller = Controller::new(config);
+    loop {
+        ticks.tick().await;
+        let Some(shards) = shards.upgrade() else { return };
+        if !shards.meta().is_ok_and(|meta| meta.leads()) {
+            controller = Controller::new(config);
+            continue;
+        }
+        if let Err(error) = controller.look(&shards).await {
+            tracing::warn!(%error, "the controller's look at the cluster failed");
+        }
+    }
+}
+
+struct Controller {
+    config: Config,
+    looks: u32,
+    loads: Loads,
+    sizes: HashMap<(NodeId, crate::ShardId), u64>,
+    drivers: HashMap<TaskId, JoinHandle<()>>,
+    /// When each member was last heard.
+    heard: BTreeMap<NodeId, Instant>,
+    /// Since when the leads are where they are.
+    settled: (Vec<Option<NodeId>>, Instant),
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        for driver in self.drivers.values() {
+            driver.abort();
+        }
+    }
+}
+
+impl Controller {
+    fn new(config: Config) -> Self {
+        Controller {
+            config,
+            looks: 0,
+            loads: Loads::default(),
+            sizes: HashMap::new(),
+            drivers: HashMap::new(),
+            heard: BTreeMap::new(),
+            settled: (Vec::new(), Instant::now()),
+        }
+    }
+
+    async fn look(&mut self, shards: &Arc<Shards>) -> Result<(), Error> {
+        // What is planned below must not come from an old picture.
+        shards.meta()?.linearizable().await?;
+        let sizes = self.looks.is_multiple_of(LOOKS_PER_SIZES);
+        self.looks = self.looks.wrapping_add(1);
+        let mut seen = observe(shards, sizes).await?;
+        self.remember_sizes(&mut seen);
+        self.loads.note(&seen.reports, std::time::Instant::now());
+        let now = Instant::now();
+        for (node, _) in seen.members() {
+            let heard = self.heard.entry(node).or_insert(now);
+            if seen.answers(node) {
+                *heard = now;
+            }
+        }
+        self.drivers.retain(|_, driver| !driver.is_finished());
+        for task in seen.running() {
+            let start = || tokio::spawn(drive::drive(Arc::downgrade(shards), task.id));
+            self.drivers.entry(task.id).or_insert_with(start);
+        }
+        if tidy::learners(shards, &seen).await? {
+            // The plan must know of them.
+            return Ok(());
+        }
+        tidy::strays(shards, &seen).await;
+        tidy::forget(shards, &seen).await?;
+        if seen.cluster.paused {
+            return Ok(());
+        }
+        self.mend(shards, &seen).await?;
+        self.even_leads(shards, &seen).await
+    }
+
+    /// Sizes that were not asked for this time are those of the last time.
+    fn remember_sizes(&mut self, seen: &mut Observed) {
+        for (node, report) in &mut seen.reports {
+            for group in &mut report.groups {
+                let known = self.sizes.entry((*node, group.shard)).or_insert(0);
+                match group.bytes {
+                    0 => group.bytes = *known,
+                    bytes => *known = bytes,
+                }
+            }
+        }
+    }
+
+    /// Starts tasks that bring shards to their replicas.
+    async fn mend(&mut self, shards: &Arc<Shards>, seen: &Observed) -> Result<(), Error> {
+        let running = seen.running().count();
+        let room = self.config.tasks_max.saturating_sub(running);
+        let moves = seen.view(&self.loads.per_second()).mend();
+        // A node that is silent for a moment keeps what it has.
+        let wanted = moves.into_iter().filter(|wanted| match *wanted {
+            Move::Replace { from, .. } | Move::Remove { from, .. } => !self.is_away(seen, from),
+            Move::Add { .. } | Move::Lead { .. } => true,
+        });
+        for wanted in wanted.take(room) {
+            match begin(shards, seen, wanted, Purpose::Mend).await {
+                Ok(task) => tracing::info!(task = task.id, ?wanted, "mending"),
+                Err(Error::Refused(refusal)) => tracing::debug!(%refusal, "not mended now"),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Not heard, and not yet for so long that it counts as dead.
+    fn is_away(&self, seen: &Observed, node: NodeId) -> bool {
+        let heard = self.heard.get(&node);
+        !seen.answers(node) && heard.is_none_or(|at| at.elapsed() < self.config.dead_after)
+    }
+
+    /// Hands one lead over, once nothing has changed for a while.
+    async fn even_leads(&mut self, shards: &Arc<Shards>, seen: &Observed) -> Result<(), Error> {
+        let view = seen.view(&self.loads.per_second());
+        let leads: Vec<Option<NodeId>> = view.shards.iter().map(|shard| shard.leader).collect();
+        let now = Instant::now();
+        let draining = seen.members().any(|(_, row)| row.state != crate::meta::NodeState::Active);
+        if self.settled.0 != leads {
+            self.settled = (leads, now);
+        }
+        if !self.drivers.is_empty() || (self.settled.1.elapsed() < self.config.settle && !draining)
+        {
+            return Ok(());
+        }
+        let moves = view.balance(By::Leaders);
+        for wanted in moves {
+            let Move::Lead { shard, to } = wanted else { continue };
+            // Whoever leads shard 0 is busy enough with it; it moves only if it must.
+            if shard == META_SHARD && !draining {
+                continue;
+            }
+            if let Err(error) = crate::admin::lead(shards, seen, shard, to).await {
+                tracing::debug!(%shard, %to, %error, "the lead stays");
+            }
+        }
+        self.settled.1 = now;
+        Ok(())
+    }
+}

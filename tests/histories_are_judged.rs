@@ -1,0 +1,448 @@
+//! The checker that judges what a cluster answered is itself held to account: each of its rules
+//! refuses a history that it alone refuses, and on random histories it agrees with a checker of
+//! another kind.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
+mod harness;
+
+use harness::history::check::Violation;
+use harness::history::search::Search;
+use harness::history::{Action, Condition, History, Look, NEVER, Outcome, Seen, Write};
+use harness::seed;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use Condition::{Absent, Any, Version};
+
+/// A history in few words: times are small numbers, and ids too.
+#[derive(Default, Clone)]
+struct Told(History);
+
+impl Told {
+    fn write(mut self, id: u64, action: Action, sent: u64, outcome: Outcome) -> Self {
+        self.0.writes.push(Write { id, action, sent, outcome });
+        self
+    }
+
+    fn put(self, id: u64, (sent, at): (u64, u64), version: u64) -> Self {
+        self.write(id, Action::Put(Any), sent, Outcome::Done { versions: vec![version], at })
+    }
+
+    fn patch(self, id: u64, (sent, at): (u64, u64), version: u64) -> Self {
+        self.write(id, Action::Patch(Any), sent, Outcome::Done { versions: vec![version], at })
+    }
+
+    fn delete(self, id: u64, (sent, at): (u64, u64), version: u64) -> Self {
+        let outcome = Outcome::Done { versions: Vec::new(), at };
+        self.write(id, Action::Delete(version), sent, outcome)
+    }
+
+    fn look(mut self, (sent, answered): (u64, u64), seen: Seen) -> Self {
+        self.0.looks.push(Look { sent, answered, seen, of: None, stale: false });
+        self
+    }
+
+    fn get(self, times: (u64, u64), version: u64, trail: &[u64]) -> Self {
+        self.look(times, Seen::State { version, trail: trail.to_vec() })
+    }
+
+    fn stale(mut self, times: (u64, u64), version: u64, trail: &[u64]) -> Self {
+        self = self.get(times, version, trail);
+        self.0.looks.last_mut().unwrap().stale = true;
+        self
+    }
+
+    fn missing(self, times: (u64, u64)) -> Self {
+        self.look(times, Seen::Missing)
+    }
+
+    fn refused(mut self, of: u64, times: (u64, u64), seen: Seen) -> Self {
+        self = self.look(times, seen);
+        self.0.looks.last_mut().unwrap().of = Some(of);
+        self
+    }
+
+    fn fine(&self) {
+        assert_eq!(self.0.check(), Ok(()));
+        assert_ne!(self.0.search(Search::Versioned), Some(false), "the search thinks otherwise");
+    }
+
+    fn wrong(&self) -> Violation {
+        self.0.check().expect_err("the history is wrong")
+    }
+}
+
+fn told() -> Told {
+    Told::default()
+}
+
+/// A put that is done, patched, read, deleted, missed and put again.
+fn calm() -> Told {
+    told()
+        .missing((1, 2))
+        .put(1, (3, 4), 10)
+        .patch(2, (5, 6), 20)
+        .get((7, 8), 20, &[1, 2])
+        .delete(3, (9, 10), 20)
+        .missing((11, 12))
+        .put(4, (13, 14), 30)
+        .get((15, 16), 30, &[4])
+}
+
+#[test]
+fn a_calm_history_is_fine() {
+    calm().fine();
+    let around = calm().write(5, Action::Put(Any), 1, Outcome::Unknown);
+    around.fine();
+    // What is under way may be seen or not, in any order that one order explains.
+    told().put(1, (1, 9), 10).put(2, (2, 8), 20).get((3, 4), 10, &[1]).fine();
+    told().put(1, (1, 9), 20).put(2, (2, 8), 10).get((3, 4), 20, &[1]).fine();
+    told().missing((2, 3)).put(1, (1, 9), 10).get((4, 5), 10, &[1]).fine();
+}
+
+#[test]
+fn a_version_belongs_to_one_write_and_a_write_has_one() {
+    let shared = told().put(1, (1, 2), 10).put(2, (3, 4), 10);
+    assert_eq!(shared.wrong(), Violation::SharedVersion { version: 10, first: 1, second: 2 });
+    let twice = Outcome::Done { versions: vec![10, 20], at: 2 };
+    let twice = told().write(1, Action::Put(Any), 1, twice);
+    assert_eq!(twice.wrong(), Violation::TwoEffects { id: 1, first: 10, second: 20 });
+    let same = Outcome::Done { versions: vec![10, 10], at: 2 };
+    told().write(1, Action::Put(Any), 1, same).fine();
+}
+
+#[test]
+fn what_is_seen_was_sent_and_not_refused() {
+    assert_eq!(told().get((1, 2), 10, &[1]).wrong(), Violation::Invented { id: 1 });
+    let refused = told().write(1, Action::Put(Version(7)), 1, Outcome::Nothing);
+    assert_eq!(refused.get((2, 3), 10, &[1]).wrong(), Violation::RefusedYetSeen { id: 1 });
+    let named = told().put(1, (1, 2), 10).look((3, 4), Seen::Version(12));
+    assert_eq!(named.wrong(), Violation::InventedVersion { version: 12 });
+    named.write(2, Action::Put(Any), 1, Outcome::Unknown).fine();
+}
+
+#[test]
+fn a_trail_tells_every_write_once_and_in_order() {
+    let fault = |told: Told| match told.wrong() {
+        Violation::Trail { fault, .. } => fault,
+        other => panic!("{other}"),
+    };
+    let two = || told().put(1, (1, 9), 10).patch(2, (2, 8), 20);
+    assert_eq!(fault(two().get((3, 4), 20, &[])), "is empty");
+    assert_eq!(fault(two().get((3, 4), 20, &[2])), "does not begin with its only put");
+    assert_eq!(fault(two().get((3, 4), 20, &[1, 2, 2])), "names a write twice");
+    let lost = two().patch(3, (1, 9), 30).get((3, 4), 30, &[1, 3]);
+    assert_eq!(fault(lost), "leaves out a version, or is out of order");
+    let unknown = |id, told: Told| told.write(id, Action::Patch(Any), 1, Outcome::Unknown);
+    let forked = unknown(4, unknown(3, told().put(1, (1, 9), 10).patch(2, (2, 8), 20)));
+    let forked = forked.get((5, 6), 20, &[1, 3, 2]);
+    forked.fine();
+    let other = "is not the past that another look saw";
+    assert_eq!(fault(forked.get((6, 7), 20, &[1, 4, 2])), other);
+    let across = two().delete(3, (3, 4), 10).get((5, 6), 20, &[1, 2]);
+    assert_eq!(fault(across), "goes on across a delete");
+}
+
+#[test]
+fn writes_happen_where_their_conditions_hold() {
+    let done = |version| Outcome::Done { versions: vec![version], at: 9 };
+    let on = |condition, version| {
+        told().put(1, (1, 9), 10).write(2, Action::Put(condition), 1, done(version))
+    };
+    on(Version(10), 20).fine();
+    let after = || harness::history::check::Violation::Condition {
+        id: 2,
+        after: harness::history::check::Place::Write(1),
+        condition: Absent,
+    };
+    assert_eq!(on(Absent, 20).wrong(), after());
+    on(Absent, 5).fine();
+    on(Absent, 20).delete(3, (1, 9), 10).fine();
+    on(Absent, 20).write(3, Action::Delete(10), 1, Outcome::Unknown).fine();
+    let between = on(Version(10), 30).put(3, (1, 9), 20);
+    assert!(matches!(between.wrong(), Violation::Condition { id: 2, .. }));
+    let nothing = told().patch(1, (1, 2), 10);
+    assert!(matches!(nothing.wrong(), Violation::PatchOfNothing { id: 1, .. }));
+    nothing.write(2, Action::Put(Any), 1, Outcome::Unknown).fine();
+    let twice = told().put(1, (1, 2), 10).delete(2, (3, 4), 10).delete(3, (5, 6), 10);
+    assert_eq!(twice.wrong(), Violation::DeletedTwice { version: 10 });
+}
+
+#[test]
+fn versions_agree_with_time() {
+    let out_of_time = |told: &Told| matches!(told.wrong(), Violation::OutOfTime { .. });
+    let backwards = told().put(1, (1, 2), 20).put(2, (3, 4), 10);
+    assert!(out_of_time(&backwards), "a later write has an earlier version");
+    let lost = told().put(1, (1, 2), 10).put(2, (3, 4), 20).get((5, 6), 10, &[1]);
+    assert!(out_of_time(&lost), "a read misses an acknowledged write");
+    let back = told().put(1, (1, 2), 10).put(2, (3, 9), 20);
+    let back = back.get((4, 5), 20, &[2]).get((6, 7), 10, &[1]);
+    assert!(out_of_time(&back), "reads go backwards");
+    let future = told().put(1, (5, 6), 10).get((1, 2), 10, &[1]);
+    assert!(out_of_time(&future), "a read sees what was not sent yet");
+    let early = told().get((1, 2), 10, &[1]).write(1, Action::Put(Any), 3, Outcome::Unknown);
+    assert!(out_of_time(&early), "a write of unknown outcome is no exception");
+}
+
+#[test]
+fn nothing_is_seen_only_where_there_is_nothing() {
+    let lost = told().put(1, (1, 2), 10).missing((3, 4));
+    assert_eq!(lost.wrong(), Violation::NotMissing { sent: 3, answered: 4 });
+    let maybe = lost.clone().write(2, Action::Delete(10), 1, Outcome::Unknown);
+    maybe.fine();
+    // It was not deleted after all: the trail goes on.
+    let goes_on = maybe.patch(3, (5, 6), 20).get((7, 8), 20, &[1, 3]);
+    assert_eq!(goes_on.wrong(), Violation::NotMissing { sent: 3, answered: 4 });
+    let late = lost.write(2, Action::Delete(10), 5, Outcome::Unknown);
+    assert_eq!(late.wrong(), Violation::NotMissing { sent: 3, answered: 4 });
+    let again = calm().missing((17, 18));
+    assert_eq!(again.wrong(), Violation::NotMissing { sent: 17, answered: 18 });
+}
+
+#[test]
+fn a_repeat_is_known_as_one() {
+    let refused = |seen| {
+        let done = Outcome::Done { versions: vec![10], at: 9 };
+        let told = told().write(1, Action::Put(Absent), 1, done);
+        told.refused(1, (2, 8), seen)
+    };
+    let forgotten = Violation::RepeatForgotten { id: 1, version: 10 };
+    assert_eq!(refused(Seen::Version(10)).wrong(), forgotten);
+    assert_eq!(
+        refused(Seen::Version(10)).0.search(Search::Versioned),
+        Some(true),
+        "the order alone does not tell"
+    );
+    // A patch refused before there was a state, and done after, is fine.
+    let done = Outcome::Done { versions: vec![20], at: 9 };
+    let early = told().put(1, (3, 4), 10).write(2, Action::Patch(Any), 1, done);
+    early.clone().refused(2, (1, 2), Seen::Missing).fine();
+    let late = early.delete(3, (5, 9), 20).refused(2, (8, 9), Seen::Missing);
+    assert_eq!(late.wrong(), Violation::NotMissing { sent: 8, answered: 9 });
+}
+
+#[test]
+fn a_stale_look_is_old_but_not_made_up() {
+    let two = || told().put(1, (1, 2), 10).put(2, (3, 4), 20);
+    two().stale((5, 6), 10, &[1]).fine();
+    let early = two().stale((1, 2), 20, &[2]);
+    assert!(matches!(early.wrong(), Violation::OutOfTime { .. }));
+    assert_eq!(two().stale((5, 6), 30, &[3]).wrong(), Violation::Invented { id: 3 });
+}
+
+/// Histories of a store that keeps its promises, some of them bent afterwards.
+mod random {
+    use super::*;
+
+    /// Operations of one history: few enough to be searched in no time.
+    const OPERATIONS: u64 = 11;
+
+    /// Moments that operations fall on.
+    const MOMENTS: u64 = 1_000_000;
+
+    #[derive(Clone)]
+    struct State {
+        version: u64,
+        trail: Vec<u64>,
+    }
+
+    pub fn history(random: &mut StdRng) -> History {
+        let mut spans: Vec<(u64, u64, u64)> = (0..OPERATIONS)
+            .map(|_| {
+                let at = random.random_range(0..MOMENTS);
+                let reach = MOMENTS / 4;
+                let sent = at.saturating_sub(random.random_range(1..reach));
+                (at, sent, at + random.random_range(1..reach))
+            })
+            .collect();
+        spans.sort_unstable();
+        let mut history = History::default();
+        let mut state: Option<State> = None;
+        let mut version = 0;
+        for (id, (_, sent, answered)) in spans.into_iter().enumerate() {
+            let id = id as u64 + 1;
+            version += random.random_range(1..5);
+            operate(random, &mut history, &mut state, (id, version), (sent, answered));
+        }
+        if random.random_bool(0.7) {
+            bend(random, &mut history);
+        }
+        history
+    }
+
+    fn operate(
+        random: &mut StdRng,
+        history: &mut History,
+        state: &mut Option<State>,
+        (id, version): (u64, u64),
+        (sent, answered): (u64, u64),
+    ) {
+        let current = state.as_ref().map(|state| state.version);
+        // Now and then of a version that is no more.
+        let some_version = match current {
+            Some(version) if random.random_bool(0.8) => version,
+            _ => random.random_range(1..=version),
+        };
+        let condition = match random.random_range(0..6) {
+            0 => Absent,
+            1 => Version(some_version),
+            _ => Any,
+        };
+        let action = match random.random_range(0..10) {
+            0..3 => Action::Put(condition),
+            3..5 => Action::Patch(condition),
+            5 => Action::Delete(some_version),
+            _ => {
+                let seen = see(state.as_ref());
+                history.looks.push(Look { sent, answered, seen, of: None, stale: false });
+                return;
+            }
+        };
+        // Of unknown outcome, and never happened.
+        if random.random_bool(0.1) {
+            history.writes.push(Write { id, action, sent, outcome: Outcome::Unknown });
+            return;
+        }
+        let outcome = match apply(state, action, id, version) {
+            _ if random.random_bool(0.2) => Outcome::Unknown,
+            true => {
+                let delete = matches!(action, Action::Delete(_));
+                let versions = if delete { Vec::new() } else { vec![version] };
+                Outcome::Done { versions, at: answered }
+            }
+            false => {
+                let seen = current.map_or(Seen::Missing, Seen::Version);
+                history.looks.push(Look { sent, answered, seen, of: Some(id), stale: false });
+                Outcome::Nothing
+            }
+        };
+        history.writes.push(Write { id, action, sent, outcome });
+    }
+
+    fn apply(state: &mut Option<State>, action: Action, id: u64, version: u64) -> bool {
+        let current = state.as_ref().map(|state| state.version);
+        let holds = |condition| match condition {
+            Any => true,
+            Absent => current.is_none(),
+            Version(version) => current == Some(version),
+        };
+        match (action, &mut *state) {
+            (Action::Put(condition), _) if holds(condition) => {
+                *state = Some(State { version, trail: vec![id] });
+            }
+            (Action::Patch(condition), Some(state)) if holds(condition) => {
+                state.version = version;
+                state.trail.push(id);
+            }
+            (Action::Delete(version), _) if holds(Version(version)) => *state = None,
+            _ => return false,
+        }
+        true
+    }
+
+    fn see(state: Option<&State>) -> Seen {
+        state.map_or(Seen::Missing, |state| Seen::State {
+            version: state.version,
+            trail: state.trail.clone(),
+        })
+    }
+
+    /// Makes one answer another one's, or moves an operation in time.
+    fn bend(random: &mut StdRng, history: &mut History) {
+        let looks = history.looks.len();
+        let shift = random.random_range(0..MOMENTS / 2);
+        match random.random_range(0..4) {
+            0 if looks > 1 => {
+                let (from, to) = (random.random_range(0..looks), random.random_range(0..looks));
+                history.looks[to].seen = history.looks[from].seen.clone();
+            }
+            1 if looks > 0 => history.looks[random.random_range(0..looks)].seen = Seen::Missing,
+            2 if looks > 0 => {
+                let look = &mut history.looks[random.random_range(0..looks)];
+                (look.sent, look.answered) = (look.sent + shift, look.answered + shift);
+            }
+            _ if !history.writes.is_empty() => {
+                let at = random.random_range(0..history.writes.len());
+                let write = &mut history.writes[at];
+                write.sent += shift;
+                if let Outcome::Done { at, .. } = &mut write.outcome {
+                    *at += shift;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether every version that is named is known to belong to a write, no time is there
+    /// twice, and no refusal is bent: only then do both checkers judge the same.
+    pub fn comparable(history: &History) -> bool {
+        let mut known: Vec<u64> = Vec::new();
+        let mut named: Vec<u64> = Vec::new();
+        let mut times: Vec<u64> = Vec::new();
+        for write in &history.writes {
+            if let Outcome::Done { versions, .. } = &write.outcome {
+                known.extend(versions);
+            }
+            match write.action {
+                Action::Put(Version(version))
+                | Action::Patch(Version(version))
+                | Action::Delete(version) => named.push(version),
+                Action::Put(_) | Action::Patch(_) => {}
+            }
+            times.push(write.sent);
+            times.extend(Some(write.done_at()).filter(|at| *at != NEVER));
+        }
+        for look in &history.looks {
+            match &look.seen {
+                Seen::State { version, .. } => known.push(*version),
+                Seen::Version(version) => named.push(*version),
+                Seen::Missing => {}
+            }
+            times.extend([look.sent, look.answered]);
+        }
+        let all = times.len();
+        times.sort_unstable();
+        times.dedup();
+        named.iter().all(|version| known.contains(version)) && times.len() == all
+    }
+}
+
+#[test]
+fn two_checkers_of_different_kinds_agree() {
+    const HISTORIES: u32 = 20_000;
+    let seed = seed();
+    let (mut fine, mut wrong, mut lenient) = (0, 0, 0);
+    let mut round = 0;
+    while fine + wrong < HISTORIES {
+        round += 1;
+        let mut random = StdRng::seed_from_u64(seed.wrapping_add(round));
+        let history = random::history(&mut random);
+        if !random::comparable(&history) {
+            continue;
+        }
+        let searched = history.search(Search::Versioned).expect("few operations, no time");
+        let mut checked = history.check();
+        // The search knows nothing of repeats.
+        if matches!(checked, Err(Violation::RepeatForgotten { .. })) {
+            continue;
+        }
+        if searched {
+            fine += 1;
+        } else {
+            wrong += 1;
+            let hidden = |write: &Write| {
+                write.outcome == Outcome::Unknown && matches!(write.action, Action::Put(_))
+            };
+            if checked.is_ok() && history.writes.iter().any(hidden) {
+                lenient += 1;
+                checked = Err(Violation::InventedVersion { version: 0 });
+            }
+        }
+        let seed = seed.wrapping_add(round - 1);
+        assert_eq!(checked.is_ok(), searched, "SEED={seed}: {checked:?}\n{history:#?}");
+    }
+    println!("{fine} fine, {wrong} wrong, {lenient} let pass in the lenient corner");
+    assert!(fine > HISTORIES / 4 && wrong > HISTORIES / 10, "both kinds are tried");
+    assert!(lenient < HISTORIES / 100, "the corner is small: {lenient}");
+}
