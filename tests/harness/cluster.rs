@@ -308,7 +308,8 @@ impl Cluster {
     /// The node that leads a shard, as soon as there is one that runs.
     pub async fn leader(&self, shard: u32) -> u64 {
         let running = self.running();
-        let found = await_some(&format!("shard {shard} has a leader"), async || {
+        let what = format!("shard {shard} has a leader");
+        let found = await_some(&what, async || {
             let shards = self.shards().await?;
             let found = shards.iter().find(|found| found.id == shard);
             let leader = found.map_or(0, |shard| shard.leader);
