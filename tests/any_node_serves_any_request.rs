@@ -13,9 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use harness::cluster::{Cluster, Shape, await_some};
-use harness::{
-    PATIENCE, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put,
-};
+use harness::{PATIENCE, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put};
 use statehouse_client::v1::pipeline_request::Call;
 use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_client::v1::{self, Consistency, ScoreMode, edit};
@@ -267,7 +265,8 @@ async fn maps_agree(cluster: &Cluster) {
             assert_eq!(shard.nodes.len(), 3, "{shard:?}");
             assert!(!shard.nodes.contains(&node) || shard.leader != 0, "{shard:?}");
         }
-        let place = |shard: &v1::MappedShard| (shard.shard, shard.slots.clone(), shard.nodes.clone());
+        let place =
+            |shard: &v1::MappedShard| (shard.shard, shard.slots.clone(), shard.nodes.clone());
         shards.insert(format!("{:?}", map.shards.iter().map(place).collect::<Vec<_>>()));
         for member in &map.nodes {
             assert_eq!(format!("http://{}", member.address), cluster.endpoint(member.node));
