@@ -153,7 +153,7 @@ async fn batches(cluster: &Cluster, node: u64, client: &Client) {
     let Answer::BatchPut(written) = ask(&pipeline, batch).await.unwrap() else {
         panic!("not the answer of a batch of puts");
     };
-    let fates: Vec<String> = written.items.iter().map(|item| fate(item)).collect();
+    let fates: Vec<String> = written.items.iter().map(fate).collect();
     assert!(fates[..KEYS].iter().all(|fate| fate == "written"), "{fates:?}");
     assert_eq!(fates[KEYS], "INVALID_KEY");
 
