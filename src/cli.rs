@@ -73,9 +73,15 @@ enum Command {
 /// Which node to speak to, and how to answer.
 #[derive(Debug, Clone, clap::Args)]
 struct Remote {
-    /// The node's address.
-    #[arg(long, env = "STATEHOUSE_ENDPOINT", default_value = "http://127.0.0.1:7070")]
-    endpoint: String,
+    /// A node's address, or those of some nodes with commas between: the first that answers
+    /// names the others.
+    #[arg(
+        long,
+        env = "STATEHOUSE_ENDPOINT",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7070"
+    )]
+    endpoint: Vec<String>,
     /// Give up after this long, such as 500ms or 5s.
     #[arg(long, value_parser = text::duration, default_value = "30s")]
     timeout: Duration,
@@ -91,13 +97,15 @@ impl Remote {
 
     async fn connect_wide(&self, pipelines: usize) -> Result<Client, Error> {
         let timeout = Some(self.timeout);
-        let config = Config { pipelines, timeout, ..Config::new(with_scheme(&self.endpoint)) };
+        let endpoints = self.endpoint.iter().map(|endpoint| with_scheme(endpoint));
+        let config = Config { pipelines, timeout, ..Config::any_of(endpoints) };
         Client::connect(config).await
     }
 }
 
 /// "host:port" is as good as "http://host:port".
 fn with_scheme(endpoint: &str) -> String {
+    let endpoint = endpoint.trim();
     if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 

@@ -3,10 +3,11 @@
 //!
 //! `docs/ERRORS.md` is the same table for users; a test holds the two together.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
-use statehouse_cluster as cluster;
 use statehouse_cluster::placement::Refusal;
+use statehouse_cluster::{self as cluster, NodeId, ShardId};
 use statehouse_inference as inference;
 use statehouse_store as store;
 use tonic::Code;
@@ -29,6 +30,11 @@ macro_rules! reasons {
             /// The gRPC code that it travels under.
             pub fn code(self) -> Code {
                 match self { $(Reason::$variant => Code::$code,)* }
+            }
+
+            /// The reason of that name, if there is one.
+            pub fn of_name(name: &str) -> Option<Reason> {
+                match name { $($name => Some(Reason::$variant),)* _ => None }
             }
         }
     };
@@ -89,7 +95,9 @@ reasons! {
     DeadlineExceeded = "DEADLINE_EXCEEDED", DeadlineExceeded;
     /// The write may or may not have happened: retry with the same request id.
     OutcomeUnknown = "OUTCOME_UNKNOWN", Unknown;
-    /// The node is stopping or its disk failed.
+    /// Another node leads the key's shard, or nobody does yet: nothing happened.
+    NotLeader = "NOT_LEADER", Unavailable;
+    /// The node is stopping or its disk failed: nothing happened.
     Unavailable = "UNAVAILABLE", Unavailable;
     /// What was read is not what was written.
     Corrupt = "CORRUPT", DataLoss;
@@ -105,13 +113,20 @@ pub struct Failure {
     /// What a person reads.
     pub message: String,
     /// Names and values, such as the current version of a conflict.
-    pub metadata: Vec<(&'static str, String)>,
+    pub metadata: Vec<(Cow<'static, str>, String)>,
     /// When a retry may succeed; `None`: not by waiting.
     pub retry_after: Option<Duration>,
 }
 
+/// The names under which `NOT_LEADER` says who leads, and where that is.
+pub const LEADER_NODE: &str = "leader_node";
+pub const LEADER_ADDRESS: &str = "leader_address";
+
 /// How long a caller waits after a full queue.
 const RETRY_OVERLOADED: Duration = Duration::from_millis(50);
+
+/// How long a caller waits until somebody may lead.
+const RETRY_NOT_LEADER: Duration = Duration::from_millis(5);
 
 /// How long a caller waits for space on the disk.
 const RETRY_DISK_FULL: Duration = Duration::from_secs(10);
@@ -125,7 +140,7 @@ impl Failure {
     /// With a name and value for programs.
     #[must_use]
     pub fn with(mut self, name: &'static str, value: impl ToString) -> Self {
-        self.metadata.push((name, value.to_string()));
+        self.metadata.push((name.into(), value.to_string()));
         self
     }
 
@@ -134,6 +149,22 @@ impl Failure {
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
         self
+    }
+
+    /// Of a shard that this node doesn't lead; who does, as far as is known.
+    pub fn not_leader(shard: ShardId, leader: Option<NodeId>) -> Self {
+        let message = match leader {
+            Some(node) => format!("shard {shard} is led by node {node}"),
+            None => format!("nobody is known to lead shard {shard}"),
+        };
+        let failure = Failure::new(Reason::NotLeader, message).retry_after(RETRY_NOT_LEADER);
+        let failure = failure.with("shard", shard);
+        leader.into_iter().fold(failure, |failure, node| failure.with(LEADER_NODE, node))
+    }
+
+    /// A value by its name.
+    pub fn value(&self, name: &str) -> Option<&str> {
+        self.metadata.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
     }
 
     /// A full queue or a spent limit.
@@ -177,7 +208,10 @@ impl From<cluster::Error> for Failure {
         let message = error.to_string();
         match error {
             cluster::Error::Overloaded { .. } => Failure::overloaded(message),
-            cluster::Error::NotLeader { .. } | cluster::Error::Members { .. } => {
+            cluster::Error::NotLeader { shard, leader } => {
+                Failure::not_leader(shard, leader.map(|leader| leader.node))
+            }
+            cluster::Error::Members { .. } => {
                 Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
             }
             cluster::Error::Closed { .. } => Failure::new(Reason::Unavailable, message),

@@ -2,18 +2,24 @@
 //!
 //! Generated types stop at `convert.rs`; failures become statuses in `status.rs`. A service here
 //! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
+//! `routed.rs` and `scatter.rs` send what this node doesn't lead to those who do.
 
 mod admin;
+mod caller;
 mod calls;
+mod cluster;
 mod convert;
 mod models;
 mod pipeline;
+mod routed;
+mod scatter;
 mod score;
 mod state;
 mod status;
 
 pub use admin::AdminService;
 pub use calls::Calls;
+pub use cluster::ClusterService;
 pub use models::ModelsService;
 pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PipelineService};
 pub use score::ScoreService;

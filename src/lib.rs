@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `node` | composes the rooms in order, stops them in reverse |
 //! | `config` | what a node is told: file, environment, flags |
+//! | `router` | which node serves a call |
 //! | `states` | the State use case |
 //! | `chain` | keeps the writes and steps of a key in order |
 //! | `score` | the Score use case |
@@ -18,8 +19,7 @@
 //! | `bench` | load and what it cost |
 //! | `cli` | one file per subcommand |
 //!
-//! Not done: replication and admin commands (one node serves every shard), streaming reads and
-//! writes of large states, TLS.
+//! Not done: admin commands, streaming reads and writes of large states, TLS.
 
 pub mod bench;
 pub mod chain;
@@ -34,6 +34,7 @@ pub mod metrics;
 pub mod models;
 pub mod node;
 pub mod replay;
+pub mod router;
 pub mod score;
 pub mod states;
 pub mod svg;

@@ -4,6 +4,7 @@
 mod calls;
 mod models;
 mod rooms;
+mod routing;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use statehouse_inference::Handle;
 
 pub use calls::{CallKind, CallMetrics};
 use rooms::Rooms;
+pub use routing::RoutingMetrics;
 
 /// A node's metrics.
 pub struct Metrics {
@@ -23,7 +25,12 @@ pub struct Metrics {
 
 impl Metrics {
     /// Over the counters of a node's rooms, and of its calls.
-    pub fn new(device: &str, shards: Arc<Shards>, worker: Handle, calls: &CallMetrics) -> Self {
+    pub fn new(
+        device: &str,
+        shards: Arc<Shards>,
+        worker: Handle,
+        (calls, routing): (&CallMetrics, &RoutingMetrics),
+    ) -> Self {
         let mut registry = Registry::with_prefix("statehouse");
         let labels = vec![
             ("version".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
@@ -31,6 +38,7 @@ impl Metrics {
         ];
         registry.register("build", "What runs here", Info::new(labels));
         calls.register(&mut registry);
+        routing.register(&mut registry);
         registry.register_collector(Box::new(Rooms::new(shards, worker)));
         Metrics { registry }
     }

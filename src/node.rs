@@ -24,11 +24,12 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    AdminService, Calls, ModelsService, PipelineService, ScoreService, StateService,
+    AdminService, Calls, ClusterService, ModelsService, PipelineService, ScoreService, StateService,
 };
 use crate::http;
-use crate::metrics::{CallMetrics, Metrics};
+use crate::metrics::{CallMetrics, Metrics, RoutingMetrics};
 use crate::models::Models;
+use crate::router::{self, Router};
 use crate::score::Scorer;
 use crate::states::States;
 
@@ -116,14 +117,17 @@ impl Node {
         let states = States::new(shards.clone(), catalog);
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::default();
-        let metrics = Metrics::new(&device_name, shards.clone(), worker.clone(), &counted);
-        let metrics = Arc::new(metrics);
-        let calls = Calls::new(states, scorer, counted);
+        let routed = RoutingMetrics::default();
+        let all = (&counted, &routed);
+        let metrics = Arc::new(Metrics::new(&device_name, shards.clone(), worker.clone(), all));
+        let max = config.message_bytes_max;
+        let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
+        let router = Router::new(shards.clone(), routing, routed);
+        let calls = Calls::new(states, scorer, router.clone(), counted);
 
         let mut tasks = Vec::new();
-        tasks.push(
-            serve_grpc(&config, listener, (calls, shards.clone()), models, stopped.clone()).await?,
-        );
+        let ours = (calls, router, shards.clone());
+        tasks.push(serve_grpc(&config, listener, ours, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,
             metrics,
@@ -240,7 +244,7 @@ fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Dev
 async fn serve_grpc(
     config: &Config,
     listener: TcpListener,
-    (calls, shards): (Calls, Arc<Shards>),
+    (calls, router, shards): (Calls, Router, Arc<Shards>),
     models: Arc<Models>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -257,6 +261,7 @@ async fn serve_grpc(
         .max_encoding_message_size(max);
     let models = v1::models_server::ModelsServer::new(ModelsService::new(models))
         .max_decoding_message_size(max);
+    let cluster = v1::cluster_server::ClusterServer::new(ClusterService::new(router));
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
@@ -270,6 +275,7 @@ async fn serve_grpc(
     health.set_serving::<v1::state_server::StateServer<StateService>>().await;
     health.set_serving::<v1::score_server::ScoreServer<ScoreService>>().await;
     health.set_serving::<v1::models_server::ModelsServer<ModelsService>>().await;
+    health.set_serving::<v1::cluster_server::ClusterServer<ClusterService>>().await;
     health.set_serving::<v1::pipeline_server::PipelineServer<PipelineService>>().await;
     health.set_serving::<v1::admin_server::AdminServer<AdminService>>().await;
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -285,6 +291,7 @@ async fn serve_grpc(
         .add_service(pipeline)
         .add_service(models)
         .add_service(v1::admin_server::AdminServer::new(AdminService::new(shards)))
+        .add_service(cluster)
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health_service);

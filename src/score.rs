@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use statehouse_cluster::catalog::Collection;
+use statehouse_cluster::raft::Group;
 use statehouse_inference as inference;
 use statehouse_inference::{Request, Tensor};
 use statehouse_store::{Command, Condition, Edit, ModelTag, Patch, RequestTag};
@@ -21,7 +22,7 @@ use statehouse_store::{Command, Condition, Edit, ModelTag, Patch, RequestTag};
 use crate::chain::{Tail, Turn};
 use crate::failure::{Failure, Reason};
 use crate::models::{Models, Version};
-use crate::states::{self, StateKey, States, WriteOptions, Written};
+use crate::states::{self, Freshness, StateKey, States, WriteOptions, Written};
 
 /// How often a step is run when the state changes under it.
 const STEP_ATTEMPTS_MAX: u32 = 16;
@@ -39,6 +40,8 @@ pub struct ScoreQuery {
     pub inputs: Vec<(String, Tensor)>,
     /// Leave the state, or step it.
     pub mode: Mode,
+    /// Of a PEEK: how fresh the state must be.
+    pub freshness: Freshness,
     /// Empty: none.
     pub request_id: Bytes,
     /// Which outputs to answer; empty: all.
@@ -71,6 +74,8 @@ pub struct Scored {
     pub repeated: bool,
     /// How it ran; zero in a repeated answer.
     pub ran: Ran,
+    /// How far behind the replica was whose state was scored.
+    pub lag: Duration,
 }
 
 /// How a row ran on the device.
@@ -103,6 +108,9 @@ struct Job {
     model: Version,
     collection: Arc<Collection>,
     target: StateKey,
+    /// This node's replica of the shard that holds it.
+    group: Arc<Group>,
+    freshness: Freshness,
     inputs: Vec<Tensor>,
     outputs: Vec<usize>,
     deadline: Option<Instant>,
@@ -123,17 +131,17 @@ impl Scorer {
         &self.models
     }
 
-    /// Scores one event.
-    pub async fn score(&self, query: ScoreQuery) -> Result<Scored, Failure> {
+    /// Scores one event, on this node's replica of the key's shard.
+    pub async fn score(&self, group: &Arc<Group>, query: ScoreQuery) -> Result<Scored, Failure> {
         let mode = query.mode;
-        let job = self.locate(query).await?;
+        let job = self.locate(group, query).await?;
         match mode {
             Mode::Peek => self.peek(&job).await,
             Mode::Step => self.step(&job).await,
         }
     }
 
-    async fn locate(&self, query: ScoreQuery) -> Result<Job, Failure> {
+    async fn locate(&self, group: &Arc<Group>, query: ScoreQuery) -> Result<Job, Failure> {
         states::check_key(&query.target.key)?;
         let collection = self.states.collection(&query.target.collection)?;
         let model = self.models.find(&query.model, query.model_version).await?;
@@ -150,6 +158,8 @@ impl Scorer {
             model,
             collection,
             target: query.target,
+            group: group.clone(),
+            freshness: query.freshness,
             inputs,
             outputs,
             deadline: query.deadline,
@@ -158,6 +168,7 @@ impl Scorer {
     }
 
     async fn peek(&self, job: &Job) -> Result<Scored, Failure> {
+        let lag = job.freshness.reached_by(&job.group).await?;
         let base = self.read(job).await?;
         let answer = self.infer(job, base.states).await?;
         Ok(Scored {
@@ -167,6 +178,7 @@ impl Scorer {
             model_version: job.model.version,
             from_initial_state: base.initial,
             repeated: false,
+            lag,
         })
     }
 
@@ -200,6 +212,9 @@ impl Scorer {
             Some(tail) => (Condition::Writer(tail.writer), tail.states, false),
             None => {
                 turn.settled().await?;
+                // Read without asking a quorum whether this node still leads: the patch holds only
+                // for the version read. If that is old, or the node does not lead any more, the
+                // patch is refused and the step runs again, here or where the leader is.
                 let base = self.read(job).await?;
                 let condition = match base.version {
                     0 => Condition::Absent,
@@ -216,11 +231,12 @@ impl Scorer {
             model_version: job.model.version,
             from_initial_state: initial,
             repeated: false,
+            lag: Duration::ZERO,
         };
         let writer = self.next_writer();
         let command = self.patch(job, condition, writer, &answer.states, &scored)?;
         // Proposed before the next step may start: entries keep the order of the steps.
-        let commit = self.states.propose(&job.target.key, command, turn.begin());
+        let commit = states::propose(&job.group, command, turn.begin());
         turn.leave(Some(Tail {
             model: job.model.loaded.name().to_owned(),
             model_version: job.model.version,
@@ -234,8 +250,7 @@ impl Scorer {
     /// The answer of the first request with this id, if it was answered.
     fn first_answer(&self, job: &Job) -> Result<Option<Scored>, Failure> {
         let Some(tag) = &job.request else { return Ok(None) };
-        let replica = self.states.shards().locate(&job.target.key)?;
-        let reader = replica.reader();
+        let reader = job.group.reader();
         let Some(first) = reader.answer(tag, crate::clock::unix_now_ms())? else { return Ok(None) };
         match first {
             statehouse_store::Reply::Written { version, answer, .. } => {
@@ -248,7 +263,8 @@ impl Scorer {
 
     async fn read(&self, job: &Job) -> Result<bind::Base, Failure> {
         let names = bind::field_names(&job.model.loaded);
-        let found = self.states.read_present(&job.collection, &job.target.key, names).await?;
+        let found =
+            self.states.read_present(&job.collection, (&job.target.key, &job.group), names).await?;
         bind::base(&job.model.loaded, found)
     }
 
@@ -307,6 +323,7 @@ impl Scored {
             from_initial_state: false,
             repeated: false,
             ran: Ran::default(),
+            lag: Duration::ZERO,
         }
     }
 }

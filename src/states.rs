@@ -1,8 +1,10 @@
 //! The State use case: read and write states, check requests, turn replies into answers.
 //!
 //! Knows no gRPC. Everything a client may get wrong about a state is refused here, by name,
-//! before a command is proposed.
+//! before a command is proposed. Whose replica it is that reads or proposes, the caller has found
+//! (`router.rs`): it comes in as a group.
 
+mod freshness;
 mod limits;
 mod read;
 mod write;
@@ -12,14 +14,15 @@ use std::sync::Arc;
 use statehouse_cluster::Shards;
 use statehouse_cluster::catalog::{Catalog, Collection};
 
+pub use freshness::Freshness;
 pub use limits::{
     EDITS_MAX, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     check_collection_name, check_key,
 };
-pub use read::{FieldSelector, GetQuery, StateKey};
+pub use read::{FieldSelector, GetQuery, KeyHere, StateKey};
 pub use write::{
     Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
-    reply_failure, request_tag, written,
+    propose, reply_failure, request_tag, written,
 };
 
 use crate::chain::Chains;

@@ -104,7 +104,9 @@ fn field_bytes(field: &v1::Field) -> usize {
 
 /// A client of the node, with the load's collection made.
 pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
-    let client = Client::connect(Config::new(endpoint)).await?;
+    // What is measured is a plain put: a request id would make it another one.
+    let config = Config { request_ids: false, ..Config::new(endpoint) };
+    let client = Client::connect(config).await?;
     let request = v1::CreateCollectionRequest {
         name: COLLECTION.to_owned(),
         settings: None,

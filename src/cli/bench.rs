@@ -18,9 +18,14 @@ pub struct Args {
     /// What to measure, and how to speak to it.
     #[arg(long, value_enum, default_value = "pipelined")]
     target: Target,
-    /// The address of the node or peer.
-    #[arg(long, env = "STATEHOUSE_ENDPOINT", default_value = "http://127.0.0.1:7070")]
-    endpoint: String,
+    /// The address of the node or peer; of several with commas between, connections take turns.
+    #[arg(
+        long,
+        env = "STATEHOUSE_ENDPOINT",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7070"
+    )]
+    endpoint: Vec<String>,
     /// Prepare with this node instead: a peer that scores as a node does knows no collections.
     #[arg(long)]
     setup_endpoint: Option<String>,
@@ -118,15 +123,15 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
             let payload = bench::prepare(None, None, bytes, seed).await?;
             if args.load {
                 let endpoint = match args.target {
-                    Target::Etcd => with_scheme(&args.endpoint),
-                    _ => args.endpoint.clone(),
+                    Target::Etcd => with_scheme(&args.endpoint[0]),
+                    _ => args.endpoint[0].clone(),
                 };
                 bench::load_peer(args.target, &endpoint, &payload, args.keys).await?;
             }
             Ok(payload)
         }
         Target::Unary | Target::Pipelined => {
-            let node = args.setup_endpoint.as_ref().unwrap_or(&args.endpoint);
+            let node = args.setup_endpoint.as_ref().unwrap_or(&args.endpoint[0]);
             let client = bench::connect(&with_scheme(node)).await?;
             let scores = args.mix.has(&[Kind::Peek, Kind::Step]);
             let model = scores.then_some(args.model.as_str());
@@ -141,12 +146,13 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
 
 async fn measure(args: &Args, pace: Pace, payload: &Payload) -> anyhow::Result<Figures> {
     let in_flight = args.in_flight.div_ceil(args.connections);
-    let endpoint = match args.target {
-        Target::Redis | Target::RedisReplicated => args.endpoint.clone(),
-        _ => with_scheme(&args.endpoint),
-    };
     let mut lanes = Vec::new();
     for at in 0..args.connections {
+        let endpoint = &args.endpoint[at % args.endpoint.len()];
+        let endpoint = match args.target {
+            Target::Redis | Target::RedisReplicated => endpoint.clone(),
+            _ => with_scheme(endpoint),
+        };
         let lane = Lane::connect(args.target, &endpoint, in_flight, payload.clone()).await?;
         let seed = args.seed.wrapping_mul(1_000_003).wrapping_add(at as u64);
         lanes.push((lane, Workload::new(args.mix.clone(), args.keys, args.zipf, args.batch, seed)));

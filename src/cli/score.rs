@@ -1,10 +1,12 @@
 //! `statehouse score`: one event, next to its state.
 
+use std::time::Duration;
+
 use serde_json::{Map, Value as Json, json};
 use statehouse_client::v1;
 
 use super::output::{print_json, show_tensor, tensor_json};
-use super::{Remote, field};
+use super::{Remote, field, text};
 
 /// What `score` takes.
 #[derive(Debug, clap::Args)]
@@ -26,6 +28,9 @@ pub struct Args {
     /// An output to answer. Repeat for more; none: all.
     #[arg(long = "output")]
     outputs: Vec<String>,
+    /// Take the state from any replica that lags by no more, such as 100ms; none: the newest.
+    #[arg(long, value_parser = text::duration, conflicts_with = "step")]
+    max_lag: Option<Duration>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -47,6 +52,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         mode: mode as i32,
         request_id: args.request_id.unwrap_or_default().into(),
         outputs: args.outputs,
+        ..freshness(args.max_lag)
     };
     let scored = args.remote.connect().await?.score(request).await?;
     if args.remote.json {
@@ -55,6 +61,13 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         print_score(&scored);
     }
     Ok(())
+}
+
+/// A request that says only how fresh the state must be.
+fn freshness(max_lag: Option<Duration>) -> v1::ScoreRequest {
+    let Some(max_lag) = max_lag else { return v1::ScoreRequest::default() };
+    let (consistency, max_lag_ms) = super::state::bounded(max_lag);
+    v1::ScoreRequest { consistency, max_lag_ms, ..Default::default() }
 }
 
 fn score_json(scored: &v1::ScoreResponse) -> Json {
@@ -72,6 +85,7 @@ fn score_json(scored: &v1::ScoreResponse) -> Json {
         "model_version": scored.model_version,
         "from_initial_state": scored.from_initial_state,
         "repeated": scored.repeated_request,
+        "lag_ms": scored.lag_ms,
     })
 }
 

@@ -63,6 +63,9 @@ pub struct GetArgs {
     /// A field to read, or bytes of it: NAME or NAME@OFFSET+LENGTH. Repeat for more.
     #[arg(long = "field")]
     fields: Vec<String>,
+    /// Read from any replica that lags by no more, such as 100ms; none: the newest state.
+    #[arg(long, value_parser = text::duration)]
+    max_lag: Option<Duration>,
     /// Write the one field read to this file; a tensor as .npy if the name ends so.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
@@ -72,13 +75,16 @@ pub struct GetArgs {
 
 /// Runs `get`.
 pub async fn get(args: GetArgs) -> anyhow::Result<()> {
+    let (consistency, max_lag_ms) = args.max_lag.map(bounded).unwrap_or_default();
     let request = v1::GetRequest {
         collection: args.target.collection.clone(),
         key: args.target.key(),
         fields: args.fields.iter().map(|text| selector(text)).collect::<anyhow::Result<_>>()?,
-        ..Default::default()
+        consistency,
+        max_lag_ms,
     };
-    let state = args.remote.connect().await?.get(request).await?;
+    let answer = args.remote.connect().await?.read(request).await?;
+    let state = answer.state.context("a state")?;
     if let Some(path) = &args.out {
         let [field] = &state.fields[..] else {
             bail!(
@@ -95,11 +101,20 @@ pub async fn get(args: GetArgs) -> anyhow::Result<()> {
         return std::fs::write(path, data).with_context(|| format!("write {}", path.display()));
     }
     if args.remote.json {
-        print_json(&state_json(&state));
+        let mut json = state_json(&state);
+        if args.max_lag.is_some() {
+            json["lag_ms"] = answer.lag_ms.into();
+        }
+        print_json(&json);
     } else {
         print_state(&state);
     }
     Ok(())
+}
+
+/// A read that may lag so much, as requests say it.
+pub fn bounded(max_lag: Duration) -> (i32, u64) {
+    (v1::Consistency::Bounded as i32, max_lag.as_millis() as u64)
 }
 
 fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {

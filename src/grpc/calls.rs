@@ -1,17 +1,20 @@
 //! Every call as one async function from message to message, shared by the unary services and
 //! the pipeline.
 //!
-//! A call does what orders it (queueing a step, proposing a write) the first time it is polled,
-//! before it waits for anything: so calls polled in order take effect in order.
-
-use std::time::Instant;
+//! A call does what orders it (queueing a step, proposing a write, taking its place in the stream
+//! to the node that leads) the first time it is polled, before it waits for anything: so calls
+//! polled in order take effect in order.
 
 use futures::future::join_all;
+use statehouse_client::batch::{Batch, Item};
 use statehouse_proto::v1;
 
+use super::caller::Caller;
+use super::scatter::ItemHere;
 use super::{convert, status};
 use crate::failure::{Failure, Reason};
 use crate::metrics::{CallKind, CallMetrics};
+use crate::router::Router;
 use crate::score::Scorer;
 use crate::states::States;
 
@@ -23,158 +26,190 @@ pub const BATCH_ITEMS_MAX: usize = 4_096;
 pub struct Calls {
     states: States,
     scorer: Scorer,
+    router: Router,
     counted: CallMetrics,
 }
 
 impl Calls {
     /// Over the use cases of a node; every call is counted.
-    pub fn new(states: States, scorer: Scorer, counted: CallMetrics) -> Self {
-        Calls { states, scorer, counted }
+    pub fn new(states: States, scorer: Scorer, router: Router, counted: CallMetrics) -> Self {
+        Calls { states, scorer, router, counted }
     }
 
     pub(super) fn states(&self) -> &States {
         &self.states
     }
 
-    pub(super) async fn get(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Failure> {
-        self.counted.count(CallKind::Get, self.get_uncounted(request)).await
+    pub(super) fn scorer(&self) -> &Scorer {
+        &self.scorer
     }
 
-    async fn get_uncounted(&self, request: v1::GetRequest) -> Result<v1::GetResponse, Failure> {
-        let found = self.states.get(&convert::get_query(request)).await?;
-        Ok(v1::GetResponse { state: Some(convert::state(found)), lag_ms: 0 })
+    pub(super) fn router(&self) -> &Router {
+        &self.router
     }
 
-    pub(super) async fn batch_get(
+    pub(super) async fn get(
         &self,
-        request: v1::BatchGetRequest,
-    ) -> Result<v1::BatchGetResponse, Failure> {
-        self.counted.count(CallKind::BatchGet, self.batch_get_uncounted(request)).await
+        request: v1::GetRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::GetResponse, Failure> {
+        self.counted.count(CallKind::Get, self.routed(request, caller)).await
     }
 
-    async fn batch_get_uncounted(
+    pub(super) async fn put(
         &self,
-        request: v1::BatchGetRequest,
-    ) -> Result<v1::BatchGetResponse, Failure> {
-        use v1::batch_get_response::{Item, item};
-        check_batch("keys", request.keys.len())?;
-        let collection = self.states.collection(&request.collection)?;
-        let fields = convert::selectors(request.fields);
-        let items = self.states.get_many(&collection, &request.keys, &fields).await;
-        let item = |found| Item {
-            result: Some(match found {
-                Ok(state) => item::Result::State(convert::state(state)),
-                Err(failure) => item::Result::Error(status::error(failure)),
-            }),
-        };
-        Ok(v1::BatchGetResponse { items: items.into_iter().map(item).collect() })
-    }
-
-    pub(super) async fn put(&self, request: v1::PutRequest) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Put, self.put_uncounted(request)).await
-    }
-
-    async fn put_uncounted(&self, request: v1::PutRequest) -> Result<v1::WriteResponse, Failure> {
-        let written = self.states.put(convert::put(request)?).await?;
-        Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
-    }
-
-    pub(super) async fn batch_put(
-        &self,
-        request: v1::BatchPutRequest,
-    ) -> Result<v1::BatchPutResponse, Failure> {
-        self.counted.count(CallKind::BatchPut, self.batch_put_uncounted(request)).await
-    }
-
-    async fn batch_put_uncounted(
-        &self,
-        request: v1::BatchPutRequest,
-    ) -> Result<v1::BatchPutResponse, Failure> {
-        use v1::batch_put_response::{Item, item};
-        check_batch("puts", request.puts.len())?;
-        let items = join_all(request.puts.into_iter().map(|put| self.put_uncounted(put))).await;
-        let item = |written| Item {
-            result: Some(match written {
-                Ok(written) => item::Result::Written(written),
-                Err(failure) => item::Result::Error(status::error(failure)),
-            }),
-        };
-        Ok(v1::BatchPutResponse { items: items.into_iter().map(item).collect() })
+        request: v1::PutRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::WriteResponse, Failure> {
+        self.counted.count(CallKind::Put, self.routed(request, caller)).await
     }
 
     pub(super) async fn patch(
         &self,
         request: v1::PatchRequest,
+        caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Patch, self.patch_uncounted(request)).await
-    }
-
-    async fn patch_uncounted(
-        &self,
-        request: v1::PatchRequest,
-    ) -> Result<v1::WriteResponse, Failure> {
-        let written = self.states.patch(convert::patch(request)?).await?;
-        Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
+        self.counted.count(CallKind::Patch, self.routed(request, caller)).await
     }
 
     pub(super) async fn delete(
         &self,
         request: v1::DeleteRequest,
+        caller: Caller<'_>,
     ) -> Result<v1::DeleteResponse, Failure> {
-        self.counted.count(CallKind::Delete, self.delete_uncounted(request)).await
-    }
-
-    async fn delete_uncounted(
-        &self,
-        request: v1::DeleteRequest,
-    ) -> Result<v1::DeleteResponse, Failure> {
-        let (existed, repeated) = self.states.delete(convert::delete(request)?).await?;
-        Ok(v1::DeleteResponse { existed, repeated_request: repeated })
+        self.counted.count(CallKind::Delete, self.routed(request, caller)).await
     }
 
     pub(super) async fn score(
         &self,
         request: v1::ScoreRequest,
-        deadline: Option<Instant>,
+        caller: Caller<'_>,
     ) -> Result<v1::ScoreResponse, Failure> {
-        self.counted.count(CallKind::Score, self.score_uncounted(request, deadline)).await
+        self.counted.count(CallKind::Score, self.routed(request, caller)).await
     }
 
-    async fn score_uncounted(
+    pub(super) async fn batch_get(
         &self,
-        request: v1::ScoreRequest,
-        deadline: Option<Instant>,
-    ) -> Result<v1::ScoreResponse, Failure> {
-        let scored = self.scorer.score(convert::score_query(request, deadline)?).await?;
-        Ok(convert::scored(scored))
+        request: v1::BatchGetRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::BatchGetResponse, Failure> {
+        self.counted.count(CallKind::BatchGet, self.batch_get_uncounted(request, caller)).await
+    }
+
+    async fn batch_get_uncounted(
+        &self,
+        request: v1::BatchGetRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::BatchGetResponse, Failure> {
+        use v1::batch_get_response::{Item as Got, item};
+        check_batch("keys", request.keys.len())?;
+        let freshness = convert::freshness(request.consistency, request.max_lag_ms)?;
+        self.states.collection(&request.collection)?;
+        let (items, lag_ms) = match self.all_here(&request.keys) {
+            Some(here) => {
+                let (came, lag_ms) = self.get_here(&request, freshness, &here).await;
+                // All of them, in the order of the keys: no replica refuses on a node alone.
+                let item = |(_, found): (usize, Result<Item, Failure>)| {
+                    found.unwrap_or_else(|failure| Item::Error(status::error(failure)))
+                };
+                (came.into_iter().map(item).collect(), lag_ms)
+            }
+            None => Box::pin(self.scatter(Batch::Get(request), caller)).await?,
+        };
+        let got = |item| Got {
+            result: match item {
+                Item::State(state) => Some(item::Result::State(state)),
+                Item::Error(error) => Some(item::Result::Error(error)),
+                Item::Written(_) | Item::Scored(_) => None,
+            },
+        };
+        Ok(v1::BatchGetResponse { items: items.into_iter().map(got).collect(), lag_ms })
+    }
+
+    /// This node's replicas for all keys, if there is no other node.
+    fn all_here(&self, keys: &[bytes::Bytes]) -> Option<Vec<ItemHere>> {
+        if !self.router.is_alone() {
+            return None;
+        }
+        let shards = self.router.shards();
+        let here = |(at, key): (usize, &bytes::Bytes)| {
+            Some((at, shards.group(self.router.shard_of(key))?))
+        };
+        keys.iter().enumerate().map(here).collect()
+    }
+
+    pub(super) async fn batch_put(
+        &self,
+        request: v1::BatchPutRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::BatchPutResponse, Failure> {
+        self.counted.count(CallKind::BatchPut, self.batch_put_uncounted(request, caller)).await
+    }
+
+    async fn batch_put_uncounted(
+        &self,
+        request: v1::BatchPutRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::BatchPutResponse, Failure> {
+        use v1::batch_put_response::{Item as Put, item};
+        check_batch("puts", request.puts.len())?;
+        if self.router.is_alone() {
+            let puts = request.puts.into_iter().map(|put| self.routed(put, caller));
+            let put = |written| Put {
+                result: Some(match written {
+                    Ok(written) => item::Result::Written(written),
+                    Err(failure) => item::Result::Error(status::error(failure)),
+                }),
+            };
+            let items = join_all(puts).await.into_iter().map(put).collect();
+            return Ok(v1::BatchPutResponse { items });
+        }
+        let (items, _) = Box::pin(self.scatter(Batch::Put(request.puts), caller)).await?;
+        let put = |item| Put {
+            result: match item {
+                Item::Written(written) => Some(item::Result::Written(written)),
+                Item::Error(error) => Some(item::Result::Error(error)),
+                Item::State(_) | Item::Scored(_) => None,
+            },
+        };
+        Ok(v1::BatchPutResponse { items: items.into_iter().map(put).collect() })
     }
 
     pub(super) async fn score_batch(
         &self,
         request: v1::ScoreBatchRequest,
-        deadline: Option<Instant>,
+        caller: Caller<'_>,
     ) -> Result<v1::ScoreBatchResponse, Failure> {
-        self.counted
-            .count(CallKind::ScoreBatch, self.score_batch_uncounted(request, deadline))
-            .await
+        self.counted.count(CallKind::ScoreBatch, self.score_batch_uncounted(request, caller)).await
     }
 
     async fn score_batch_uncounted(
         &self,
         request: v1::ScoreBatchRequest,
-        deadline: Option<Instant>,
+        caller: Caller<'_>,
     ) -> Result<v1::ScoreBatchResponse, Failure> {
-        use v1::score_batch_response::{Item, item};
+        use v1::score_batch_response::{Item as Score, item};
         check_batch("scores", request.scores.len())?;
-        let scores = request.scores.into_iter().map(|score| self.score_uncounted(score, deadline));
-        let items = join_all(scores).await;
-        let item = |scored| Item {
-            result: Some(match scored {
-                Ok(scored) => item::Result::Scored(scored),
-                Err(failure) => item::Result::Error(status::error(failure)),
-            }),
+        if self.router.is_alone() {
+            let scores = request.scores.into_iter().map(|score| self.routed(score, caller));
+            let score = |scored| Score {
+                result: Some(match scored {
+                    Ok(scored) => item::Result::Scored(scored),
+                    Err(failure) => item::Result::Error(status::error(failure)),
+                }),
+            };
+            let items = join_all(scores).await.into_iter().map(score).collect();
+            return Ok(v1::ScoreBatchResponse { items });
+        }
+        let (items, _) = Box::pin(self.scatter(Batch::Score(request.scores), caller)).await?;
+        let score = |item| Score {
+            result: match item {
+                Item::Scored(scored) => Some(item::Result::Scored(scored)),
+                Item::Error(error) => Some(item::Result::Error(error)),
+                Item::State(_) | Item::Written(_) => None,
+            },
         };
-        Ok(v1::ScoreBatchResponse { items: items.into_iter().map(item).collect() })
+        Ok(v1::ScoreBatchResponse { items: items.into_iter().map(score).collect() })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Between the protocol's messages and the use cases' own types: the only place that knows both.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use statehouse_cluster::catalog::{Collection, Missing, Settings};
 use statehouse_inference::Tensor;
@@ -12,7 +12,8 @@ use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::score::{Mode, ScoreQuery, Scored};
 use crate::states::{
-    DeleteCommand, FieldSelector, GetQuery, PatchCommand, PutCommand, StateKey, WriteOptions,
+    DeleteCommand, FieldSelector, Freshness, GetQuery, PatchCommand, PutCommand, StateKey,
+    WriteOptions,
 };
 
 /// The largest state of a collection that names none, in bytes.
@@ -30,11 +31,29 @@ fn invalid(message: impl Into<String>) -> Failure {
     Failure::new(Reason::InvalidRequest, message)
 }
 
-pub fn get_query(request: v1::GetRequest) -> GetQuery {
-    GetQuery {
+pub fn get_query(request: v1::GetRequest) -> Result<GetQuery> {
+    Ok(GetQuery {
+        freshness: freshness(request.consistency, request.max_lag_ms)?,
         target: StateKey { collection: request.collection, key: request.key },
         fields: selectors(request.fields),
+    })
+}
+
+pub fn freshness(consistency: i32, max_lag_ms: u64) -> Result<Freshness> {
+    match v1::Consistency::try_from(consistency) {
+        Ok(v1::Consistency::Unspecified | v1::Consistency::Linearizable) => {
+            Ok(Freshness::Linearizable)
+        }
+        Ok(v1::Consistency::Bounded) => {
+            Ok(Freshness::Bounded { lag_max: Duration::from_millis(max_lag_ms) })
+        }
+        Err(_) => Err(invalid(format!("consistency {consistency} is not known"))),
     }
+}
+
+/// A lag in whole milliseconds, never less than it is.
+pub fn lag_ms(lag: Duration) -> u64 {
+    lag.as_nanos().div_ceil(1_000_000) as u64
 }
 
 pub fn selectors(fields: Vec<v1::FieldSelector>) -> Vec<FieldSelector> {
@@ -160,7 +179,12 @@ pub fn score_query(request: v1::ScoreRequest, deadline: Option<Instant>) -> Resu
         Ok(v1::ScoreMode::Step) => Mode::Step,
         Err(_) => return Err(invalid(format!("mode {} is neither PEEK nor STEP", request.mode))),
     };
+    let freshness = freshness(request.consistency, request.max_lag_ms)?;
+    if mode == Mode::Step && freshness != Freshness::Linearizable {
+        return Err(invalid("a STEP is always linearizable: BOUNDED belongs to a PEEK"));
+    }
     Ok(ScoreQuery {
+        freshness,
         model: request.model,
         model_version: request.model_version,
         target: StateKey { collection: request.collection, key: request.key },
@@ -194,6 +218,7 @@ pub fn scored(scored: Scored) -> v1::ScoreResponse {
         batch_rows: scored.ran.batch_rows,
         queue_us: scored.ran.queued.as_micros() as u32,
         run_us: scored.ran.took.as_micros() as u32,
+        lag_ms: lag_ms(scored.lag),
     }
 }
 

@@ -7,6 +7,7 @@
 //! calls under way are answered; requests not taken by then had no effect.
 
 use std::pin::Pin;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use statehouse_proto::v1::pipeline_server::Pipeline;
 use tokio::sync::watch;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::{Caller, is_hop};
 use super::{Calls, status};
 use crate::failure::{Failure, Reason};
 
@@ -50,6 +52,7 @@ impl Pipeline for PipelineService {
     ) -> Result<Response<Answers>, Status> {
         Ok(Response::new(Answers {
             calls: self.calls.clone(),
+            hop: is_hop(request.metadata()),
             requests: Some(request.into_inner()),
             under_way: FuturesUnordered::new(),
             in_flight_max: self.in_flight_max,
@@ -68,6 +71,8 @@ type UnderWay = Pin<Box<dyn Future<Output = v1::PipelineResponse> + Send>>;
 /// The answers of one stream, in the order they are ready.
 pub struct Answers {
     calls: Calls,
+    /// Another node forwarded them.
+    hop: bool,
     /// `None` once the client has sent its last.
     requests: Option<Streaming<v1::PipelineRequest>>,
     under_way: FuturesUnordered<UnderWay>,
@@ -92,7 +97,7 @@ impl Stream for Answers {
             match requests.poll_next_unpin(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(request))) => {
-                    let mut call: UnderWay = Box::pin(run(this.calls.clone(), request));
+                    let mut call: UnderWay = Box::pin(run(this.calls.clone(), request, this.hop));
                     match call.as_mut().poll(cx) {
                         Poll::Ready(answer) => return Poll::Ready(Some(Ok(answer))),
                         // Pushed woken: the set registers its own waker at the next poll.
@@ -114,16 +119,18 @@ impl Stream for Answers {
     }
 }
 
-async fn run(calls: Calls, request: v1::PipelineRequest) -> v1::PipelineResponse {
+async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> v1::PipelineResponse {
     let id = request.id;
     let deadline = match request.timeout_ms {
         0 => None,
         timeout_ms => Some(Instant::now() + Duration::from_millis(u64::from(timeout_ms))),
     };
+    let forwarded_to = AtomicU64::new(0);
+    let caller = Caller { deadline, hop, forwarded_to: Some(&forwarded_to) };
     let answer = match deadline {
-        None => call(&calls, request.call, None).await,
+        None => call(&calls, request.call, caller).await,
         Some(at) => {
-            let call = call(&calls, request.call, Some(at));
+            let call = call(&calls, request.call, caller);
             tokio::time::timeout_at(at.into(), call).await.unwrap_or_else(|_| {
                 let message = format!("no answer within {} ms", request.timeout_ms);
                 Err(Failure::new(Reason::DeadlineExceeded, message))
@@ -131,24 +138,20 @@ async fn run(calls: Calls, request: v1::PipelineRequest) -> v1::PipelineResponse
         }
     };
     let result = answer.unwrap_or_else(|failure| Answer::Error(status::error(failure)));
-    v1::PipelineResponse { id, result: Some(result) }
+    v1::PipelineResponse { id, result: Some(result), forwarded_to: forwarded_to.into_inner() }
 }
 
-async fn call(
-    calls: &Calls,
-    call: Option<Call>,
-    deadline: Option<Instant>,
-) -> Result<Answer, Failure> {
+async fn call(calls: &Calls, call: Option<Call>, caller: Caller<'_>) -> Result<Answer, Failure> {
     match call {
-        Some(Call::Get(get)) => calls.get(get).await.map(Answer::Get),
-        Some(Call::BatchGet(get)) => calls.batch_get(get).await.map(Answer::BatchGet),
-        Some(Call::Put(put)) => calls.put(put).await.map(Answer::Write),
-        Some(Call::BatchPut(puts)) => calls.batch_put(puts).await.map(Answer::BatchPut),
-        Some(Call::Patch(patch)) => calls.patch(patch).await.map(Answer::Write),
-        Some(Call::Delete(delete)) => calls.delete(delete).await.map(Answer::Delete),
-        Some(Call::Score(score)) => calls.score(score, deadline).await.map(Answer::Score),
+        Some(Call::Get(get)) => calls.get(get, caller).await.map(Answer::Get),
+        Some(Call::BatchGet(get)) => calls.batch_get(get, caller).await.map(Answer::BatchGet),
+        Some(Call::Put(put)) => calls.put(put, caller).await.map(Answer::Write),
+        Some(Call::BatchPut(puts)) => calls.batch_put(puts, caller).await.map(Answer::BatchPut),
+        Some(Call::Patch(patch)) => calls.patch(patch, caller).await.map(Answer::Write),
+        Some(Call::Delete(delete)) => calls.delete(delete, caller).await.map(Answer::Delete),
+        Some(Call::Score(score)) => calls.score(score, caller).await.map(Answer::Score),
         Some(Call::ScoreBatch(scores)) => {
-            calls.score_batch(scores, deadline).await.map(Answer::ScoreBatch)
+            calls.score_batch(scores, caller).await.map(Answer::ScoreBatch)
         }
         None => Err(Failure::new(
             Reason::InvalidRequest,

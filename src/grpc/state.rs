@@ -4,6 +4,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::state_server::State;
 use tonic::{Request, Response, Status};
 
+use super::caller::unary;
 use super::{Calls, convert, status::status};
 use crate::failure::Failure;
 use crate::states::check_collection_name;
@@ -26,42 +27,42 @@ impl State for StateService {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
-        self.calls.get(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.get(request, caller)).await
     }
 
     async fn batch_get(
         &self,
         request: Request<v1::BatchGetRequest>,
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
-        self.calls.batch_get(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.batch_get(request, caller)).await
     }
 
     async fn put(
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        self.calls.put(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.put(request, caller)).await
     }
 
     async fn batch_put(
         &self,
         request: Request<v1::BatchPutRequest>,
     ) -> Result<Response<v1::BatchPutResponse>, Status> {
-        self.calls.batch_put(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.batch_put(request, caller)).await
     }
 
     async fn patch(
         &self,
         request: Request<v1::PatchRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        self.calls.patch(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.patch(request, caller)).await
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        self.calls.delete(request.into_inner()).await.map(Response::new).map_err(status)
+        unary(request, |request, caller| self.calls.delete(request, caller)).await
     }
 
     async fn create_collection(

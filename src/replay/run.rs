@@ -172,7 +172,7 @@ fn request(
         inputs,
         mode: mode as i32,
         request_id: request_id.into(),
-        outputs: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -1,11 +1,15 @@
 //! Reads: inline when everything lies in memory, else on the read pool.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::future::join_all;
 use statehouse_cluster::catalog::{Collection, Missing};
+use statehouse_cluster::raft::Group;
 use statehouse_store::{Cached, FieldRange, Reader, Selection, Value, WholeState};
 
-use super::{States, check_key};
+use super::{Freshness, States, check_key};
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
@@ -34,71 +38,59 @@ pub struct GetQuery {
     pub target: StateKey,
     /// Empty: all fields.
     pub fields: Vec<FieldSelector>,
+    /// How fresh it must be.
+    pub freshness: Freshness,
 }
 
+/// A key and this node's replica of its shard.
+pub type KeyHere<'a> = (&'a Bytes, &'a Group);
+
 impl States {
-    /// Reads a state. Linearizable: it sees every write acknowledged before.
-    pub async fn get(&self, query: &GetQuery) -> Result<WholeState, Failure> {
+    /// Reads a state from a replica, once that may serve it; answers also how far behind it is.
+    pub async fn get(
+        &self,
+        group: &Arc<Group>,
+        query: &GetQuery,
+    ) -> Result<(WholeState, Duration), Failure> {
         let collection = self.collection(&query.target.collection)?;
-        self.get_in(&collection, &query.target.key, &query.fields).await
+        let lag = query.freshness.reached_by(group).await?;
+        let found = self.get_in(&collection, (&query.target.key, group), &query.fields).await?;
+        Ok((found, lag))
     }
 
     /// Reads many states of one collection, each with its own outcome, in the order of the keys.
+    /// The replicas may serve the read already.
     pub async fn get_many(
         &self,
         collection: &Collection,
-        keys: &[Bytes],
+        keys: &[KeyHere<'_>],
         fields: &[FieldSelector],
     ) -> Vec<Result<WholeState, Failure>> {
         let selection = selection(fields);
         // What lies in memory is taken at once; only what does not is waited for, together.
         let mut found: Vec<Option<Result<WholeState, Failure>>> =
-            keys.iter().map(|key| self.cached(collection, key, fields, &selection)).collect();
+            keys.iter().map(|key| cached(collection, *key, fields, &selection)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
-        let waits = missing.iter().map(|at| self.get_in(collection, &keys[*at], fields));
+        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], fields));
         for (at, state) in missing.iter().zip(join_all(waits).await) {
             found[*at] = Some(state);
         }
         found.into_iter().flatten().collect()
     }
 
-    /// A state that lies in memory; `None` if the disk must be asked.
-    fn cached(
-        &self,
-        collection: &Collection,
-        key: &Bytes,
-        fields: &[FieldSelector],
-        selection: &Selection,
-    ) -> Option<Result<WholeState, Failure>> {
-        if let Err(failure) = check_key(key) {
-            return Some(Err(failure));
-        }
-        let replica = match self.shards.locate(key) {
-            Ok(replica) => replica,
-            Err(error) => return Some(Err(error.into())),
-        };
-        match replica.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
-            Ok(Cached::Ready(found)) => Some(answer(collection, key, found, fields)),
-            Ok(Cached::NeedsDisk) => None,
-            Err(error) => Some(Err(failure(error))),
-        }
-    }
-
     async fn get_in(
         &self,
         collection: &Collection,
-        key: &Bytes,
+        (key, group): KeyHere<'_>,
         fields: &[FieldSelector],
     ) -> Result<WholeState, Failure> {
         let selection = selection(fields);
-        if let Some(found) = self.cached(collection, key, fields, &selection) {
+        if let Some(found) = cached(collection, (key, group), fields, &selection) {
             return found;
         }
         let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
-        let replica = self.shards.locate(key)?;
-        let reader = replica.reader();
         let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);
-        let found = self.on_disk(reader, wait).await?;
+        let found = self.on_disk(group.reader(), wait).await?;
         answer(collection, key, found, fields)
     }
 
@@ -106,13 +98,12 @@ impl States {
     pub async fn read_present(
         &self,
         collection: &Collection,
-        key: &Bytes,
+        (key, group): KeyHere<'_>,
         names: Vec<String>,
     ) -> Result<Option<WholeState>, Failure> {
         let (id, now_ms) = (collection.id, unix_now_ms());
         let selection = Selection::if_present(names);
-        let replica = self.shards.locate(key)?;
-        let reader = replica.reader();
+        let reader = group.reader();
         match reader.try_get_whole(id, key, &selection, now_ms).map_err(failure)? {
             Cached::Ready(found) => Ok(found),
             Cached::NeedsDisk => {
@@ -139,6 +130,23 @@ impl States {
             .await
             .map_err(|_| Failure::new(Reason::Unavailable, "the node is stopping"))?
             .map_err(failure)
+    }
+}
+
+/// A state that lies in memory; `None` if the disk must be asked.
+fn cached(
+    collection: &Collection,
+    (key, group): KeyHere<'_>,
+    fields: &[FieldSelector],
+    selection: &Selection,
+) -> Option<Result<WholeState, Failure>> {
+    if let Err(failure) = check_key(key) {
+        return Some(Err(failure));
+    }
+    match group.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
+        Ok(Cached::Ready(found)) => Some(answer(collection, key, found, fields)),
+        Ok(Cached::NeedsDisk) => None,
+        Err(error) => Some(Err(failure(error))),
     }
 }
 

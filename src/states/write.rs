@@ -1,7 +1,10 @@
 //! Writes: checked, turned into one command, proposed, and the reply into an answer.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use statehouse_cluster::catalog::Collection;
+use statehouse_cluster::raft::Group;
 use statehouse_store::{
     Command, Condition, Delete, Edit, Expiry, Field, Patch, Put, Reply, RequestTag, Target, Value,
     Write, WriteLimits,
@@ -79,7 +82,7 @@ pub struct Answer {
 
 impl States {
     /// Replaces a state.
-    pub async fn put(&self, put: PutCommand) -> Result<Written, Failure> {
+    pub async fn put(&self, group: &Arc<Group>, put: PutCommand) -> Result<Written, Failure> {
         check_fields(&put.fields)?;
         let collection = self.collection(&put.target.collection)?;
         let fingerprint = fingerprint(b"put", |hash| {
@@ -91,11 +94,11 @@ impl States {
         let bytes = put.fields.iter().map(|field| field.value.bytes().len() as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Put(Put { write, fields: put.fields });
-        self.write_in_turn(&collection, &put.target.key, command).await
+        self.write_in_turn(&collection, (&put.target.key, group), command).await
     }
 
     /// Changes parts of a state.
-    pub async fn patch(&self, patch: PatchCommand) -> Result<Written, Failure> {
+    pub async fn patch(&self, group: &Arc<Group>, patch: PatchCommand) -> Result<Written, Failure> {
         check_edits(&patch.edits)?;
         let collection = self.collection(&patch.target.collection)?;
         let fingerprint = fingerprint(b"patch", |hash| {
@@ -107,17 +110,21 @@ impl States {
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
-        self.write_in_turn(&collection, &patch.target.key, command).await
+        self.write_in_turn(&collection, (&patch.target.key, group), command).await
     }
 
     /// Deletes a state; answers whether there was one, and whether the request is a repeat.
-    pub async fn delete(&self, delete: DeleteCommand) -> Result<(bool, bool), Failure> {
+    pub async fn delete(
+        &self,
+        group: &Arc<Group>,
+        delete: DeleteCommand,
+    ) -> Result<(bool, bool), Failure> {
         let collection = self.collection(&delete.target.collection)?;
         let fingerprint = fingerprint(b"delete", |_| {});
         let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
         let command = Command::Delete(Delete { write });
         let turn = self.chains().enter(collection.id, &delete.target.key)?.await?;
-        let commit = self.propose(&delete.target.key, command, turn.begin());
+        let commit = propose(group, command, turn.begin());
         turn.leave(None);
         match commit.await? {
             Reply::Deleted { existed, repeated, .. } => Ok((existed, repeated)),
@@ -129,11 +136,11 @@ impl States {
     async fn write_in_turn(
         &self,
         collection: &Collection,
-        key: &Bytes,
+        (key, group): (&Bytes, &Arc<Group>),
         command: Command,
     ) -> Result<Written, Failure> {
         let turn = self.chains().enter(collection.id, key)?.await?;
-        let commit = self.propose(key, command, turn.begin());
+        let commit = propose(group, command, turn.begin());
         turn.leave(None);
         written(commit.await?).map(|answer| answer.written)
     }
@@ -166,33 +173,29 @@ impl States {
             answer: Bytes::new(),
         })
     }
+}
 
-    /// Proposes a command at once; the future that comes back has the reply. The chain of its
-    /// key learns how it ended even if nobody awaits that.
-    pub fn propose(
-        &self,
-        key: &[u8],
-        command: Command,
-        uncommitted: Uncommitted,
-    ) -> impl Future<Output = Result<Reply, Failure>> + use<> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let done = move |reply: Result<Reply, statehouse_cluster::Error>| {
-            // Of a repeat, what the caller made of it is not what is stored.
-            let stored =
-                matches!(reply, Ok(Reply::Written { repeated: false, .. } | Reply::Deleted { .. }));
-            uncommitted.settle(stored);
-            // The caller may have given up; the write stands all the same.
-            let _ = sender.send(reply);
-        };
-        match self.shards().locate(key) {
-            Ok(replica) => replica.propose(command, Box::new(done)),
-            Err(error) => done(Err(error)),
-        }
-        async move {
-            let reply = receiver.await;
-            let gone = "the node stopped before the reply";
-            Ok(reply.map_err(|_| Failure::new(Reason::OutcomeUnknown, gone))??)
-        }
+/// Proposes a command at once; the future that comes back has the reply. The chain of its key
+/// learns how it ended even if nobody awaits that.
+pub fn propose(
+    group: &Arc<Group>,
+    command: Command,
+    uncommitted: Uncommitted,
+) -> impl Future<Output = Result<Reply, Failure>> + use<> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let done = move |reply: Result<Reply, statehouse_cluster::Error>| {
+        // Of a repeat, what the caller made of it is not what is stored.
+        let stored =
+            matches!(reply, Ok(Reply::Written { repeated: false, .. } | Reply::Deleted { .. }));
+        uncommitted.settle(stored);
+        // The caller may have given up; the write stands all the same.
+        let _ = sender.send(reply);
+    };
+    group.propose(command, Box::new(done));
+    async move {
+        let reply = receiver.await;
+        let gone = "the node stopped before the reply";
+        Ok(reply.map_err(|_| Failure::new(Reason::OutcomeUnknown, gone))??)
     }
 }
 

@@ -67,6 +67,7 @@ impl Remote {
         let mut last = Error::Unreachable {
             endpoint: "no endpoint".to_owned(),
             message: "expected at least one address".to_owned(),
+            reached: false,
         };
         for (at, endpoint) in self.endpoints.iter().enumerate() {
             let endpoint = with_scheme(endpoint);
@@ -96,7 +97,10 @@ impl Remote {
 }
 
 async fn connect(endpoint: &str, share: Duration) -> Result<AdminClient<Channel>, Error> {
-    let unreachable = |message: String| Error::Unreachable { endpoint: endpoint.into(), message };
+    let unreachable = |message: String| {
+        let endpoint = endpoint.to_owned();
+        Error::Unreachable { endpoint, message, reached: false }
+    };
     let channel = Endpoint::from_shared(endpoint.to_owned())
         .map_err(|error| unreachable(innermost(&error)))?
         .connect_timeout(CONNECT_MAX.min(share))
@@ -108,7 +112,7 @@ async fn connect(endpoint: &str, share: Duration) -> Result<AdminClient<Channel>
 
 fn silent(endpoint: &str, after: Duration) -> Error {
     let message = format!("silent for {after:?}");
-    Error::Unreachable { endpoint: endpoint.to_owned(), message }
+    Error::Unreachable { endpoint: endpoint.to_owned(), message, reached: true }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

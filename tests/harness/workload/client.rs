@@ -132,9 +132,7 @@ impl Worker {
         };
         match random.random_range(0..10) {
             0 if version > 0 => Action::Delete(version),
-            1..6 if trail < TRAIL_MAX && condition != Condition::Absent => {
-                Action::Patch(condition)
-            }
+            1..6 if trail < TRAIL_MAX && condition != Condition::Absent => Action::Patch(condition),
             _ => Action::Put(condition),
         }
     }
@@ -209,7 +207,11 @@ impl Worker {
 
 /// What an error says of a write; `None`: what no error should.
 fn outcome_of(error: &Error) -> Option<Sent> {
-    let Error::Refused { code, reason, metadata, .. } = error else { return Some(Sent::Unknown) };
+    let (code, reason, metadata) = match error {
+        Error::Refused { code, reason, metadata, .. } => (code, reason, metadata),
+        Error::Unreachable { reached: false, .. } => return Some(Sent::Nothing),
+        Error::Unreachable { .. } | Error::Unexpected(_) => return Some(Sent::Unknown),
+    };
     match reason.as_str() {
         "VERSION_CONFLICT" => {
             let current = metadata.get("current_version").expect("a conflict names the version");
@@ -277,8 +279,7 @@ impl Request {
                 answer(endpoint, client.put(request)).await.map(|written| Some(written.version))
             }
             Action::Patch(_) => {
-                let append =
-                    edit::Append { field: "trail".to_owned(), data: id, max_bytes: None };
+                let append = edit::Append { field: "trail".to_owned(), data: id, max_bytes: None };
                 let edits = vec![v1::Edit { edit: Some(edit::Edit::Append(append)) }];
                 let request = v1::PatchRequest { collection, key, edits, options };
                 answer(endpoint, client.patch(request)).await.map(|written| Some(written.version))
@@ -306,7 +307,7 @@ async fn answer<T>(
         Ok(Err(status)) => Err(Error::from_status(endpoint, &status)),
         Err(_) => {
             let message = format!("silent for {ANSWER_MAX:?}");
-            Err(Error::Unreachable { endpoint: endpoint.to_owned(), message })
+            Err(Error::Unreachable { endpoint: endpoint.to_owned(), message, reached: true })
         }
     }
 }

@@ -1,0 +1,115 @@
+//! What comes with a call beside its message: its deadline, and whether it was forwarded already.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use statehouse_client::HOP;
+use statehouse_cluster::NodeId;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::status::status;
+use crate::failure::{Failure, Reason};
+
+/// What a call's caller said of it, or wants to learn.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Caller<'a> {
+    /// When the answer is worthless.
+    pub deadline: Option<Instant>,
+    /// Another node forwarded the call: this one does not.
+    pub hop: bool,
+    /// Where the node that answered is put, if that is another one.
+    pub forwarded_to: Option<&'a AtomicU64>,
+}
+
+impl Caller<'_> {
+    /// Of a unary call.
+    fn of(metadata: &MetadataMap) -> Caller<'static> {
+        Caller { deadline: deadline(metadata), hop: is_hop(metadata), forwarded_to: None }
+    }
+
+    /// Another node has answered.
+    pub fn answered_by(&self, node: NodeId) {
+        if let Some(forwarded_to) = self.forwarded_to {
+            forwarded_to.store(node.0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Whether calls were forwarded by another node.
+pub fn is_hop(metadata: &MetadataMap) -> bool {
+    metadata.contains_key(HOP)
+}
+
+/// Runs a call within its deadline.
+pub async fn within<T>(
+    deadline: Option<Instant>,
+    call: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let Some(deadline) = deadline else { return call.await };
+    tokio::time::timeout_at(deadline.into(), call).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// A deadline has passed.
+pub fn late() -> Failure {
+    Failure::new(Reason::DeadlineExceeded, "no answer before the deadline")
+}
+
+/// Runs a unary call within its caller's deadline.
+pub async fn unary<Q, A, F>(
+    request: Request<Q>,
+    call: impl FnOnce(Q, Caller<'static>) -> F,
+) -> Result<Response<A>, Status>
+where
+    F: Future<Output = Result<A, Failure>>,
+{
+    let caller = Caller::of(request.metadata());
+    let answer = within(caller.deadline, call(request.into_inner(), caller)).await;
+    answer.map(Response::new).map_err(status)
+}
+
+/// The caller's deadline: `grpc-timeout` is up to 8 digits and a unit.
+fn deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let timeout = parse_timeout(metadata.get("grpc-timeout")?.to_str().ok()?)?;
+    Instant::now().checked_add(timeout)
+}
+
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(value * 3_600)),
+        "M" => Some(Duration::from_secs(value * 60)),
+        "S" => Some(Duration::from_secs(value)),
+        "m" => Some(Duration::from_millis(value)),
+        "u" => Some(Duration::from_micros(value)),
+        "n" => Some(Duration::from_nanos(value)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn grpc_timeouts_are_read_in_every_unit() {
+        for (text, expected) in [
+            ("1H", Some(Duration::from_secs(3_600))),
+            ("2M", Some(Duration::from_secs(120))),
+            ("3S", Some(Duration::from_secs(3))),
+            ("50m", Some(Duration::from_millis(50))),
+            ("99999999u", Some(Duration::from_micros(99_999_999))),
+            ("7n", Some(Duration::from_nanos(7))),
+            ("999999999n", None),
+            ("5", None),
+            ("", None),
+            ("x5m", None),
+        ] {
+            assert_eq!(parse_timeout(text), expected, "{text:?}");
+        }
+    }
+}
