@@ -126,8 +126,8 @@ impl Node {
         let calls = Calls::new(states, scorer, router.clone(), counted);
 
         let mut tasks = Vec::new();
-        let ours = (calls, router, shards.clone());
-        tasks.push(serve_grpc(&config, listener, ours, models, stopped.clone()).await?);
+        let services = (calls, router, AdminService::new(shards.clone()));
+        tasks.push(serve_grpc(&config, listener, services, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,
             metrics,
@@ -244,7 +244,7 @@ fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Dev
 async fn serve_grpc(
     config: &Config,
     listener: TcpListener,
-    (calls, router, shards): (Calls, Router, Arc<Shards>),
+    (calls, router, admin): (Calls, Router, AdminService),
     models: Arc<Models>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
@@ -290,7 +290,7 @@ async fn serve_grpc(
         .add_service(score)
         .add_service(pipeline)
         .add_service(models)
-        .add_service(v1::admin_server::AdminServer::new(AdminService::new(shards)))
+        .add_service(v1::admin_server::AdminServer::new(admin))
         .add_service(cluster)
         .add_service(reflection)
         .add_service(reflection_alpha)

@@ -6,8 +6,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// openraft tells of every message at "info": what matters of it we tell ourselves.
-const QUIET: &str = "openraft=warn";
+/// openraft tells of every message and every try: what matters of it we tell ourselves.
+const QUIET: &str = "openraft=error";
 
 /// Starts logging. `filter` is a `tracing` filter such as "info" or "statehouse=debug".
 pub fn start(filter: &str, format: LogFormat) -> anyhow::Result<()> {

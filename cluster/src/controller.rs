@@ -14,7 +14,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use crate::admin::begin;
 use crate::placement::{By, Move};
@@ -26,6 +26,9 @@ use observe::{Observed, observe};
 
 /// How often it looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often it looks while tasks are carried out.
+const BUSY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Sizes on disk are asked for each so many looks.
 const LOOKS_PER_SIZES: u32 = 5;
@@ -53,11 +56,11 @@ impl Default for Config {
 
 /// Works while this node leads shard 0, until the shards are gone.
 pub(crate) async fn run(shards: Weak<Shards>, config: Config) {
-    let mut ticks = interval(LOOK_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut controller = Controller::new(config);
     loop {
-        ticks.tick().await;
+        // What comes next comes soon after what is done.
+        let busy = !controller.drivers.is_empty();
+        tokio::time::sleep(if busy { BUSY_INTERVAL } else { LOOK_INTERVAL }).await;
         let Some(shards) = shards.upgrade() else { return };
         if !shards.meta().is_ok_and(|meta| meta.leads()) {
             controller = Controller::new(config);

@@ -5,18 +5,21 @@
 //! to the node that leads) the first time it is polled, before it waits for anything: so calls
 //! polled in order take effect in order.
 
+use std::sync::Arc;
+
+use bytes::Bytes;
 use futures::future::join_all;
 use statehouse_client::batch::{Batch, Item};
+use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
 
 use super::caller::Caller;
-use super::scatter::ItemHere;
 use super::{convert, status};
 use crate::failure::{Failure, Reason};
 use crate::metrics::{CallKind, CallMetrics};
 use crate::router::Router;
 use crate::score::Scorer;
-use crate::states::States;
+use crate::states::{Freshness, KeyHere, States};
 
 /// Keys, puts or scores in one batch.
 pub const BATCH_ITEMS_MAX: usize = 4_096;
@@ -104,18 +107,22 @@ impl Calls {
         use v1::batch_get_response::{Item as Got, item};
         check_batch("keys", request.keys.len())?;
         let freshness = convert::freshness(request.consistency, request.max_lag_ms)?;
-        self.states.collection(&request.collection)?;
-        let (items, lag_ms) = match self.all_here(&request.keys) {
-            Some(here) => {
-                let (came, lag_ms) = self.get_here(&request, freshness, &here).await;
-                // All of them, in the order of the keys: no replica refuses on a node alone.
-                let item = |(_, found): (usize, Result<Item, Failure>)| {
-                    found.unwrap_or_else(|failure| Item::Error(status::error(failure)))
-                };
-                (came.into_iter().map(item).collect(), lag_ms)
-            }
-            None => Box::pin(self.scatter(Batch::Get(request), caller)).await?,
-        };
+        let collection = self.states.collection(&request.collection)?;
+        if let Some(groups) = self.all_reached(&request.keys, freshness).await {
+            let keys: Vec<KeyHere<'_>> =
+                request.keys.iter().zip(&groups).map(|(key, group)| (key, &**group)).collect();
+            let fields = convert::selectors(request.fields);
+            let got = |found| Got {
+                result: Some(match found {
+                    Ok(state) => item::Result::State(convert::state(state)),
+                    Err(failure) => item::Result::Error(status::error(failure)),
+                }),
+            };
+            let found = self.states.get_many(&collection, &keys, &fields).await;
+            let items = found.into_iter().map(got).collect();
+            return Ok(v1::BatchGetResponse { items, lag_ms: 0 });
+        }
+        let (items, lag_ms) = Box::pin(self.scatter(Batch::Get(request), caller)).await?;
         let got = |item| Got {
             result: match item {
                 Item::State(state) => Some(item::Result::State(state)),
@@ -126,16 +133,24 @@ impl Calls {
         Ok(v1::BatchGetResponse { items: items.into_iter().map(got).collect(), lag_ms })
     }
 
-    /// This node's replicas for all keys, if there is no other node.
-    fn all_here(&self, keys: &[bytes::Bytes]) -> Option<Vec<ItemHere>> {
+    /// On a node alone: its replicas for all keys, once each of them may serve the read. `None`
+    /// if there are other nodes, or a replica may not.
+    async fn all_reached(&self, keys: &[Bytes], freshness: Freshness) -> Option<Vec<Arc<Group>>> {
         if !self.router.is_alone() {
             return None;
         }
         let shards = self.router.shards();
-        let here = |(at, key): (usize, &bytes::Bytes)| {
-            Some((at, shards.group(self.router.shard_of(key))?))
-        };
-        keys.iter().enumerate().map(here).collect()
+        let mut reached = vec![false; usize::from(shards.map().shards().get()) + 1];
+        let mut groups = Vec::with_capacity(keys.len());
+        for key in keys {
+            let shard = self.router.shard_of(key);
+            let group = shards.group(shard)?;
+            if !std::mem::replace(&mut reached[usize::from(shard.0)], true) {
+                freshness.reached_by(&group).await.ok()?;
+            }
+            groups.push(group);
+        }
+        Some(groups)
     }
 
     pub(super) async fn batch_put(

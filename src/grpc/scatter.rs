@@ -25,7 +25,7 @@ use crate::router::{Place, Route};
 use crate::states::{Freshness, KeyHere};
 
 /// An item that runs on this node's replica.
-pub type ItemHere = (usize, Arc<Group>);
+type ItemHere = (usize, Arc<Group>);
 
 /// What goes to one node together, on the lane of its first item's shard.
 struct Part {
@@ -92,9 +92,8 @@ impl Calls {
         Ok((items.into_iter().flatten().collect(), lag_ms))
     }
 
-    /// Reads keys on this node's replicas, each replica made sure of once; in the order of `here`
-    /// if that ascends.
-    pub(super) async fn get_here(
+    /// Reads keys on this node's replicas, each replica made sure of once.
+    async fn get_here(
         &self,
         get: &v1::BatchGetRequest,
         freshness: Freshness,
@@ -134,11 +133,7 @@ impl Calls {
         let found = self.states().get_many(&collection, &keys, &fields).await;
         let item =
             |found: Result<_, Failure>| found.map(|state| Item::State(convert::state(state)));
-        let refused = !came.is_empty();
         came.extend(ready.into_iter().zip(found.into_iter().map(item)));
-        if refused {
-            came.sort_unstable_by_key(|(at, _)| *at);
-        }
         (came, convert::lag_ms(lag))
     }
 }

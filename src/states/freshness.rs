@@ -33,10 +33,6 @@ impl Freshness {
         if let Some(lag) = self.lag_of(group) {
             return Ok(lag);
         }
-        if !group.leads() {
-            let leader = group.leader().map(|leader| leader.node);
-            return Err(Failure::not_leader(group.shard(), leader));
-        }
         group.linearizable().await?;
         Ok(Duration::ZERO)
     }

@@ -352,7 +352,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
             node: self.node,
             route: self.route,
         };
-        destination.send(vote, snapshot, cancel).await
+        let sent = destination.send(vote, snapshot, cancel);
+        // It waits for sockets, which the thread of the groups does not.
+        let sent = self.peers.runtime().clone().spawn(sent).await;
+        sent.unwrap_or_else(|_| Err(StreamingError::Unreachable(Unreachable::new(&Lost::Broken))))
     }
 
     async fn transfer_leader(

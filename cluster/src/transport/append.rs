@@ -65,7 +65,7 @@ impl Appends {
         });
         let sender =
             Sender { link: Link::new(peers, node), outgoing, shared: shared.clone(), hearing };
-        Appends { shared, task: tokio::spawn(sender.run()) }
+        Appends { shared, task: peers.runtime().spawn(sender.run()) }
     }
 
     pub(super) fn close(&self) {

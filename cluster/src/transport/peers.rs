@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use statehouse_proto::v1;
 use statehouse_proto::v1::control_client::ControlClient;
 use statehouse_proto::v1::peer_client::PeerClient;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -30,6 +31,8 @@ pub struct Peers {
     pub(super) cluster: ClusterId,
     pub(super) node: NodeId,
     pub(super) config: Config,
+    /// Where connections run: whoever asks may be on a thread that waits for no socket.
+    runtime: Handle,
     book: watch::Sender<Book>,
     peers: Mutex<HashMap<NodeId, Arc<Peer>>>,
     cut: RwLock<HashSet<NodeId>>,
@@ -76,6 +79,7 @@ impl Peers {
             cluster,
             node,
             config,
+            runtime: Handle::current(),
             book: watch::Sender::new(Book::new()),
             peers: Mutex::default(),
             cut: RwLock::default(),
@@ -83,6 +87,11 @@ impl Peers {
             control: Mutex::default(),
             closed: AtomicBool::new(false),
         })
+    }
+
+    /// Where whatever waits for a socket runs.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     /// The cluster that all of them belong to.

@@ -47,7 +47,7 @@ impl Talk {
     pub(super) fn start(peers: &Arc<Peers>, node: NodeId, hearing: Arc<Hearing>) -> Self {
         let (asks, receiver) = mpsc::channel(peers.config.asks_waiting_max);
         let talker = Talker { link: Link::new(peers, node), asks: receiver, hearing, next_id: 1 };
-        Talk { asks, task: tokio::spawn(talker.run()) }
+        Talk { asks, task: peers.runtime().spawn(talker.run()) }
     }
 
     pub(super) fn close(&self) {
