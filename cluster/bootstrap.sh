@@ -383,6 +383,8 @@ add_node() {
 stop_all() {
     load_settings
     local i stopped=()
+    # What does not fit is said before anything is ended.
+    for ((i = 1; i <= nodes; i++)); do running "$i" || true; done
     for ((i = 1; i <= nodes; i++)); do
         if running "$i"; then
             kill -TERM "$pid"

@@ -8,7 +8,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::harness::cluster::{Cluster, Shape};
 use crate::harness::workload::{Load, Workload};
-use crate::harness::{scale, seed};
+use crate::harness::{report, scale, seed};
 
 /// Rounds through every kind of cut in a short run; `ROUNDS` overrides it.
 const ROUNDS: u64 = 1;
@@ -43,7 +43,8 @@ async fn the_side_that_can_goes_on_and_the_other_answers_nothing_wrong() {
     let mut random = StdRng::seed_from_u64(seed);
     let cluster = Cluster::of(Shape { proxied: true, ..Shape::default() }).await;
     let load = Workload::start(&cluster, Load::default(), random.random()).await;
-    for _ in 0..scale("ROUNDS", ROUNDS) {
+    let rounds = scale("ROUNDS", ROUNDS);
+    for _ in 0..rounds {
         let before = terms(&cluster).await;
         for cut in CUTS {
             load.answers(100).await;
@@ -79,6 +80,8 @@ async fn the_side_that_can_goes_on_and_the_other_answers_nothing_wrong() {
     let verdict = load.judge(&cluster.dir()).await;
     assert!(verdict.acknowledged > 300);
     cluster.level().await;
+    let cuts = rounds * CUTS.len() as u64;
+    report("a partition", &format!("seed {seed}, {cuts} cuts, {verdict}"));
 }
 
 async fn terms(cluster: &Cluster) -> Vec<u64> {

@@ -6,7 +6,7 @@ use rand::{Rng as _, SeedableRng as _};
 
 use crate::harness::cluster::{Cluster, await_some};
 use crate::harness::workload::{Load, Workload};
-use crate::harness::{scale, seed};
+use crate::harness::{report, scale, seed};
 
 /// Pauses of a short run; `PAUSES` overrides it.
 const PAUSES: u64 = 6;
@@ -47,4 +47,5 @@ async fn a_leader_that_stood_still_is_not_believed() {
     let verdict = load.judge(&cluster.dir()).await;
     assert!(verdict.looks > 500, "it was read meanwhile");
     cluster.whole().await;
+    report("a paused leader", &format!("seed {seed}, {replaced} pauses, {verdict}"));
 }

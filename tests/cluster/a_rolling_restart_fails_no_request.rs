@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use statehouse_client::{Client, Config};
 
 use crate::harness::cluster::{Cluster, await_some};
-use crate::harness::{bytes_field, create, field_bytes, get, put, scale};
+use crate::harness::{bytes_field, create, field_bytes, get, put, report, scale};
 
 /// Clients, each with keys of its own.
 const CLIENTS: u64 = 8;
@@ -33,9 +33,11 @@ async fn no_request_fails_while_nodes_are_restarted() {
     let client = Client::connect(config).await.unwrap();
     create(&client, "counters").await;
     let tally = Arc::new(Tally::default());
-    let clients: Vec<_> =
-        (0..CLIENTS).map(|number| tokio::spawn(count(client.clone(), number, tally.clone()))).collect();
-    for _ in 0..scale("ROUNDS", ROUNDS) {
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|number| tokio::spawn(count(client.clone(), number, tally.clone())))
+        .collect();
+    let rounds = scale("ROUNDS", ROUNDS);
+    for _ in 0..rounds {
         for node in 1..=3 {
             more(&tally, 300).await;
             cluster.stop(node).await;
@@ -50,7 +52,9 @@ async fn no_request_fails_while_nodes_are_restarted() {
         client.await.unwrap();
     }
     let slowest = Duration::from_micros(tally.slowest_us.load(Ordering::Relaxed));
-    println!("{} answers, the slowest after {slowest:?}", tally.answers.load(Ordering::Relaxed));
+    let answers = tally.answers.load(Ordering::Relaxed);
+    let figures = format!("{} restarts, {answers} answers, the slowest {slowest:?}", 3 * rounds);
+    report("a rolling restart", &figures);
 }
 
 /// Counts its key up; every answer must be there and right.

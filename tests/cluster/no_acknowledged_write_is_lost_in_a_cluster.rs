@@ -10,7 +10,7 @@ use statehouse_client::v1;
 
 use crate::harness::cluster::{Cluster, await_some};
 use crate::harness::workload::{COLLECTION, Load, Workload};
-use crate::harness::{scale, seed};
+use crate::harness::{report, scale, seed};
 
 /// Kills of a short run; `KILLS` overrides it.
 const KILLS: u64 = 8;
@@ -39,6 +39,7 @@ async fn killed_nodes_lose_nothing_and_the_history_is_linearizable() {
     cluster.whole().await;
     cluster.level().await;
     same_everywhere(&cluster).await;
+    report("no acknowledged write is lost", &format!("seed {seed}, {kills} kills, {verdict}"));
 }
 
 /// Reads every key from each node's own replica.

@@ -11,7 +11,7 @@ use statehouse_client::v1;
 
 use crate::harness::cluster::{Cluster, Shape, await_some, await_some_for};
 use crate::harness::workload::{Load, Workload};
-use crate::harness::{PATIENCE, scale, seed};
+use crate::harness::{PATIENCE, report, scale, seed};
 
 /// Moves of a short run; `MOVES` overrides it.
 const MOVES: u64 = 4;
@@ -61,8 +61,9 @@ async fn moves_end_whoever_is_killed_and_no_answer_is_wrong() {
         cluster.whole().await;
     }
     assert!(ends.iter().all(|end| *end == v1::TaskState::Done), "{ends:?}");
-    load.judge(&cluster.dir()).await;
+    let verdict = load.judge(&cluster.dir()).await;
     cluster.level().await;
+    report("shards move", &format!("seed {seed}, {} moves, {verdict}", ends.len()));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -111,8 +112,7 @@ async fn way(cluster: &Cluster, shard: u32, random: &mut StdRng) -> (u64, u64) {
     let shard = shards.iter().find(|found| found.id == shard).unwrap();
     let on: BTreeSet<u64> = shard.replicas.iter().map(|replica| replica.node).collect();
     let sources: Vec<u64> = on.iter().copied().collect();
-    let targets: Vec<u64> =
-        cluster.nodes().into_iter().filter(|node| !on.contains(node)).collect();
+    let targets: Vec<u64> = cluster.nodes().into_iter().filter(|node| !on.contains(node)).collect();
     (*sources.choose(random).unwrap(), *targets.choose(random).unwrap())
 }
 
@@ -140,9 +140,7 @@ async fn controller(cluster: &Cluster) -> u64 {
 
 async fn fetch(cluster: &Cluster, id: u64) -> Result<v1::Task, String> {
     let request = v1::GetTaskRequest { id };
-    cluster
-        .ask(async |admin| admin.get_task(request).await.map(tonic::Response::into_inner))
-        .await
+    cluster.ask(async |admin| admin.get_task(request).await.map(tonic::Response::into_inner)).await
 }
 
 /// Waits until a task has come to a step, or past it.

@@ -35,6 +35,11 @@ const TAIL_LINES: usize = 40;
 
 static ONE_AT_A_TIME: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
+/// The turn to run a cluster, for a test that forms its own.
+pub fn turn() -> OwnedMutexGuard<()> {
+    ONE_AT_A_TIME.clone().blocking_lock_owned()
+}
+
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -146,6 +151,11 @@ impl Cluster {
 
     fn log(&self, node: u64) -> PathBuf {
         self.path(&format!("node-{node}.log"))
+    }
+
+    /// Whether a node ever logged these words.
+    pub fn log_says(&self, node: u64, words: &str) -> bool {
+        std::fs::read_to_string(self.log(node)).unwrap().contains(words)
     }
 
     /// Starts the process of a node that has none, and waits until it's ready.

@@ -67,6 +67,14 @@ pub struct Verdict {
     pub searched: usize,
 }
 
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Verdict { keys, writes, acknowledged, unknown, looks, searched } = self;
+        write!(f, "{keys} keys linearizable ({searched} by search too), {writes} writes, ")?;
+        write!(f, "{acknowledged} acknowledged, {unknown} of unknown outcome, {looks} looks")
+    }
+}
+
 impl Workload {
     /// Creates the collection and starts clients, each with a seed of its own.
     pub async fn start(cluster: &Cluster, load: Load, seed: u64) -> Workload {
@@ -118,7 +126,7 @@ impl Workload {
         }
         println!("errors met: {:?}", self.record.errors());
         let verdict = judge(&self.record.histories(), dir);
-        println!("{verdict:?}");
+        println!("{verdict}");
         verdict
     }
 }
