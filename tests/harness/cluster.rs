@@ -67,6 +67,8 @@ struct Member {
 /// Processes that are one cluster.
 pub struct Cluster {
     members: BTreeMap<u64, Member>,
+    /// The highest number that a member ever had.
+    last: u64,
     shape: Shape,
     proxies: Option<Proxies>,
     dir: Option<TempDir>,
@@ -87,7 +89,7 @@ impl Cluster {
         let proxies = if shape.proxied { Some(Proxies::default()) } else { None };
         let members = BTreeMap::new();
         let nodes = shape.nodes;
-        let mut cluster = Cluster { members, shape, proxies, dir: Some(dir), _turn: turn };
+        let mut cluster = Cluster { members, last: 0, shape, proxies, dir: Some(dir), _turn: turn };
         for _ in 0..nodes {
             cluster.add().await;
         }
@@ -97,7 +99,8 @@ impl Cluster {
 
     /// Prepares a directory and starts a node on it; answers the node's id.
     pub async fn add(&mut self) -> u64 {
-        let number = self.members.len() as u64 + 1;
+        let number = self.last + 1;
+        self.last = number;
         let id = self.prepare(number);
         let [grpc, http, peer] = free_addresses();
         let member = Member { id, grpc, http, peer, process: None, paused: false };
@@ -129,6 +132,11 @@ impl Cluster {
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.as_ref().expect("the directory is there until the end").path().join(name)
+    }
+
+    /// Where everything of this cluster is kept; it stays if the test fails.
+    pub fn dir(&self) -> PathBuf {
+        self.path("")
     }
 
     /// Where a node keeps its data.
@@ -223,7 +231,13 @@ impl Cluster {
         std::fs::remove_dir_all(self.data(node)).unwrap();
     }
 
-    /// The nodes that were ever started.
+    /// A node that will never be back.
+    pub fn forget(&mut self, node: u64) {
+        let member = self.members.remove(&node).unwrap();
+        assert!(member.process.is_none(), "node {node} runs");
+    }
+
+    /// The nodes that were ever started and are not forgotten.
     pub fn nodes(&self) -> Vec<u64> {
         self.members.keys().copied().collect()
     }
@@ -270,9 +284,15 @@ impl Cluster {
     pub fn admin(&self, args: &[&str]) -> std::process::Output {
         let running: Vec<String> =
             self.running().into_iter().map(|node| self.endpoint(node)).collect();
-        let mut command = statehouse();
-        command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", running.join(","));
-        command.output().unwrap()
+        admin_at(&running.join(","), args)
+    }
+
+    /// Runs `statehouse admin` against one node; it must succeed. Answers its JSON.
+    pub fn admin_of(&self, node: u64, args: &[&str]) -> Json {
+        let out = admin_at(&self.endpoint(node), &[args, &["--json"]].concat());
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "admin {args:?}: {said}");
+        serde_json::from_slice(&out.stdout).unwrap()
     }
 
     /// Asks the nodes that run, one after the other, until one answers.
@@ -308,14 +328,13 @@ impl Cluster {
     /// The node that leads a shard, as soon as there is one that runs.
     pub async fn leader(&self, shard: u32) -> u64 {
         let running = self.running();
-        let what = format!("shard {shard} has a leader");
-        let found = await_some(&what, async || {
+        await_some(&format!("shard {shard} has a leader"), async || {
             let shards = self.shards().await?;
             let found = shards.iter().find(|found| found.id == shard);
             let leader = found.map_or(0, |shard| shard.leader);
             if running.contains(&leader) { Ok(leader) } else { Err(format!("{found:?}")) }
-        });
-        found.await
+        })
+        .await
     }
 
     /// Waits until all nodes that run are known to be alive, every shard has a leader and all
@@ -390,6 +409,12 @@ impl Drop for Cluster {
             eprintln!("--- kept in {}", dir.keep().display());
         }
     }
+}
+
+fn admin_at(endpoints: &str, args: &[&str]) -> std::process::Output {
+    let mut command = statehouse();
+    command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", endpoints);
+    command.output().unwrap()
 }
 
 /// Waits until a look finds what it looks for; panics with what the last one said instead.

@@ -246,6 +246,13 @@ pub fn seed() -> u64 {
     seed
 }
 
+/// How much of something a run does: the environment's word, or the short form's.
+pub fn scale(name: &str, short: u64) -> u64 {
+    std::env::var(name).map_or(short, |much| {
+        much.parse().unwrap_or_else(|_| panic!("{name} is a number, got {much:?}"))
+    })
+}
+
 /// The example's model directory.
 pub fn bank_model() -> PathBuf {
     PathBuf::from("examples/bank")

@@ -207,7 +207,11 @@ impl Worker {
 
 /// What an error says of a write; `None`: what no error should.
 fn outcome_of(error: &Error) -> Option<Sent> {
-    let Error::Refused { code, reason, metadata, .. } = error else { return Some(Sent::Unknown) };
+    let (code, reason, metadata) = match error {
+        Error::Refused { code, reason, metadata, .. } => (code, reason, metadata),
+        Error::Unreachable { reached: false, .. } => return Some(Sent::Nothing),
+        Error::Unreachable { .. } | Error::Unexpected(_) => return Some(Sent::Unknown),
+    };
     match reason.as_str() {
         "VERSION_CONFLICT" => {
             let current = metadata.get("current_version").expect("a conflict names the version");
