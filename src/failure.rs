@@ -118,7 +118,8 @@ pub struct Failure {
     pub retry_after: Option<Duration>,
 }
 
-/// The names under which `NOT_LEADER` says who leads, and where that is.
+/// The names under which `NOT_LEADER` says which shard, who leads it, and where that is.
+pub const SHARD: &str = "shard";
 pub const LEADER_NODE: &str = "leader_node";
 pub const LEADER_ADDRESS: &str = "leader_address";
 
@@ -158,7 +159,7 @@ impl Failure {
             None => format!("nobody is known to lead shard {shard}"),
         };
         let failure = Failure::new(Reason::NotLeader, message).retry_after(RETRY_NOT_LEADER);
-        let failure = failure.with("shard", shard);
+        let failure = failure.with(SHARD, shard);
         leader.into_iter().fold(failure, |failure, node| failure.with(LEADER_NODE, node))
     }
 

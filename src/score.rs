@@ -143,7 +143,7 @@ impl Scorer {
 
     async fn locate(&self, group: &Arc<Group>, query: ScoreQuery) -> Result<Job, Failure> {
         states::check_key(&query.target.key)?;
-        let collection = self.states.collection(&query.target.collection)?;
+        let collection = self.states.collection(&query.target.collection).await?;
         let model = self.models.find(&query.model, query.model_version).await?;
         let fingerprint = bind::fingerprint(&query);
         let inputs = model.loaded.check_inputs(query.inputs)?;

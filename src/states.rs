@@ -57,8 +57,8 @@ impl States {
         &self.shards
     }
 
-    /// The collection of that name.
-    pub fn collection(&self, name: &str) -> Result<Arc<Collection>, Failure> {
-        Ok(self.catalog.collection(name)?)
+    /// The collection of that name. One that is known is there at once: nothing is waited for.
+    pub async fn collection(&self, name: &str) -> Result<Arc<Collection>, Failure> {
+        Ok(self.catalog.find_collection(name).await?)
     }
 }

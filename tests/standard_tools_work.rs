@@ -18,7 +18,8 @@ async fn health_is_served() {
     let node = house.start();
     let channel = tonic::transport::Endpoint::from_shared(node.endpoint()).unwrap();
     let mut health = HealthClient::new(channel.connect().await.unwrap());
-    let ours = ["State", "Score", "Models", "Pipeline"].map(|name| format!("statehouse.v1.{name}"));
+    let ours = ["State", "Score", "Models", "Pipeline", "Cluster"]
+        .map(|name| format!("statehouse.v1.{name}"));
     for service in ours.into_iter().chain([String::new()]) {
         let request = HealthCheckRequest { service: service.clone() };
         let answer = health.check(request).await.unwrap().into_inner();
@@ -44,7 +45,7 @@ async fn services_are_reflected() {
     let answer = answers.message().await.unwrap().unwrap().message_response.unwrap();
     let MessageResponse::ListServicesResponse(list) = answer else { panic!("{answer:?}") };
     let names: Vec<String> = list.service.into_iter().map(|service| service.name).collect();
-    for service in ["State", "Score", "Models", "Pipeline"] {
+    for service in ["State", "Score", "Models", "Pipeline", "Cluster"] {
         assert!(names.contains(&format!("statehouse.v1.{service}")), "{names:?}");
     }
 }

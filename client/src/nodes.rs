@@ -171,6 +171,15 @@ impl Nodes {
 
     /// Fetches the map again, unless somebody just did; `epoch` is of the map that was used.
     pub async fn refresh(&self, epoch: u64) {
+        self.refresh_from(epoch, |_| true).await;
+    }
+
+    /// The same, from other nodes than the one that is slow to answer if there are any.
+    pub async fn refresh_from_others(&self, epoch: u64, slow: &Target) {
+        self.refresh_from(epoch, |lanes| !Arc::ptr_eq(lanes, &slow.lanes)).await;
+    }
+
+    async fn refresh_from(&self, epoch: u64, first: impl Fn(&Arc<Lanes>) -> bool) {
         let mut refreshed = self.refreshed.lock().await;
         if refreshed.elapsed() < REFRESH_INTERVAL || self.map.read().epoch() > epoch {
             return;
@@ -178,8 +187,9 @@ impl Nodes {
         let older = self.map();
         let nodes = older.nodes().filter_map(|(node, endpoint)| self.lanes(node, endpoint));
         let all: Vec<Arc<Lanes>> = nodes.chain(self.seeds.iter().cloned()).collect();
-        let (down, up): (Vec<_>, Vec<_>) = all.into_iter().partition(|lanes| lanes.is_down());
-        for lanes in up.into_iter().chain(down) {
+        let (first, last): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|lanes| first(lanes) && !lanes.is_down());
+        for lanes in first.into_iter().chain(last) {
             match fetch(&lanes, MAP_PATIENCE).await {
                 Ok(map) => {
                     map.inherit(&older);

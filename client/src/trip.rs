@@ -136,7 +136,7 @@ pub async fn wait(
         if let Ok(answer) = tokio::time::timeout(PATIENCE, pending.answer()).await {
             return answer;
         }
-        nodes.refresh(map.epoch()).await;
+        nodes.refresh_from_others(map.epoch(), target).await;
         let leader = nodes.map().leader(place);
         let elsewhere = leader != 0 && leader != target.node && leader != map.leader(place);
         if elsewhere && effect != Effect::Once {

@@ -107,7 +107,7 @@ impl Calls {
         use v1::batch_get_response::{Item as Got, item};
         check_batch("keys", request.keys.len())?;
         let freshness = convert::freshness(request.consistency, request.max_lag_ms)?;
-        let collection = self.states.collection(&request.collection)?;
+        let collection = self.states.collection(&request.collection).await?;
         if let Some(groups) = self.all_reached(&request.keys, freshness).await {
             let keys: Vec<KeyHere<'_>> =
                 request.keys.iter().zip(&groups).map(|(key, group)| (key, &**group)).collect();

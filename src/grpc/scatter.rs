@@ -99,7 +99,7 @@ impl Calls {
         freshness: Freshness,
         here: &[ItemHere],
     ) -> Came {
-        let collection = match self.states().collection(&get.collection) {
+        let collection = match self.states().collection(&get.collection).await {
             Ok(collection) => collection,
             Err(failure) => {
                 return (here.iter().map(|(at, _)| (*at, Err(failure.clone()))).collect(), 0);

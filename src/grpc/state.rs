@@ -95,7 +95,8 @@ impl State for StateService {
         &self,
         request: Request<v1::DescribeCollectionRequest>,
     ) -> Result<Response<v1::Collection>, Status> {
-        let found = self.calls.states().collection(&request.into_inner().name).map_err(status)?;
+        let name = request.into_inner().name;
+        let found = self.calls.states().collection(&name).await.map_err(status)?;
         Ok(Response::new(convert::collection(&found)))
     }
 

@@ -9,7 +9,7 @@ use statehouse_cluster::raft::Group;
 use statehouse_cluster::{NodeId, ShardId};
 
 use super::Router;
-use crate::failure::{Failure, LEADER_NODE};
+use crate::failure::{Failure, LEADER_NODE, SHARD};
 use crate::states::Freshness;
 
 /// Who is to serve a call.
@@ -147,7 +147,10 @@ impl Route {
             return Ok(Duration::ZERO);
         }
         self.router.counted().retries.inc();
-        let hint = failure.value(LEADER_NODE).and_then(|node| node.parse().ok()).map(NodeId);
+        // The catalog's shard may be without a leader too: that says nothing of this one.
+        let ours = failure.value(SHARD).is_some_and(|shard| shard == self.shard.to_string());
+        let hint = failure.value(LEADER_NODE).filter(|_| ours);
+        let hint = hint.and_then(|node| node.parse().ok()).map(NodeId);
         self.hint = hint.filter(|node| Some(*node) != self.at);
         let wait = self.backoff.next(rand::random());
         if let Some(node) = self.hint

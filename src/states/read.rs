@@ -52,7 +52,7 @@ impl States {
         group: &Arc<Group>,
         query: &GetQuery,
     ) -> Result<(WholeState, Duration), Failure> {
-        let collection = self.collection(&query.target.collection)?;
+        let collection = self.collection(&query.target.collection).await?;
         let lag = query.freshness.reached_by(group).await?;
         let found = self.get_in(&collection, (&query.target.key, group), &query.fields).await?;
         Ok((found, lag))

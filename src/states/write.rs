@@ -84,7 +84,7 @@ impl States {
     /// Replaces a state.
     pub async fn put(&self, group: &Arc<Group>, put: PutCommand) -> Result<Written, Failure> {
         check_fields(&put.fields)?;
-        let collection = self.collection(&put.target.collection)?;
+        let collection = self.collection(&put.target.collection).await?;
         let fingerprint = fingerprint(b"put", |hash| {
             for field in &put.fields {
                 hash_field(hash, field);
@@ -100,7 +100,7 @@ impl States {
     /// Changes parts of a state.
     pub async fn patch(&self, group: &Arc<Group>, patch: PatchCommand) -> Result<Written, Failure> {
         check_edits(&patch.edits)?;
-        let collection = self.collection(&patch.target.collection)?;
+        let collection = self.collection(&patch.target.collection).await?;
         let fingerprint = fingerprint(b"patch", |hash| {
             for edit in &patch.edits {
                 hash_edit(hash, edit);
@@ -119,7 +119,7 @@ impl States {
         group: &Arc<Group>,
         delete: DeleteCommand,
     ) -> Result<(bool, bool), Failure> {
-        let collection = self.collection(&delete.target.collection)?;
+        let collection = self.collection(&delete.target.collection).await?;
         let fingerprint = fingerprint(b"delete", |_| {});
         let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
         let command = Command::Delete(Delete { write });

@@ -191,9 +191,8 @@ impl Worker {
             Ok(version) => return Sent::Done(version),
             Err(error) => error,
         };
-        let sent_as = match outcome_of(&error) {
-            Some(outcome) => outcome,
-            None => panic!("{key}: write {} can't be refused so: {error}", request.id),
+        let Some(sent_as) = outcome_of(&error) else {
+            panic!("{key}: write {} can't be refused so: {error}", request.id);
         };
         match &sent_as {
             Sent::Refused(seen) => {
