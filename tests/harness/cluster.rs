@@ -297,6 +297,11 @@ impl Cluster {
         admin_at(&running.join(","), args)
     }
 
+    /// Runs `statehouse admin` with the addresses of all nodes, running or not.
+    pub fn admin_anywhere(&self, args: &[&str]) -> std::process::Output {
+        admin_at(&self.endpoints().join(","), args)
+    }
+
     /// Runs `statehouse admin` against one node; it must succeed. Answers its JSON.
     pub fn admin_of(&self, node: u64, args: &[&str]) -> Json {
         let out = admin_at(&self.endpoint(node), &[args, &["--json"]].concat());
