@@ -21,7 +21,7 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot() {
     let mut random = StdRng::seed_from_u64(seed());
     let mut cluster = Cluster::start(3).await;
     create(&cluster.client(1).await, "large").await;
-    let mut last = 0;
+    let mut last = 0u64;
     for absence in 1..=ABSENCES_MAX {
         let away = random.random_range(1..=3);
         let other = away % 3 + 1;

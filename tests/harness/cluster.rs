@@ -258,6 +258,11 @@ impl Cluster {
         self.members.values().filter(runs).map(|member| member.id).collect()
     }
 
+    /// The process of a node that runs.
+    pub fn pid(&self, node: u64) -> u32 {
+        self.members[&node].process.as_ref().unwrap().pid()
+    }
+
     /// Whether a node's process ended by itself.
     pub fn has_ended(&mut self, node: u64) -> bool {
         self.member(node).process.as_mut().is_none_or(Process::has_ended)
