@@ -16,7 +16,7 @@ export PATH := /usr/lib/ccache:$(PATH)
 CARGO_FLAGS := --release --locked
 STATEHOUSE := $(CARGO_TARGET_DIR)/release/statehouse
 
-.PHONY: help demo build test fmt check-fmt lint unit check-cuda doc fix needs bench
+.PHONY: help demo build test fmt check-fmt lint unit check-cuda doc fix needs bench soak
 
 help:
 	@sed -n '1,4p' Makefile
@@ -54,3 +54,14 @@ fix:
 # Micro benchmarks; benches/peers/ has the comparisons.
 bench: needs
 	cargo bench --profile release --locked --workspace
+
+# The promises of a cluster, for long: kill -9, pauses, cuts, moves, restarts, repeated requests.
+# Writes benches/results/soak.md. SEED=N repeats a run's choices.
+SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
+SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60
+
+soak: needs
+	@{ echo '# Soak'; echo; \
+	  echo "Commit $$(git rev-parse --short HEAD), $$(date -u +%Y-%m-%d), $$(nproc) cores: \`$(SOAK)\`."; \
+	  echo; echo '| promise | what was done to it, and came of it |'; echo '|---|---|'; } > $(SOAK_RESULTS)
+	$(SOAK) SOAK_RESULTS=$(SOAK_RESULTS) cargo test $(CARGO_FLAGS) --test cluster -- --nocapture --test-threads 1

@@ -235,7 +235,13 @@ launch() { # N
     setsid "$bin" serve --data "$home/data" --listen "127.0.0.1:$first" \
         --http-listen "127.0.0.1:$((first + 1))" --peer-listen "127.0.0.1:$((first + 2))" \
         >>"$home/log" 2>&1 </dev/null 9>&- &
-    printf '%d\n' $! >"$home/pid"
+    local started=$! i
+    # For a moment it is a copy of this shell, and not yet the node.
+    for ((i = 0; i < 50; i++)); do
+        if is_node "$started" "$1" || [[ ! -d /proc/$started ]] || is_zombie "$started"; then break; fi
+        sleep 0.1
+    done
+    printf '%d\n' "$started" >"$home/pid"
 }
 
 await_listening() { # N
@@ -377,6 +383,8 @@ add_node() {
 stop_all() {
     load_settings
     local i stopped=()
+    # What does not fit is said before anything is ended.
+    for ((i = 1; i <= nodes; i++)); do running "$i" || true; done
     for ((i = 1; i <= nodes; i++)); do
         if running "$i"; then
             kill -TERM "$pid"

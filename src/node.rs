@@ -154,14 +154,19 @@ impl Node {
         })
     }
 
-    /// Resolves with the reason when the disk under the node fails: it must stop then.
+    /// Resolves with the reason when the node must stop: its disk failed, and what it holds is
+    /// what was acknowledged; or it was taken out of its cluster.
     pub async fn failure(&self) -> String {
         let mut failed = self.failed.clone();
-        let reason = failed.wait_for(Option::is_some).await;
-        reason.map_or_else(
-            |_| "the store is gone".to_owned(),
-            |reason| reason.clone().unwrap_or_default(),
-        )
+        tokio::select! {
+            reason = failed.wait_for(Option::is_some) => {
+                let reason = reason.ok().and_then(|reason| reason.clone());
+                format!("the disk failed: {}", reason.unwrap_or_default())
+            }
+            () = self.shards.removed() => {
+                format!("node {} was removed from its cluster", self.id)
+            }
+        }
     }
 
     /// Stops in reverse: no new calls, calls under way get their grace, then worker, shards, disk.

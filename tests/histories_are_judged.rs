@@ -446,3 +446,40 @@ fn two_checkers_of_different_kinds_agree() {
     assert!(fine > HISTORIES / 4 && wrong > HISTORIES / 10, "both kinds are tried");
     assert!(lenient < HISTORIES / 100, "the corner is small: {lenient}");
 }
+
+/// Steps of a model that counts.
+mod counted {
+    use crate::harness::steps::{Event, Miscount, check};
+
+    fn event(id: u64, (sent, answered): (u64, u64), answers: &[(u64, u64)]) -> Event {
+        Event { id, sent, answered: Some(answered), answers: answers.to_vec() }
+    }
+
+    fn open(id: u64, sent: u64) -> Event {
+        Event { id, sent, answered: None, answers: Vec::new() }
+    }
+
+    #[test]
+    fn every_step_counts_once_and_in_time() {
+        let one = || event(1, (1, 2), &[(1, 10), (1, 10)]);
+        assert_eq!(check(&[one(), event(2, (3, 4), &[(2, 20)])], 2), Ok(()));
+        assert_eq!(check(&[one(), open(2, 1), event(3, (3, 4), &[(3, 30)])], 3), Ok(()));
+        let twice = event(1, (1, 2), &[(1, 10), (2, 20)]);
+        let (first, second) = ((1, 10), (2, 20));
+        assert_eq!(check(&[twice], 2), Err(Miscount::TwoEffects { id: 1, first, second }));
+        let same = event(2, (3, 4), &[(1, 20)]);
+        let shared = Miscount::SharedRank { rank: 1, first: 1, second: 2 };
+        assert_eq!(check(&[one(), same], 2), Err(shared));
+        let early = event(2, (3, 4), &[(2, 9)]);
+        let order = Miscount::VersionOrder { id: 2, rank: 2, version: 9 };
+        assert_eq!(check(&[one(), early], 2), Err(order));
+        let late = event(2, (5, 6), &[(1, 10)]);
+        let passed = event(1, (1, 2), &[(2, 20)]);
+        let time = Miscount::OutOfTime { id: 1, rank: 2 };
+        assert_eq!(check(&[passed, late], 2), Err(time));
+        let lost = Miscount::Count { count: 0, acknowledged: 1, all: 1 };
+        assert_eq!(check(&[one()], 0), Err(lost));
+        let extra = Miscount::Count { count: 2, acknowledged: 1, all: 1 };
+        assert_eq!(check(&[one()], 2), Err(extra));
+    }
+}

@@ -103,6 +103,8 @@ pub struct Shards {
     /// Counts changes of what all nodes share.
     changes: watch::Sender<u64>,
     stop: watch::Sender<bool>,
+    /// This node was taken out of its cluster.
+    removed: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -136,6 +138,7 @@ impl Shards {
             topology: ArcSwap::default(),
             changes: watch::Sender::new(0),
             stop,
+            removed: watch::Sender::new(false),
             tasks: Mutex::default(),
         });
         let serving = tokio::spawn(serve(listener, Arc::downgrade(&shards)));
@@ -180,6 +183,14 @@ impl Shards {
     /// Tells when something changed that all nodes share: nodes, placements, the catalog.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Resolves when this node was taken out of its cluster: what it knows is of the past then.
+    pub async fn removed(&self) {
+        let mut removed = self.removed.subscribe();
+        if removed.wait_for(|removed| *removed).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Asks things of nodes.

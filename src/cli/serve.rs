@@ -96,7 +96,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
     tracing::info!(failure, "stopping");
     node.stop().await?;
     if let Some(reason) = failure {
-        bail!("the disk failed, what it holds is what was acknowledged: {reason}");
+        bail!("{reason}");
     }
     Ok(())
 }

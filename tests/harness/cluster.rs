@@ -35,6 +35,11 @@ const TAIL_LINES: usize = 40;
 
 static ONE_AT_A_TIME: LazyLock<Arc<Mutex<()>>> = LazyLock::new(Arc::default);
 
+/// The turn to run a cluster, for a test that forms its own.
+pub fn turn() -> OwnedMutexGuard<()> {
+    ONE_AT_A_TIME.clone().blocking_lock_owned()
+}
+
 /// What a cluster is made of.
 #[derive(Debug, Clone)]
 pub struct Shape {
@@ -67,6 +72,8 @@ struct Member {
 /// Processes that are one cluster.
 pub struct Cluster {
     members: BTreeMap<u64, Member>,
+    /// The highest number that a member ever had.
+    last: u64,
     shape: Shape,
     proxies: Option<Proxies>,
     dir: Option<TempDir>,
@@ -87,7 +94,7 @@ impl Cluster {
         let proxies = if shape.proxied { Some(Proxies::default()) } else { None };
         let members = BTreeMap::new();
         let nodes = shape.nodes;
-        let mut cluster = Cluster { members, shape, proxies, dir: Some(dir), _turn: turn };
+        let mut cluster = Cluster { members, last: 0, shape, proxies, dir: Some(dir), _turn: turn };
         for _ in 0..nodes {
             cluster.add().await;
         }
@@ -97,7 +104,8 @@ impl Cluster {
 
     /// Prepares a directory and starts a node on it; answers the node's id.
     pub async fn add(&mut self) -> u64 {
-        let number = self.members.len() as u64 + 1;
+        let number = self.last + 1;
+        self.last = number;
         let id = self.prepare(number);
         let [grpc, http, peer] = free_addresses();
         let member = Member { id, grpc, http, peer, process: None, paused: false };
@@ -131,6 +139,11 @@ impl Cluster {
         self.dir.as_ref().expect("the directory is there until the end").path().join(name)
     }
 
+    /// Where everything of this cluster is kept; it stays if the test fails.
+    pub fn dir(&self) -> PathBuf {
+        self.path("")
+    }
+
     /// Where a node keeps its data.
     pub fn data(&self, node: u64) -> PathBuf {
         self.path(&format!("node-{node}"))
@@ -138,6 +151,11 @@ impl Cluster {
 
     fn log(&self, node: u64) -> PathBuf {
         self.path(&format!("node-{node}.log"))
+    }
+
+    /// Whether a node ever logged these words.
+    pub fn log_says(&self, node: u64, words: &str) -> bool {
+        std::fs::read_to_string(self.log(node)).unwrap().contains(words)
     }
 
     /// Starts the process of a node that has none, and waits until it's ready.
@@ -223,7 +241,13 @@ impl Cluster {
         std::fs::remove_dir_all(self.data(node)).unwrap();
     }
 
-    /// The nodes that were ever started.
+    /// A node that will never be back.
+    pub fn forget(&mut self, node: u64) {
+        let member = self.members.remove(&node).unwrap();
+        assert!(member.process.is_none(), "node {node} runs");
+    }
+
+    /// The nodes that were ever started and are not forgotten.
     pub fn nodes(&self) -> Vec<u64> {
         self.members.keys().copied().collect()
     }
@@ -232,6 +256,11 @@ impl Cluster {
     pub fn running(&self) -> Vec<u64> {
         let runs = |member: &&Member| member.process.is_some() && !member.paused;
         self.members.values().filter(runs).map(|member| member.id).collect()
+    }
+
+    /// The process of a node that runs.
+    pub fn pid(&self, node: u64) -> u32 {
+        self.members[&node].process.as_ref().unwrap().pid()
     }
 
     /// Whether a node's process ended by itself.
@@ -270,9 +299,20 @@ impl Cluster {
     pub fn admin(&self, args: &[&str]) -> std::process::Output {
         let running: Vec<String> =
             self.running().into_iter().map(|node| self.endpoint(node)).collect();
-        let mut command = statehouse();
-        command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", running.join(","));
-        command.output().unwrap()
+        admin_at(&running.join(","), args)
+    }
+
+    /// Runs `statehouse admin` with the addresses of all nodes, running or not.
+    pub fn admin_anywhere(&self, args: &[&str]) -> std::process::Output {
+        admin_at(&self.endpoints().join(","), args)
+    }
+
+    /// Runs `statehouse admin` against one node; it must succeed. Answers its JSON.
+    pub fn admin_of(&self, node: u64, args: &[&str]) -> Json {
+        let out = admin_at(&self.endpoint(node), &[args, &["--json"]].concat());
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.success(), "admin {args:?}: {said}");
+        serde_json::from_slice(&out.stdout).unwrap()
     }
 
     /// Asks the nodes that run, one after the other, until one answers.
@@ -308,14 +348,13 @@ impl Cluster {
     /// The node that leads a shard, as soon as there is one that runs.
     pub async fn leader(&self, shard: u32) -> u64 {
         let running = self.running();
-        let what = format!("shard {shard} has a leader");
-        let found = await_some(&what, async || {
+        await_some(&format!("shard {shard} has a leader"), async || {
             let shards = self.shards().await?;
             let found = shards.iter().find(|found| found.id == shard);
             let leader = found.map_or(0, |shard| shard.leader);
             if running.contains(&leader) { Ok(leader) } else { Err(format!("{found:?}")) }
-        });
-        found.await
+        })
+        .await
     }
 
     /// Waits until all nodes that run are known to be alive, every shard has a leader and all
@@ -390,6 +429,12 @@ impl Drop for Cluster {
             eprintln!("--- kept in {}", dir.keep().display());
         }
     }
+}
+
+fn admin_at(endpoints: &str, args: &[&str]) -> std::process::Output {
+    let mut command = statehouse();
+    command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", endpoints);
+    command.output().unwrap()
 }
 
 /// Waits until a look finds what it looks for; panics with what the last one said instead.

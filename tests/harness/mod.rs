@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod cluster;
+pub mod counter;
 pub mod history;
 pub mod process;
 pub mod proxy;
+pub mod steps;
 pub mod workload;
 
 use std::io::{BufRead as _, BufReader};
@@ -244,6 +246,22 @@ pub fn seed() -> u64 {
         .map_or_else(rand::random, |seed| seed.parse().expect("SEED is a number"));
     println!("SEED={seed}");
     seed
+}
+
+/// How much of something a run does: the environment's word, or the short form's.
+pub fn scale(name: &str, short: u64) -> u64 {
+    std::env::var(name).map_or(short, |much| {
+        much.parse().unwrap_or_else(|_| panic!("{name} is a number, got {much:?}"))
+    })
+}
+
+/// Adds a line to the results of a long run, where there is one: `make soak` says to which file.
+pub fn report(promise: &str, figures: &str) {
+    use std::io::Write as _;
+    println!("{promise}: {figures}");
+    let Ok(path) = std::env::var("SOAK_RESULTS") else { return };
+    let mut file = std::fs::File::options().append(true).open(path).unwrap();
+    writeln!(file, "| {promise} | {figures} |").unwrap();
 }
 
 /// The example's model directory.

@@ -67,16 +67,30 @@ pub struct Verdict {
     pub searched: usize,
 }
 
+impl std::fmt::Display for Verdict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Verdict { keys, writes, acknowledged, unknown, looks, searched } = self;
+        write!(f, "{keys} keys linearizable ({searched} by search too), {writes} writes, ")?;
+        write!(f, "{acknowledged} acknowledged, {unknown} of unknown outcome, {looks} looks")
+    }
+}
+
 impl Workload {
     /// Creates the collection and starts clients, each with a seed of its own.
     pub async fn start(cluster: &Cluster, load: Load, seed: u64) -> Workload {
+        Workload::through(cluster, &cluster.nodes(), load, seed).await
+    }
+
+    /// As `start`, with clients that know only some of the nodes.
+    pub async fn through(cluster: &Cluster, nodes: &[u64], load: Load, seed: u64) -> Workload {
         create_collection(cluster).await;
         let record = Arc::new(Record::new());
         let stop = Arc::new(AtomicBool::new(false));
         let mut random = StdRng::seed_from_u64(seed);
+        let endpoints: Vec<String> = nodes.iter().map(|node| cluster.endpoint(*node)).collect();
         let workers = (0..load.clients)
             .map(|number| {
-                let worker = Worker::new(number, load, cluster.endpoints(), record.clone());
+                let worker = Worker::new(number, load, endpoints.clone(), record.clone());
                 tokio::spawn(worker.work(random.random(), stop.clone()))
             })
             .collect();
@@ -112,7 +126,7 @@ impl Workload {
         }
         println!("errors met: {:?}", self.record.errors());
         let verdict = judge(&self.record.histories(), dir);
-        println!("{verdict:?}");
+        println!("{verdict}");
         verdict
     }
 }

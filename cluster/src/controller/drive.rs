@@ -15,8 +15,9 @@ use crate::meta::{self, NodeState};
 use crate::task::{Side, State, Step, Task, TaskId};
 use crate::{Error, NodeId, ShardId, Shards};
 
-/// The wait after a step went wrong.
+/// The wait after a step went wrong, and the longest after it did again and again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// How often a new replica's progress is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -37,6 +38,7 @@ fn node(side: Side) -> NodeId {
 
 /// Carries a task out until it is over, the shards are gone, or this node leads no more.
 pub(super) async fn drive(shards: Weak<Shards>, id: TaskId) {
+    let (mut wait, mut said) = (RETRY_WAIT, String::new());
     loop {
         let Some(here) = shards.upgrade() else { return };
         let leads = here.meta().is_ok_and(|meta| meta.leads());
@@ -45,14 +47,17 @@ pub(super) async fn drive(shards: Weak<Shards>, id: TaskId) {
         }
         match turn(&here, id).await {
             Ok(Turn::Over) => return,
-            Ok(Turn::Taken) => {}
+            Ok(Turn::Taken) => wait = RETRY_WAIT,
             Ok(Turn::Held) => {
                 drop(here);
                 tokio::time::sleep(RETRY_WAIT).await;
             }
             Err(error) => {
-                tracing::warn!(task = id, %error, "a step went wrong");
                 let text = error.to_string();
+                if text != said {
+                    tracing::warn!(task = id, %error, "a step went wrong");
+                    said.clone_from(&text);
+                }
                 let noted = meta::change_task(&here, id, |task| {
                     let mut task = task.ok_or_else(|| unknown(id))?;
                     task.failed(text.clone(), unix_now_ms());
@@ -62,7 +67,8 @@ pub(super) async fn drive(shards: Weak<Shards>, id: TaskId) {
                     tracing::warn!(task = id, %error, "what went wrong is not written down");
                 }
                 drop(here);
-                tokio::time::sleep(RETRY_WAIT).await;
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(RETRY_WAIT_MAX);
             }
         }
     }

@@ -312,7 +312,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
     {
         Box::pin(async move {
             if !self.beats {
-                return self.session(input);
+                // Where openraft waits after an error is in here: a session refused before the
+                // first request was asked for would be tried again at once, for ever.
+                let first = input.next().await;
+                return self.session(Box::pin(futures::stream::iter(first).chain(input)));
             }
             let mut answers = VecDeque::new();
             while let Some(beat) = input.next().await {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use super::Shards;
 use crate::meta::{self, NodeState};
+use crate::placement::Refusal;
 use crate::{Error, NodeId};
 
 /// The wait between two tries.
@@ -29,6 +30,10 @@ pub(super) async fn run(shards: Weak<Shards>, addresses: Addresses) {
         let Some(here) = shards.upgrade() else { return };
         match announce(&here, &addresses).await {
             Ok(()) => return,
+            Err(Error::Refused(_)) => {
+                here.removed.send_replace(true);
+                return;
+            }
             Err(error) => {
                 let error = error.to_string();
                 if error != last {
@@ -71,7 +76,7 @@ pub(crate) async fn note(
         let unknown = || Error::Unknown { kind: "node", name: node.to_string() };
         let mut row = row.ok_or_else(unknown)?;
         if row.state == NodeState::Removed {
-            return Err(Error::Invalid(format!("node {node} was removed from the cluster")));
+            return Err(Refusal::UnknownNode(node).into());
         }
         let known = row.address == addresses.client && row.peer_address == addresses.peer;
         row.address.clone_from(&addresses.client);

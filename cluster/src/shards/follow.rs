@@ -84,6 +84,9 @@ fn take_up(shards: &Arc<Shards>) -> Result<(), Error> {
         let book = known.map(|(node, member)| (*node, member.peer_address.clone())).collect();
         peers.set_addresses(book);
     }
+    if removed.contains(&peers.node()) {
+        shards.removed.send_replace(true);
+    }
     peers.set_removed(removed.into_iter().collect());
     if **shards.topology.load() != topology {
         shards.topology.store(Arc::new(topology));

@@ -95,7 +95,9 @@ fn plan_text(plan: &v1::RebalanceResponse, by: By, simulate: bool) -> String {
         let (before, after) = (show(weight.before), show(weight.after));
         table.row([weight.node.to_string(), before, after, String::new()]);
     }
-    let _ = write!(text, "\n{table}");
+    if !plan.weights.is_empty() {
+        let _ = write!(text, "\n{table}");
+    }
     if !simulate {
         let _ = writeln!(text, "\n{}", tasks_line(&plan.tasks));
     }

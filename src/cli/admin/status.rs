@@ -104,7 +104,7 @@ fn view(status: &v1::ClusterStatus) -> View {
     line(
         "shards",
         format!(
-            "{} of {} each, placed by epoch {}",
+            "{}, with {} each, placed by epoch {}",
             status.shards,
             count(status.replicas, "replica"),
             status.epoch,

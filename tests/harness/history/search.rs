@@ -12,8 +12,8 @@ use porcupine_rs::{CheckResult, Model, Operation, check_operations_timeout};
 
 use super::{Action, Condition, History, NEVER, Outcome, Seen};
 
-/// How long a search may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a search may take: of a key with much of unknown outcome it may take for ever.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// What has to hold, with versions told as the ids of their writes.
 #[derive(Debug, Clone, Copy)]

@@ -191,9 +191,8 @@ impl Worker {
             Ok(version) => return Sent::Done(version),
             Err(error) => error,
         };
-        let sent_as = match outcome_of(&error) {
-            Some(outcome) => outcome,
-            None => panic!("{key}: write {} can't be refused so: {error}", request.id),
+        let Some(sent_as) = outcome_of(&error) else {
+            panic!("{key}: write {} can't be refused so: {error}", request.id);
         };
         match &sent_as {
             Sent::Refused(seen) => {
@@ -207,7 +206,11 @@ impl Worker {
 
 /// What an error says of a write; `None`: what no error should.
 fn outcome_of(error: &Error) -> Option<Sent> {
-    let Error::Refused { code, reason, metadata, .. } = error else { return Some(Sent::Unknown) };
+    let (code, reason, metadata) = match error {
+        Error::Refused { code, reason, metadata, .. } => (code, reason, metadata),
+        Error::Unreachable { reached: false, .. } => return Some(Sent::Nothing),
+        Error::Unreachable { .. } | Error::Unexpected(_) => return Some(Sent::Unknown),
+    };
     match reason.as_str() {
         "VERSION_CONFLICT" => {
             let current = metadata.get("current_version").expect("a conflict names the version");

@@ -1,0 +1,62 @@
+//! A node that was away while more was written than logs are kept for gets a snapshot, and then
+//! has what the others have.
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+use statehouse_client::v1;
+
+use crate::harness::cluster::Cluster;
+use crate::harness::{bytes_field, create, field_bytes, put, seed};
+
+/// More than a log is kept for, in pieces.
+const PIECE_BYTES: usize = 1 << 20;
+const PIECES: u64 = 100;
+
+/// Absences until one is long enough: a log is purged a little after it may be.
+const ABSENCES_MAX: u32 = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_away_for_long_gets_a_snapshot() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let mut cluster = Cluster::start(3).await;
+    create(&cluster.client(1).await, "large").await;
+    let mut last = 0u64;
+    for absence in 1..=ABSENCES_MAX {
+        let away = random.random_range(1..=3);
+        let other = away % 3 + 1;
+        cluster.kill(away);
+        cluster.leader(1).await;
+        for _ in 0..PIECES {
+            last += 1;
+            let client = cluster.client(other).await;
+            let piece = Bytes::from(vec![last as u8; PIECE_BYTES]);
+            // One key, so one shard; its replicas that stay are enough.
+            let options = v1::WriteOptions {
+                request_id: last.to_le_bytes().to_vec().into(),
+                ..Default::default()
+            };
+            let request = v1::PutRequest {
+                options: Some(options),
+                ..put("large", "key", vec![bytes_field("piece", piece)])
+            };
+            client.put(request).await.unwrap();
+        }
+        cluster.start_node(away).await;
+        cluster.whole().await;
+        cluster.level().await;
+        let request = v1::GetRequest {
+            consistency: v1::Consistency::Bounded as i32,
+            max_lag_ms: 60_000,
+            ..crate::harness::get("large", "key")
+        };
+        let found = cluster.client(away).await.state().get(request).await.unwrap().into_inner();
+        let piece = field_bytes(&found.state.unwrap(), "piece");
+        assert_eq!((piece.len(), piece[0]), (PIECE_BYTES, last as u8));
+        if cluster.log_says(away, "installing a view") {
+            println!("a snapshot after absence {absence}");
+            return;
+        }
+    }
+    panic!("no snapshot was taken in {ABSENCES_MAX} absences");
+}

@@ -1,0 +1,21 @@
+//! What a cluster promises, held against real processes that are killed, paused, cut off, moved
+//! and wiped under load: one file per promise. Every run prints its SEED.
+//!
+//! One binary for all of them: they share a large harness, and run one after the other anyway.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod a_cluster_is_looked_after;
+mod a_dead_node_costs_the_others_little;
+mod a_long_absence_ends_in_a_snapshot;
+mod a_partition_splits_nothing;
+mod a_paused_leader_serves_nothing_stale;
+mod a_rolling_restart_fails_no_request;
+mod a_wiped_node_stays_out;
+mod bootstrap_script;
+mod no_acknowledged_write_is_lost_in_a_cluster;
+mod repeated_requests_have_one_effect;
+mod shards_move_under_load;
