@@ -18,6 +18,7 @@
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |
 //! | `inbound.rs`, `network.rs` | what comes from peers, what goes to them |
+//! | `landed.rs` | through which entry the log is durable here |
 //! | `log_storage.rs` | openraft's log over the store's |
 //! | `state_machine.rs` | openraft's state machine over the apply thread |
 //! | `convert.rs` | openraft's structs ↔ the peer protocol and the bytes on disk |
@@ -34,6 +35,7 @@ mod group;
 mod groups;
 mod heard;
 mod inbound;
+mod landed;
 mod log_storage;
 mod members;
 mod network;

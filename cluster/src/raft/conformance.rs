@@ -20,6 +20,7 @@ use statehouse_store::{Config, ReplicaId, Store};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, watch};
 
+use super::landed::Landed;
 use super::log_storage::LogStorage;
 use super::state_machine::{DurablePoint, Snapshot, StateMachine, View};
 use super::types::{
@@ -63,9 +64,11 @@ impl StoreBuilder<TypeConfig, Filling, FillingMachine, Built> for Builder {
         let log = store.log(REPLICA).unwrap();
         let shard = store.shard(REPLICA).unwrap();
         let parts = (store.clone(), REPLICA, log.clone(), shard);
-        let machine = StateMachine::new(parts, applier.clone(), applied_sender);
+        // The suite applies entries that it never appended.
+        let landed = Arc::new(Landed::through(u64::MAX));
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone());
         let machine: Machine = Arc::new(Mutex::new(machine.unwrap()));
-        let log = LogStorage::new(log, applied, Arc::default());
+        let log = LogStorage::new(log, applied, Arc::default(), landed);
         let filling = Filling { store: store.clone(), log: log.clone(), machine: machine.clone() };
         let machine = FillingMachine { store: store.clone(), log, machine };
         Ok((Built { applier, store, _dir: dir }, filling, machine))

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 
 use super::config::Config;
 use super::heard::Heard;
+use super::landed::Landed;
 use super::log_storage::LogStorage;
 use super::network::Network;
 use super::proposing::Proposals;
@@ -89,13 +90,14 @@ impl Group {
         let reader = store.reader(replica)?;
         let state: Shard = store.shard(replica)?;
         let (applied_sender, applied) = watch::channel(EntryId::default());
+        let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store, replica, log.clone(), state);
-        let machine = StateMachine::new(parts, applier.clone(), applied_sender)?;
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
         let reads = Reads::default();
         let network =
             Network::new((peers.clone(), transfers.clone()), shard, replica, reads.hurry.clone());
         let retained: Arc<Mutex<Retained>> = Arc::default();
-        let storage = LogStorage::new(log, applied.clone(), retained.clone());
+        let storage = LogStorage::new(log, applied.clone(), retained.clone(), landed);
         let openraft = Arc::new(config.openraft()?);
         let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
         let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;

@@ -23,6 +23,7 @@ use statehouse_store::{Body, EntryId, Log};
 use tokio::sync::{oneshot, watch};
 
 use super::convert;
+use super::landed::Landed;
 use super::retained::Retained;
 use super::types::{self, Entry, LogId, TypeConfig, Vote};
 
@@ -39,6 +40,7 @@ pub struct LogStorage {
     /// The last entry applied.
     applied: watch::Receiver<EntryId>,
     retained: Arc<Mutex<Retained>>,
+    landed: Arc<Landed>,
 }
 
 impl LogStorage {
@@ -46,8 +48,9 @@ impl LogStorage {
         log: Log,
         applied: watch::Receiver<EntryId>,
         retained: Arc<Mutex<Retained>>,
+        landed: Arc<Landed>,
     ) -> Self {
-        LogStorage { log, applied, retained }
+        LogStorage { log, applied, retained, landed }
     }
 
     /// Entries of a range of the store's indexes, of about [`READ_BYTES_MAX`] bytes. Off the
@@ -201,10 +204,16 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
             let bytes = entries.iter().map(|entry| bytes_of(entry)).sum();
             self.retained.lock().note(last.index, bytes);
         }
+        let last = entries.last().map_or(0, |entry| entry.index);
+        let (landed, ticket) = (self.landed.clone(), self.landed.ticket());
         let callback = Arc::new(Mutex::new(Some(callback)));
         self.enqueue(|| {
-            let callback = callback.clone();
+            let (callback, landed) = (callback.clone(), landed.clone());
             let done = move |result: Result<(), store::Error>| {
+                match &result {
+                    Ok(()) => landed.note(last, ticket),
+                    Err(_) => landed.fail(),
+                }
                 if let Some(callback) = callback.lock().take() {
                     callback.io_completed(result.map_err(io::Error::other));
                 }
@@ -216,6 +225,7 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let from = last.map_or(1, |last| types::entry_id(last).index + 1);
+        self.landed.cut(from - 1);
         self.enqueue(|| self.log.truncate_from(from, Box::new(reported("truncated")))).await
     }
 

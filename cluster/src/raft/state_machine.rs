@@ -17,6 +17,7 @@ use statehouse_store::{Body, EntryId, Export, Log, Received, ReplicaId, Shard, S
 use tokio::sync::{oneshot, watch};
 
 use super::convert;
+use super::landed::Landed;
 use super::log_storage::blocking;
 use super::types::{self, Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::Error;
@@ -47,6 +48,7 @@ pub struct StateMachine {
     state: Arc<Mutex<State>>,
     /// The last entry applied, for those who wait for one.
     applied: watch::Sender<EntryId>,
+    landed: Arc<Landed>,
 }
 
 /// How far the replica has come.
@@ -64,6 +66,7 @@ impl StateMachine {
         (store, replica, log, shard): (Store, ReplicaId, Log, Shard),
         applier: Applier,
         applied: watch::Sender<EntryId>,
+        landed: Arc<Landed>,
     ) -> Result<Self, Error> {
         let state = State {
             applied: shard.applied(),
@@ -78,6 +81,7 @@ impl StateMachine {
             applier,
             state: Arc::new(Mutex::new(state)),
             applied,
+            landed,
         })
     }
 
@@ -85,6 +89,9 @@ impl StateMachine {
     async fn run(&self, entries: Vec<EntryResponder<TypeConfig>>) -> io::Result<()> {
         let Some((last, _)) = entries.last() else { return Ok(()) };
         let last = last.stored.id();
+        if !self.landed.reach(last.index).await {
+            return Err(io::Error::other("the log is not durable: nothing more is applied"));
+        }
         let memberships = entries.iter().filter_map(|(entry, _)| membership_in(entry));
         let memberships: Vec<StoredMembership> = memberships.collect();
         let entries = entries.into_iter().map(|(entry, responder)| {
@@ -188,6 +195,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             state.applied = applied;
             state.memberships = VecDeque::from([meta.last_membership.clone()]);
         }
+        self.landed.replaced(self.log.last().map_or(0, |last| last.index));
         self.applied.send_replace(applied);
         Ok(())
     }
