@@ -1,4 +1,4 @@
-# make demo   see it work: a node, the example model, a stream of events
+# make demo   see it work: three nodes, the example model, a stream of events, a node killed
 # make test   everything that must hold before a change lands
 #
 # Both install what they need where they may (apt, as root or by sudo), and name it where not.

@@ -69,7 +69,12 @@ impl Models {
 
     /// A version of a model, loaded; version 0 is the active one.
     pub async fn find(&self, name: &str, version: u64) -> Result<Version, Failure> {
-        let entry = self.catalog.model(name)?;
+        let mut entry = self.catalog.find_model(name).await?;
+        if version != 0 && known(&entry, version).is_err() {
+            // Pushed a moment ago by way of another node, perhaps.
+            self.catalog.catch_up().await?;
+            entry = self.catalog.model(name)?;
+        }
         let version = match (version, entry.active) {
             (0, Some(active)) => active,
             (0, None) => {

@@ -172,6 +172,8 @@ impl Node {
     /// Stops in reverse: no new calls, calls under way get their grace, then worker, shards, disk.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.readiness.set(false);
+        // While it still serves: whoever calls meanwhile is sent to the one who leads by then.
+        self.shards.hand_over().await;
         self.stop.send_replace(true);
         let grace = Duration::from_secs(self.config.shutdown_grace_s);
         let all = futures::future::join_all(self.tasks);
@@ -179,7 +181,6 @@ impl Node {
             tracing::warn!(?grace, "calls were still under way when the grace ended");
         }
         let (worker, shards, store) = (self.worker, self.shards, self.store);
-        shards.hand_over().await;
         shards.close().await;
         drop(shards);
         tokio::task::spawn_blocking(move || {

@@ -1,19 +1,21 @@
-//! `statehouse demo`: a node in a temporary directory, the example model, a stream of events, and
-//! what came of it.
+//! `statehouse demo`: a cluster in a temporary directory, the example model, a stream of events, a
+//! node that is killed in the middle of it, and what came of it.
+
+mod nodes;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
 use indicatif::ProgressBar;
+use nodes::Nodes;
 use statehouse_client::{Client, Config as ClientConfig, v1};
 
 use super::output::print_state;
 use super::replay::{UNLISTED_DEFAULT, ensure_collection, print_outcome, progress_bar};
 use super::text::show_count;
-use crate::config::Config;
-use crate::node::Node;
 use crate::replay::generate::{Generated, Shape, generate};
 use crate::replay::{Events, Map, Options, Outcome, run as replay, write_report};
 
@@ -43,6 +45,9 @@ pub struct Args {
     /// Repeats a made-up stream.
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// Nodes; with three or more, one of them is killed halfway.
+    #[arg(long, default_value_t = 3)]
+    nodes: u64,
     /// Events under way at a time.
     #[arg(long, default_value_t = 256)]
     in_flight: usize,
@@ -50,6 +55,12 @@ pub struct Args {
     #[arg(long, default_value = "statehouse-demo.html")]
     report: PathBuf,
 }
+
+/// How long an event may take, a change of leaders included.
+const CALL_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// How often the progress is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The exponent of the made-up stream's Zipf distribution.
 const ZIPF: f64 = 0.9;
@@ -65,27 +76,22 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         None => Map::parse(MAP).context("the example's map")?,
     };
     let dir = tempfile::Builder::new().prefix("statehouse-demo-").tempdir()?;
-    let config = Config {
-        data: dir.path().join("node"),
-        listen: ([127, 0, 0, 1], 0).into(),
-        http_listen: ([127, 0, 0, 1], 0).into(),
-        ..Config::default()
-    };
+    ensure!(args.nodes > 0, "a cluster needs nodes");
     let started = std::time::Instant::now();
-    let node = Node::start(config).await?;
+    let mut nodes = Nodes::form(dir.path(), args.nodes).await?;
     println!(
-        "node       ready in {:.2} s at {}, scoring on {}",
+        "cluster    {} nodes with all replicas in {:.1} s, scoring on {}",
+        args.nodes,
         started.elapsed().as_secs_f64(),
-        node.address,
-        node.device
+        nodes.device()
     );
-    let shown = show(&args, &map, &node).await;
-    node.stop().await?;
-    shown
+    show(&args, &map, &mut nodes).await
 }
 
-async fn show(args: &Args, map: &Map, node: &Node) -> anyhow::Result<()> {
-    let client = Client::connect(ClientConfig::new(format!("http://{}", node.address))).await?;
+async fn show(args: &Args, map: &Map, nodes: &mut Nodes) -> anyhow::Result<()> {
+    let timeout = Some(CALL_WAIT_MAX);
+    let config = ClientConfig { timeout, ..ClientConfig::any_of(nodes.endpoints()) };
+    let client = Client::connect(config).await?;
     let files = vec![
         ("model.toml".to_owned(), Bytes::from_static(MODEL_TOML.as_bytes())),
         ("model.onnx".to_owned(), Bytes::from_static(MODEL_ONNX)),
@@ -107,9 +113,31 @@ async fn show(args: &Args, map: &Map, node: &Node) -> anyhow::Result<()> {
         limit: None,
     };
     let progress: ProgressBar = progress_bar(count);
-    let outcome = replay(&client, map, events, &options, &progress).await;
+    let victim = async {
+        if args.nodes < 3 {
+            return Ok(None);
+        }
+        while progress.position() < args.count / 2 {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+        nodes.kill_first().await.map(Some)
+    };
+    let (outcome, killed) = {
+        let replayed = replay(&client, map, events, &options, &progress);
+        tokio::pin!(replayed, victim);
+        tokio::select! {
+            // A short stream may end before.
+            outcome = &mut replayed => (outcome, None),
+            killed = &mut victim => (replayed.await, killed?),
+        }
+    };
     progress.finish_and_clear();
     let mut outcome = outcome.context(source.clone())?;
+    if let Some(node) = killed {
+        println!("killed     node {node}, with -9, after {} events", show_count(args.count / 2));
+        let (_, _, events) = open(args, map)?;
+        nothing_lost(&client, map, (events, &options), &outcome).await?;
+    }
     write_report(&args.report, &source, map, &outcome)?;
     let found = made.map(|made| found(&made, &outcome));
     outcome.surprises.truncate(10);
@@ -122,6 +150,29 @@ async fn show(args: &Args, map: &Map, node: &Node) -> anyhow::Result<()> {
     }
     show_account(&client, map, &outcome).await?;
     println!("report     {}", args.report.display());
+    Ok(())
+}
+
+/// Asks every event again under the request id that it had: what was acknowledged is stored, so
+/// all are answered as repeats, and none is stepped a second time.
+async fn nothing_lost(
+    client: &Client,
+    map: &Map,
+    (events, options): (Events, &Options),
+    first: &Outcome,
+) -> anyhow::Result<()> {
+    let progress = progress_bar(Some(first.events));
+    let again = replay(client, map, events, options, &progress).await;
+    progress.finish_and_clear();
+    let again = again.context("ask every event again")?;
+    ensure!(
+        again.repeated == first.events && again.events == first.events,
+        "{} of {} acknowledged events are there",
+        again.repeated,
+        first.events
+    );
+    let events = show_count(first.events);
+    println!("lost       nothing: all {events} events asked again are answered as repeats");
     Ok(())
 }
 

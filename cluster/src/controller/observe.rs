@@ -82,7 +82,7 @@ impl Observed {
         self.tasks.values().filter(|task| !task.is_over())
     }
 
-    /// The nodes that have replicas of a shard that vote, as its leader says, or else as is written.
+    /// The nodes with replicas of a shard that vote: as its leader says, or else as is written.
     pub fn voters(&self, shard: ShardId) -> BTreeMap<ReplicaId, NodeId> {
         if let Some((_, leader)) = self.leader(shard) {
             return leader.voters.clone();

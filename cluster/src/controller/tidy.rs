@@ -8,7 +8,7 @@ use statehouse_store::ReplicaId;
 use super::observe::Observed;
 use crate::control::{Change, GroupReport};
 use crate::meta;
-use crate::{Error, META_SHARD, NodeId, ShardId, Shards};
+use crate::{Error, META_SHARD, NodeId, Shards};
 
 /// Tasks that are over and remembered.
 const TASKS_KEPT: usize = 256;
@@ -70,17 +70,16 @@ fn is_stray(seen: &Observed, group: &GroupReport) -> bool {
     let known = |replica: ReplicaId| {
         leader.voters.contains_key(&replica) || leader.learners.contains_key(&replica)
     };
-    let busy = |shard: ShardId| {
-        let placed = seen.placements.get(&shard).is_some_and(|row| {
-            row.task.is_some() || row.replicas().any(|(id, _)| id == group.replica)
-        });
-        placed || seen.running().any(|task| task.shard == shard.0)
-    };
+    let placed = seen.placements.get(&group.shard);
+    let placed = placed.is_some_and(|row| row.replicas().any(|(id, _)| id == group.replica));
+    let coming =
+        seen.running().any(|task| task.add.is_some_and(|side| side.replica == group.replica.0));
     // Learners of shard 0 come without a task.
     group.shard != META_SHARD
         && group.replica != leader.replica
         && !known(group.replica)
-        && !busy(group.shard)
+        && !placed
+        && !coming
 }
 
 /// Forgets the oldest tasks that are over.

@@ -187,12 +187,13 @@ impl Group {
         }
     }
 
-    /// Leads and is the only one who votes: what it has answered is applied, and nobody else can
-    /// have answered anything.
-    pub(super) fn leads_alone(&self) -> bool {
+    /// The term, if this replica leads and is the only one who votes: nobody else can have answered
+    /// anything.
+    pub(super) fn leads_alone(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
-        metrics.state.is_leader() && metrics.membership_config.voter_ids().eq([self.replica.0])
+        let alone = metrics.membership_config.voter_ids().eq([self.replica.0]);
+        (metrics.state.is_leader() && alone).then_some(metrics.vote.leader_id.term)
     }
 
     /// Leads, and has heard of a quorum within the lease.

@@ -5,7 +5,7 @@
 //! answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use openraft::ReadPolicy;
 use openraft::errors::{LinearizableReadError, RaftError};
@@ -30,6 +30,9 @@ type Waiter = oneshot::Sender<Result<EntryId, Error>>;
 #[derive(Default)]
 pub struct Reads {
     waiting: Mutex<Waiting>,
+    /// The term in which this replica led alone and had applied what was committed before: from
+    /// then on whatever is answered is applied. After a start it has yet to apply its log.
+    sure: AtomicU64,
     /// Rounds under way: the heartbeats that they need must not wait for company.
     pub hurry: Arc<AtomicUsize>,
 }
@@ -44,11 +47,16 @@ impl Group {
     /// Returns once everything acknowledged before the call is applied here. On a leader that a
     /// quorum follows; `NotLeader` elsewhere.
     pub async fn linearizable(self: &Arc<Self>) -> Result<(), Error> {
-        if self.leads_alone() {
+        let alone = self.leads_alone();
+        if alone.is_some_and(|term| self.reads.sure.load(Ordering::Acquire) == term) {
             return Ok(());
         }
         let at = self.read_index().await?;
-        self.wait_applied(at.index).await
+        self.wait_applied(at.index).await?;
+        if let Some(term) = alone {
+            self.reads.sure.store(term, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Returns once everything acknowledged before the call is applied here, whoever leads.
