@@ -45,13 +45,8 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot() {
         cluster.start_node(away).await;
         cluster.whole().await;
         cluster.level().await;
-        let request = v1::GetRequest {
-            consistency: v1::Consistency::Bounded as i32,
-            max_lag_ms: 60_000,
-            ..crate::harness::get("large", "key")
-        };
-        let found = cluster.client(away).await.state().get(request).await.unwrap().into_inner();
-        let piece = field_bytes(&found.state.unwrap(), "piece");
+        let found = of_its_own(&cluster, away).await;
+        let piece = field_bytes(&found, "piece");
         assert_eq!((piece.len(), piece[0]), (PIECE_BYTES, last as u8));
         if cluster.log_says(away, "installing a view") {
             println!("a snapshot after absence {absence}");
@@ -59,4 +54,16 @@ async fn a_node_that_was_away_for_long_gets_a_snapshot() {
         }
     }
     panic!("no snapshot was taken in {ABSENCES_MAX} absences");
+}
+
+/// What a node's own replica has.
+async fn of_its_own(cluster: &Cluster, node: u64) -> v1::StoredState {
+    let request = v1::GetRequest {
+        consistency: v1::Consistency::Bounded as i32,
+        max_lag_ms: 60_000,
+        ..crate::harness::get("large", "key")
+    };
+    let found = cluster.client(node).await.state().get(request).await;
+    let found = found.unwrap_or_else(|status| panic!("node {node}: {status}"));
+    found.into_inner().state.unwrap()
 }

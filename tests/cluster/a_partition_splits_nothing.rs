@@ -14,7 +14,7 @@ use crate::harness::{report, scale, seed};
 const ROUNDS: u64 = 1;
 
 /// Answers while links are cut.
-const ANSWERS: RangeInclusive<u64> = 100..=400;
+const ANSWERS: RangeInclusive<u64> = 50..=150;
 
 /// How far a shard's term may go up in one round of cuts: a node that can't be heard must not
 /// have the others elect again and again.

@@ -30,7 +30,7 @@ async fn a_leader_that_stood_still_is_not_believed() {
         let new_leader = cluster.leader(shard).await;
         assert_ne!(new_leader, leader);
         replaced += 1;
-        load.answers(random.random_range(20..200)).await;
+        load.answers(random.random_range(5..40)).await;
         cluster.resume(leader);
         load.answers(random.random_range(50..300)).await;
         await_some("the one that stood still is back", async || {

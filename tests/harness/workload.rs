@@ -29,7 +29,7 @@ use record::Record;
 pub const COLLECTION: &str = "ledger";
 
 /// Operations of a key up to which the search is asked for its verdict too.
-const SEARCHED_MAX: usize = 400;
+const SEARCHED_MAX: usize = 600;
 
 /// How much goes on.
 #[derive(Debug, Clone, Copy)]
