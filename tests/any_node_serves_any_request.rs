@@ -105,20 +105,11 @@ async fn every_node_takes_every_call() {
         one_by_one(&cluster, node).await;
         batches(&cluster, node, &client).await;
         scores(&cluster, node).await;
+        in_order(&cluster, node).await;
     }
     maps_agree(&cluster).await;
     refusals_name_the_leader(&cluster).await;
     bounded_reads_stay(&cluster).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "calls that are forwarded while a stream is opened may overtake each other"]
-async fn forwarded_calls_of_a_key_keep_their_order() {
-    let (cluster, _) = four_nodes().await;
-    cluster.admin_json(&["pause"]);
-    for node in cluster.nodes() {
-        in_order(&cluster, node).await;
-    }
 }
 
 /// What is written through one node is read through all others.

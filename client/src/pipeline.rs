@@ -118,7 +118,9 @@ impl Pipeline {
         call: Call,
         timeout: Option<Duration>,
     ) -> Result<Pending, Error> {
-        let place = self.calls.reserve().await;
+        // Not on tokio's budget: many calls that one task sends would be put off once it is spent,
+        // and taken up again in another order.
+        let place = tokio::task::unconstrained(self.calls.reserve()).await;
         let (sender, receiver) = oneshot::channel();
         // Under one lock, so that ids have the order of the queue.
         let mut waiting = self.waiting.lock();
