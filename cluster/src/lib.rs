@@ -25,7 +25,7 @@
 //! | `catalog.rs` | collections and models, kept as states of shard 0 |
 //! | `ids.rs` * | names of nodes and clusters |
 //!
-//! Files marked * are pure. Placement and tasks are ready and driven by nobody yet.
+//! Files marked * are pure.
 //!
 //! Not done: no leases (a linearizable read asks a quorum), no sleep of quiet groups, no split or
 //! merge of shards.

@@ -12,6 +12,7 @@ use super::observe::{Observed, observe};
 use crate::clock::unix_now_ms;
 use crate::control::Change;
 use crate::meta::{self, NodeState};
+use crate::placement::Refusal;
 use crate::task::{Side, State, Step, Task, TaskId};
 use crate::{Error, NodeId, ShardId, Shards};
 
@@ -141,7 +142,7 @@ async fn claim(shards: &Shards, task: &Task) -> Result<bool, Error> {
 }
 
 fn unknown_shard(shard: u16) -> Error {
-    Error::Unknown { kind: "shard", name: shard.to_string() }
+    Refusal::UnknownShard(ShardId(shard)).into()
 }
 
 async fn step(shards: &Arc<Shards>, task: &Task) -> Result<(), Error> {
@@ -179,7 +180,8 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
         let matched = leader.matched.get(&replica(add)).copied().unwrap_or(0);
         let there = seen.replica(node(add), shard);
         let has_state = there.is_some_and(|group| group.applied + BEHIND_MAX >= leader.committed);
-        if matched + BEHIND_MAX >= leader.last_index && has_state {
+        // One that was never reached has nothing, however short the log is.
+        if matched > 0 && matched + BEHIND_MAX >= leader.last_index && has_state {
             return Ok(());
         }
         seen_bytes = seen_bytes.max(leader.bytes);
@@ -192,21 +194,18 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
                 (now.entries, now.bytes, now.error) = ((have, all), seen_bytes, None);
                 Ok(Some(now))
             });
+            // Somebody asked to undo it: the next turn does.
             let asked = now.await?.is_some_and(|now| now.state != task.state);
             if asked {
-                return Err(Error::Closed { reason: "it is being undone".to_owned() });
+                return Ok(());
             }
-            if !answers(&seen, node(add)) {
+            if !seen.answers(node(add)) {
                 let reason = "the new replica's node does not answer".to_owned();
                 return Err(Error::Unreachable { node: node(add), reason });
             }
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
-}
-
-fn answers(seen: &Observed, node: NodeId) -> bool {
-    seen.answers(node)
 }
 
 /// Gives the new replica its vote and takes the old one's. A leader that is to leave hands over
@@ -227,8 +226,7 @@ async fn join(shards: &Arc<Shards>, task: &Task) -> Result<(), Error> {
     let to = add.first().copied().or_else(|| furthest.map(|(id, _)| *id));
     let to = to.ok_or(Error::NotLeader { shard, leader: None })?;
     control.change(leader, shard, Change::Lead { replica: to }).await?;
-    let at = task.add.map(node).filter(|_| !add.is_empty());
-    let at = at.or_else(|| group.voters.get(&to).copied()).unwrap_or(leader);
+    let at = task.add.map(node).or_else(|| group.voters.get(&to).copied()).unwrap_or(leader);
     control.change(at, shard, Change::Voters { add: Vec::new(), remove }).await
 }
 
