@@ -4,8 +4,9 @@
 //! turn, so that what reaches the shard's queue has the order of arrival. A step leaves behind
 //! the *tail*: the state that it made, not committed yet. The next step builds on it, on the
 //! condition that the state's writer is that step, so that a commit that did not go through takes
-//! everything built on it down with it, and nothing else. A plain write leaves no tail: a step
-//! behind it waits until the key has *settled*, which is when nothing is uncommitted.
+//! everything built on it down with it, and nothing else: a step that was under way when a commit
+//! failed leaves no tail either. A plain write leaves no tail: a step behind it waits until the
+//! key has *settled*, which is when nothing is uncommitted.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
@@ -47,6 +48,8 @@ struct Chain {
     waiting: VecDeque<oneshot::Sender<Turn>>,
     uncommitted: usize,
     tail: Option<Tail>,
+    /// Commits that did not go through. What was built before the newest of them may not hold.
+    failed: u64,
     settled: Option<oneshot::Sender<()>>,
 }
 
@@ -68,6 +71,8 @@ impl Default for Chains {
 pub struct Turn {
     place: Place,
     tail: Option<Tail>,
+    /// The chain's failed commits when the turn began.
+    failed: u64,
     open: bool,
 }
 
@@ -118,18 +123,22 @@ impl Turn {
     }
 
     /// Waits until nothing of the key is uncommitted: then what is stored is what is.
-    pub async fn settled(&self) -> Result<(), Failure> {
-        let wait = {
-            let mut chains = self.place.stripe().lock();
-            let chain = chains.get_mut(&self.place.key).expect("a turn keeps its chain");
-            if chain.uncommitted == 0 {
-                return Ok(());
-            }
-            let (sender, receiver) = oneshot::channel();
-            chain.settled = Some(sender);
-            receiver
-        };
-        wait.await.map_err(|_| stopping())
+    pub async fn settled(&mut self) -> Result<(), Failure> {
+        loop {
+            let wait = {
+                let mut chains = self.place.stripe().lock();
+                let chain = chains.get_mut(&self.place.key).expect("a turn keeps its chain");
+                if chain.uncommitted == 0 {
+                    // What failed before was waited for.
+                    self.failed = chain.failed;
+                    return Ok(());
+                }
+                let (sender, receiver) = oneshot::channel();
+                chain.settled = Some(sender);
+                receiver
+            };
+            wait.await.map_err(|_| stopping())?;
+        }
     }
 
     /// Counts a write about to be proposed; what comes back must learn how it ended.
@@ -142,7 +151,10 @@ impl Turn {
     /// The write is proposed: the next may go, on the state that this one made if it's known.
     pub fn leave(mut self, tail: Option<Tail>) {
         self.open = false;
-        self.place.pass_on(|chain| chain.tail = tail);
+        let failed = self.failed;
+        // Without the comparison, one failed commit under a key that is never idle would be handed
+        // on from step to step: each would build on the one before, and all would be in vain.
+        self.place.pass_on(|chain| chain.tail = tail.filter(|_| chain.failed == failed));
     }
 }
 
@@ -180,9 +192,9 @@ impl Place {
         let chain = chains.entry(self.key.clone()).or_default();
         if !chain.running {
             chain.running = true;
-            let tail = chain.tail.clone();
+            let (tail, failed) = (chain.tail.clone(), chain.failed);
             drop(chains);
-            return Ok(Entered::Turn(Turn { place: self, tail, open: true }));
+            return Ok(Entered::Turn(Turn { place: self, tail, failed, open: true }));
         }
         if chain.waiting.len() >= WAITING_PER_KEY_MAX {
             return Err(Failure::overloaded(format!(
@@ -206,14 +218,14 @@ impl Place {
                 }
                 let next = chain.waiting.pop_front();
                 chain.running = next.is_some();
-                let next = next.map(|sender| (sender, chain.tail.clone()));
+                let next = next.map(|sender| (sender, chain.tail.clone(), chain.failed));
                 if next.is_none() {
                     remove_if_idle(chains.entry(self.key.clone()));
                 }
                 next
             };
-            let Some((sender, tail)) = next else { return };
-            let turn = Turn { place: self.clone(), tail, open: true };
+            let Some((sender, tail, failed)) = next else { return };
+            let turn = Turn { place: self.clone(), tail, failed, open: true };
             match sender.send(turn) {
                 Ok(()) => return,
                 // Not dropped as open: that would pass on from within.
@@ -229,6 +241,7 @@ impl Place {
         chain.uncommitted -= 1;
         if !committed {
             chain.tail = None;
+            chain.failed += 1;
         }
         if chain.uncommitted == 0
             && let Some(waiter) = chain.settled.take()
@@ -302,6 +315,29 @@ mod tests {
         commit.settle(false);
         assert!(enter(&chains).await.tail_of("m", 1).is_none());
         assert!(is_empty(&chains));
+    }
+
+    #[tokio::test]
+    async fn a_failed_commit_is_not_handed_on_by_the_step_under_way() {
+        let chains = Chains::default();
+        let first = enter(&chains).await;
+        let first_commit = first.begin();
+        first.leave(tail(1));
+        let mut second = enter(&chains).await;
+        assert_eq!(second.tail_of("m", 1).unwrap().writer, 1);
+        let mut third = Box::pin(enter(&chains));
+        assert!(futures::poll!(third.as_mut()).is_pending());
+        first_commit.settle(false);
+        let second_commit = second.begin();
+        second.leave(tail(2));
+        let mut third = third.await;
+        assert!(third.tail_of("m", 1).is_none(), "the second built on what was not committed");
+        second_commit.settle(false);
+        third.settled().await.unwrap();
+        let third_commit = third.begin();
+        third.leave(tail(3));
+        assert_eq!(enter(&chains).await.tail_of("m", 1).unwrap().writer, 3);
+        third_commit.settle(true);
     }
 
     #[tokio::test]
