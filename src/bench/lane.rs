@@ -5,12 +5,12 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
-use statehouse_client::v1;
 use statehouse_client::v1::pipeline_client::PipelineClient;
 use statehouse_client::v1::pipeline_request::Call as PipelineCall;
 use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_client::v1::score_client::ScoreClient;
 use statehouse_client::v1::state_client::StateClient;
+use statehouse_client::{Client, v1};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -29,6 +29,9 @@ pub enum Target {
     Unary,
     /// A node, calls multiplexed on a stream per connection.
     Pipelined,
+    /// A cluster, by the Rust client, which sends each call to the node that leads its key's
+    /// shard: a client per connection.
+    Client,
     /// A bare tonic echo, one gRPC call each: what gRPC alone costs.
     Echo,
     /// A bare tonic echo on a stream per connection.
@@ -58,6 +61,7 @@ const MESSAGE_BYTES_MAX: usize = 256 << 20;
 pub enum Lane {
     Unary(UnaryLane),
     Pipelined(PipelinedLane),
+    Client(ClientLane),
     Echo(EchoLane),
     EchoStream(EchoStreamLane),
     Redis(RedisLane),
@@ -77,6 +81,10 @@ impl Lane {
             Target::Pipelined => Lane::Pipelined(
                 PipelinedLane::new(channel(endpoint).await?, in_flight, payload).await?,
             ),
+            Target::Client => {
+                let client = super::setup::client(endpoint).await?;
+                Lane::Client(ClientLane { client, payload, under_way: FuturesUnordered::new() })
+            }
             Target::Echo => Lane::Echo(EchoLane::new(channel(endpoint).await?, payload.value)),
             Target::EchoStream => Lane::EchoStream(
                 EchoStreamLane::new(channel(endpoint).await?, in_flight, payload.value).await?,
@@ -94,6 +102,7 @@ impl Lane {
         match self {
             Lane::Unary(lane) => lane.start(id, call),
             Lane::Pipelined(lane) => lane.start(id, call).await?,
+            Lane::Client(lane) => lane.start(id, call).await?,
             Lane::Echo(lane) => lane.start(id),
             Lane::EchoStream(lane) => lane.start(id).await?,
             Lane::Redis(lane) => lane.start(id, &call)?,
@@ -107,6 +116,7 @@ impl Lane {
         match self {
             Lane::Unary(lane) => lane.under_way.next().await.ok_or_else(idle),
             Lane::Pipelined(lane) => lane.next().await,
+            Lane::Client(lane) => lane.under_way.next().await.ok_or_else(idle),
             Lane::Echo(lane) => lane.under_way.next().await.ok_or_else(idle),
             Lane::EchoStream(lane) => lane.next().await,
             Lane::Redis(lane) => lane.next().await,
@@ -196,6 +206,23 @@ impl PipelinedLane {
         let response = self.answers.message().await?.ok_or_else(idle)?;
         let answer = response.result.ok_or_else(|| "an empty response".to_owned());
         Ok((response.id, answer.and_then(check)))
+    }
+}
+
+/// Each call to the node that leads its key's shard.
+pub struct ClientLane {
+    client: Client,
+    payload: Payload,
+    under_way: FuturesUnordered<CallUnderWay>,
+}
+
+impl ClientLane {
+    async fn start(&mut self, id: u64, call: Call) -> anyhow::Result<()> {
+        let answer = self.client.send(request(&self.payload, call)).await?;
+        self.under_way.push(Box::pin(async move {
+            (id, answer.await.map_err(|error| error.to_string()).and_then(check))
+        }));
+        Ok(())
     }
 }
 

@@ -102,11 +102,16 @@ fn field_bytes(field: &v1::Field) -> usize {
     }
 }
 
-/// A client of the node, with the load's collection made.
-pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+/// A client of the node, or of the cluster that it belongs to.
+pub async fn client(endpoint: &str) -> anyhow::Result<Client> {
     // What is measured is a plain put: a request id would make it another one.
     let config = Config { request_ids: false, ..Config::new(endpoint) };
-    let client = Client::connect(config).await?;
+    Ok(Client::connect(config).await?)
+}
+
+/// A client of the node, with the load's collection made.
+pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
+    let client = client(endpoint).await?;
     let request = v1::CreateCollectionRequest {
         name: COLLECTION.to_owned(),
         settings: None,

@@ -1,13 +1,15 @@
 //! Appends to one peer: one stream for all groups, cut into sessions.
 //!
 //! A session is one leader's replication to one follower. Its requests are answered in order; it
-//! ends with the connection. Bytes sent and not answered are bounded per peer, so that a slow
-//! follower fills nobody's memory.
+//! ends with the connection. While one message is being sent, the requests of all sessions gather
+//! for the next. Bytes sent and not answered are bounded per peer, so that a slow follower fills
+//! nobody's memory.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use parking_lot::Mutex;
 use statehouse_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -21,7 +23,10 @@ use super::peers::{Hearing, Peers};
 use crate::NodeId;
 
 /// Requests that wait to be written to the connection.
-const REQUESTS_WAITING_MAX: usize = 64;
+const REQUESTS_WAITING_MAX: usize = 256;
+
+/// Bytes of entries in one message, unless one request alone has more.
+const MESSAGE_BYTES_MAX: usize = 1 << 20;
 
 /// The way to one peer for appends.
 pub(crate) struct Appends {
@@ -145,10 +150,11 @@ impl Sender {
 
     async fn open(
         &mut self,
-    ) -> Result<(mpsc::Sender<v1::AppendRequest>, Streaming<v1::AppendAnswer>), Lost> {
+    ) -> Result<(mpsc::Sender<v1::AppendRequests>, Streaming<v1::AppendAnswers>), Lost> {
         let mut client = self.link.connect().await?;
+        // One under way, so that the next one gathers.
         let (requests, outgoing) = mpsc::channel(1);
-        let hello = v1::AppendRequest { hello: Some(self.link.hello()), ..Default::default() };
+        let hello = v1::AppendRequests { hello: Some(self.link.hello()), requests: Vec::new() };
         requests.try_send(hello).expect("there is room for one");
         let call = client.append(ReceiverStream::new(outgoing));
         let answers = tokio::time::timeout(self.link.config.idle_timeout, call).await;
@@ -158,12 +164,12 @@ impl Sender {
 
     async fn send(
         &mut self,
-        requests: mpsc::Sender<v1::AppendRequest>,
-        mut answers: Streaming<v1::AppendAnswer>,
+        messages: mpsc::Sender<v1::AppendRequests>,
+        mut answers: Streaming<v1::AppendAnswers>,
     ) {
         let mut silence = tokio::time::interval(self.link.config.idle_timeout / 4);
         silence.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut waiting = None;
+        let mut waiting = Vec::new();
         loop {
             tokio::select! {
                 received = answers.message() => {
@@ -174,15 +180,17 @@ impl Sender {
                     self.hearing.note();
                     self.answered(message);
                 }
-                Some(request) = self.outgoing.recv(), if waiting.is_none() => {
-                    waiting = Some(request);
+                Some(request) = self.outgoing.recv(), if waiting.is_empty() => {
+                    waiting.push(request);
                 }
-                permit = requests.reserve(), if waiting.is_some() => {
+                permit = messages.reserve(), if !waiting.is_empty() => {
                     let Ok(permit) = permit else { return };
                     if self.link.is_cut() {
                         return;
                     }
-                    permit.send(waiting.take().expect("one waits"));
+                    let mut requests = std::mem::take(&mut waiting);
+                    self.gather(&mut requests);
+                    permit.send(v1::AppendRequests { hello: None, requests });
                 }
                 // A peer that answers no ping is gone, though its connection may not say so.
                 _ = silence.tick() => {
@@ -194,11 +202,26 @@ impl Sender {
         }
     }
 
-    fn answered(&self, message: v1::AppendAnswer) {
-        let Some(answer) = message.answer else { return };
-        if let Some(session) = self.shared.sessions.lock().get(&message.session) {
-            // A session that was dropped does not mind.
-            let _ = session.send(answer);
+    /// Adds what else waits, as much as one message may have.
+    fn gather(&mut self, requests: &mut Vec<v1::AppendRequest>) {
+        let bytes_of =
+            |request: &v1::AppendRequest| request.entries.iter().map(Bytes::len).sum::<usize>();
+        let mut bytes: usize = requests.iter().map(bytes_of).sum();
+        while bytes < MESSAGE_BYTES_MAX
+            && let Ok(request) = self.outgoing.try_recv()
+        {
+            bytes += bytes_of(&request);
+            requests.push(request);
+        }
+    }
+
+    fn answered(&self, message: v1::AppendAnswers) {
+        let sessions = self.shared.sessions.lock();
+        for v1::AppendAnswer { session, answer } in message.answers {
+            if let (Some(session), Some(answer)) = (sessions.get(&session), answer) {
+                // A session that was dropped does not mind.
+                let _ = session.send(answer);
+            }
         }
     }
 }

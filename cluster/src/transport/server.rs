@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use futures::stream::FuturesUnordered;
+use futures::stream::{self, BoxStream, FuturesUnordered};
 use futures::{FutureExt, StreamExt};
 use statehouse_proto::v1;
 use statehouse_proto::v1::control_server::ControlServer;
@@ -69,7 +69,7 @@ type Answers<T> = Result<Response<ReceiverStream<Result<T, Status>>>, Status>;
 #[tonic::async_trait]
 impl Peer for Service {
     type TalkStream = ReceiverStream<Result<v1::PeerAnswers, Status>>;
-    type AppendStream = ReceiverStream<Result<v1::AppendAnswer, Status>>;
+    type AppendStream = BoxStream<'static, Result<v1::AppendAnswers, Status>>;
 
     async fn talk(&self, request: Request<Streaming<v1::PeerAsks>>) -> Answers<v1::PeerAnswers> {
         let mut asks = request.into_inner();
@@ -84,15 +84,15 @@ impl Peer for Service {
 
     async fn append(
         &self,
-        request: Request<Streaming<v1::AppendRequest>>,
-    ) -> Answers<v1::AppendAnswer> {
+        request: Request<Streaming<v1::AppendRequests>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let mut requests = request.into_inner();
         let first = requests.message().await?.unwrap_or_default();
         let from = self.groups.peers().greeted(first.hello)?;
         let (answers, outgoing) = mpsc::channel(ANSWERS_WAITING_MAX);
         let (groups, stopping) = (self.groups.clone(), self.stopping.clone());
         tokio::spawn(append(groups, from, requests, answers, stopping));
-        Ok(Response::new(ReceiverStream::new(outgoing)))
+        Ok(Response::new(gathered(outgoing)))
     }
 
     async fn snapshot(
@@ -169,12 +169,29 @@ async fn talk(
     }
 }
 
+/// All answers that wait, as one message each time the connection takes one.
+fn gathered(
+    mut answers: mpsc::Receiver<v1::AppendAnswer>,
+) -> BoxStream<'static, Result<v1::AppendAnswers, Status>> {
+    stream::poll_fn(move |context| {
+        let mut waiting = Vec::new();
+        answers.poll_recv_many(context, &mut waiting, ANSWERS_WAITING_MAX).map(
+            |count| match count {
+                // Nobody answers any more.
+                0 => None,
+                _ => Some(Ok(v1::AppendAnswers { answers: waiting })),
+            },
+        )
+    })
+    .boxed()
+}
+
 /// Hands each session's requests to its group, in order.
 async fn append(
     groups: Arc<Groups>,
     from: NodeId,
-    mut incoming: Streaming<v1::AppendRequest>,
-    answers: mpsc::Sender<Result<v1::AppendAnswer, Status>>,
+    mut incoming: Streaming<v1::AppendRequests>,
+    answers: mpsc::Sender<v1::AppendAnswer>,
     mut stopping: watch::Receiver<bool>,
 ) {
     // Unbounded, since the sender bounds what it has under way in bytes.
@@ -184,29 +201,31 @@ async fn append(
             () = told(&mut stopping) => return,
             received = incoming.message() => received,
         };
-        let Ok(Some(request)) = received else { return };
+        let Ok(Some(message)) = received else { return };
         if groups.peers().is_cut(from) {
             return;
         }
         groups.peers().note(from);
-        let session = request.session;
-        if request.end {
-            sessions.remove(&session);
-            continue;
-        }
-        let requests = sessions.entry(session).or_insert_with(|| {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            let answers = answers.clone();
-            let answer = move |answer| {
+        for request in message.requests {
+            let session = request.session;
+            if request.end {
+                sessions.remove(&session);
+                continue;
+            }
+            let requests = sessions.entry(session).or_insert_with(|| {
+                let (sender, receiver) = mpsc::unbounded_channel();
                 let answers = answers.clone();
-                let answer = v1::AppendAnswer { session, answer: Some(answer) };
-                async move { answers.send(Ok(answer)).await.is_ok() }.boxed()
-            };
-            let route = request.route.unwrap_or_default();
-            tokio::spawn(groups.clone().follow(route, receiver, answer));
-            sender
-        });
-        // A session that has ended for us has said so; what follows on it goes nowhere.
-        let _ = requests.send(request);
+                let answer = move |answer| {
+                    let answers = answers.clone();
+                    let answer = v1::AppendAnswer { session, answer: Some(answer) };
+                    async move { answers.send(answer).await.is_ok() }.boxed()
+                };
+                let route = request.route.unwrap_or_default();
+                tokio::spawn(groups.clone().follow(route, receiver, answer));
+                sender
+            });
+            // A session that has ended for us has said so; what follows on it goes nowhere.
+            let _ = requests.send(request);
+        }
     }
 }
