@@ -39,6 +39,8 @@ pub struct Config {
     pub transfers_max: usize,
     /// Bytes of snapshots that the node sends per second.
     pub transfer_bytes_per_second: u64,
+    /// Snapshots pause while more than one of a hundred calls takes longer; zero: never.
+    pub foreground_p99_max: Duration,
     /// A snapshot that takes longer is given up: its view holds up compaction.
     pub transfer_time_max: Duration,
 }
@@ -59,6 +61,7 @@ impl Default for Config {
             follower_away_max: Duration::from_secs(10),
             transfers_max: 2,
             transfer_bytes_per_second: 128 << 20,
+            foreground_p99_max: Duration::ZERO,
             transfer_time_max: Duration::from_secs(30 * 60),
         }
     }

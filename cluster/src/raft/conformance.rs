@@ -68,7 +68,7 @@ impl StoreBuilder<TypeConfig, Filling, FillingMachine, Built> for Builder {
         let landed = Arc::new(Landed::through(u64::MAX));
         let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone());
         let machine: Machine = Arc::new(Mutex::new(machine.unwrap()));
-        let log = LogStorage::new(log, applied, Arc::default(), landed);
+        let log = LogStorage::new(log, applied, Arc::default(), landed, Arc::default());
         let filling = Filling { store: store.clone(), log: log.clone(), machine: machine.clone() };
         let machine = FillingMachine { store: store.clone(), log, machine };
         Ok((Built { applier, store, _dir: dir }, filling, machine))

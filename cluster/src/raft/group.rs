@@ -16,12 +16,14 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::config::Config;
+use super::confirm::{Confirmer, Promise};
+use super::convert;
 use super::heard::Heard;
 use super::landed::Landed;
 use super::log_storage::LogStorage;
 use super::network::Network;
 use super::proposing::Proposals;
-use super::reads::Reads;
+use super::reads::Told;
 use super::retained::Retained;
 use super::state_machine::StateMachine;
 use super::status::GroupStatus;
@@ -53,7 +55,11 @@ pub struct Group {
     pub(super) config: Arc<Config>,
     pub(super) runtime: Handle,
     pub(super) proposals: Mutex<Proposals>,
-    pub(super) reads: Reads,
+    /// What this replica's votes allow.
+    pub(super) promise: Arc<Promise>,
+    pub(super) confirmer: Arc<Confirmer>,
+    /// What this replica has told its followers.
+    pub(super) told: Arc<Told>,
     pub(super) heard: Mutex<Heard>,
     /// The last entry applied.
     pub(super) applied: watch::Receiver<EntryId>,
@@ -78,6 +84,7 @@ pub(super) struct Parts {
     pub applier: Applier,
     pub peers: Arc<Peers>,
     pub transfers: Arc<Transfers>,
+    pub confirmer: Arc<Confirmer>,
     pub config: Arc<Config>,
 }
 
@@ -85,7 +92,7 @@ impl Group {
     /// Starts a replica that the store has: replays nothing yet, waits for a leader's word or an
     /// election.
     pub(super) async fn start(parts: Parts) -> Result<Arc<Group>, Error> {
-        let Parts { shard, replica, store, applier, peers, transfers, config } = parts;
+        let Parts { shard, replica, store, applier, peers, transfers, confirmer, config } = parts;
         let log = store.log(replica)?;
         let reader = store.reader(replica)?;
         let state: Shard = store.shard(replica)?;
@@ -93,11 +100,16 @@ impl Group {
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store, replica, log.clone(), state);
         let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
-        let reads = Reads::default();
+        let told = Arc::<Told>::default();
         let network =
-            Network::new((peers.clone(), transfers.clone()), shard, replica, reads.hurry.clone());
+            Network::new((peers.clone(), transfers.clone()), shard, replica, told.clone());
         let retained: Arc<Mutex<Retained>> = Arc::default();
-        let storage = LogStorage::new(log, applied.clone(), retained.clone(), landed);
+        let vote = log.vote().map(|bytes| convert::vote_of_bytes(&bytes)).transpose();
+        let vote =
+            vote.map_err(|error| Error::Invalid(format!("read a replica's vote: {error}")))?;
+        let promise = Arc::new(Promise::of(vote.map_or(0, |vote| vote.leader_id.term)));
+        let storage =
+            LogStorage::new(log, applied.clone(), retained.clone(), landed, promise.clone());
         let openraft = Arc::new(config.openraft()?);
         let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
         let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;
@@ -108,7 +120,9 @@ impl Group {
             runtime: Handle::current(),
             proposals: Mutex::new(Proposals::new(config.limits)),
             config,
-            reads,
+            promise,
+            confirmer,
+            told,
             heard: Mutex::default(),
             applied,
             status: watch::Sender::new(GroupStatus::default()),
@@ -187,15 +201,6 @@ impl Group {
             true => Ok(()),
             false => Err(self.stopped()),
         }
-    }
-
-    /// The term, if this replica leads and is the only one who votes: nobody else can have answered
-    /// anything.
-    pub(super) fn leads_alone(&self) -> Option<u64> {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let alone = metrics.membership_config.voter_ids().eq([self.replica.0]);
-        (metrics.state.is_leader() && alone).then_some(metrics.vote.leader_id.term)
     }
 
     /// Leads, and has heard of a quorum within the lease.

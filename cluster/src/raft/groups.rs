@@ -9,11 +9,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
+use statehouse_proto::v1;
 use statehouse_store::{ReplicaId, Store};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::config::Config;
+use super::confirm::Confirmer;
 use super::descriptor::{self, Descriptor};
 use super::group::{Group, Parts};
 use super::log_storage::blocking;
@@ -22,7 +24,7 @@ use super::transfers::{Transfer, Transfers};
 use crate::applier::Applier;
 use crate::checkpointer::Checkpointer;
 use crate::transport::Peers;
-use crate::{ClusterId, Error, NodeId, ShardId};
+use crate::{ClusterId, Error, Foreground, NodeId, ShardId};
 
 /// The row of the store's `meta` that says whose disk it is.
 const IDENTITY: &str = "cluster";
@@ -35,6 +37,7 @@ pub struct Groups {
     peers: Arc<Peers>,
     config: Arc<Config>,
     transfers: Arc<Transfers>,
+    confirmer: Arc<Confirmer>,
     checkpointer: Checkpointer,
     groups: RwLock<Map>,
     /// Counts replicas created and destroyed.
@@ -73,6 +76,7 @@ impl Groups {
         let groups = Arc::new(Groups {
             checkpointer: Checkpointer::start(store.clone(), config.checkpoints)?,
             transfers: Transfers::new(&config),
+            confirmer: Confirmer::new(peers.clone(), config.election_timeout_max),
             store,
             applier,
             thread: RaftThread::start()?,
@@ -189,12 +193,25 @@ impl Groups {
         self.transfers.all()
     }
 
+    /// Where the calls of callers are to be noted: transfers make room for them.
+    pub fn foreground(&self) -> &Arc<Foreground> {
+        self.transfers.foreground()
+    }
+
     pub(super) fn transfers(&self) -> &Arc<Transfers> {
         &self.transfers
     }
 
     pub(super) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether a replica here has promised nothing newer than a term.
+    pub(super) fn confirms(&self, claim: &v1::Claim) -> bool {
+        let Some(route) = claim.route else { return false };
+        let groups = self.groups.read();
+        let group = groups.by_replica.get(&ReplicaId(route.to_replica));
+        group.is_some_and(|it| u32::from(it.shard().0) == route.shard && it.confirms(claim.term))
     }
 
     /// The replica of an id, or why there is none.
@@ -216,6 +233,7 @@ impl Groups {
             applier: self.applier.clone(),
             peers: self.peers.clone(),
             transfers: self.transfers.clone(),
+            confirmer: self.confirmer.clone(),
             config: self.config.clone(),
         };
         let group = self.thread.run(Group::start(parts)).await?;

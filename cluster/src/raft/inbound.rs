@@ -37,6 +37,10 @@ impl Groups {
         async move {
             let answer = match (ask.ask, ask.route) {
                 (Some(Ask::Ping(_)), _) => Answer::Pong(v1::Ping {}),
+                (Some(Ask::Confirm(ask)), _) => {
+                    let confirmed = ask.claims.iter().map(|claim| self.confirms(claim)).collect();
+                    Answer::Confirm(v1::ConfirmAnswer { confirmed })
+                }
                 (Some(kind), Some(route)) => match addressed(&self, &route) {
                     Ok(group) => group.answer(kind).await.unwrap_or_else(Answer::Refusal),
                     Err(refusal) => Answer::Refusal(refusal),
@@ -101,7 +105,7 @@ fn stopped(error: impl std::fmt::Display) -> v1::PeerRefusal {
 impl Group {
     async fn answer(self: &Arc<Self>, ask: Ask) -> Result<Answer, v1::PeerRefusal> {
         match ask {
-            Ask::Ping(_) => Ok(Answer::Pong(v1::Ping {})),
+            Ask::Ping(_) | Ask::Confirm(_) => Err(refusal(Kind::Malformed, "not for one replica")),
             Ask::Heartbeat(beat) => self.heartbeat(beat).await.map(Answer::Heartbeat),
             Ask::Vote(ask) => {
                 let answer = self.raft.vote(vote_request(ask)?).await.map_err(stopped)?;

@@ -22,6 +22,7 @@ use statehouse_store as store;
 use statehouse_store::{Body, EntryId, Log};
 use tokio::sync::{oneshot, watch};
 
+use super::confirm::Promise;
 use super::convert;
 use super::landed::Landed;
 use super::retained::Retained;
@@ -41,6 +42,7 @@ pub struct LogStorage {
     applied: watch::Receiver<EntryId>,
     retained: Arc<Mutex<Retained>>,
     landed: Arc<Landed>,
+    promise: Arc<Promise>,
 }
 
 impl LogStorage {
@@ -49,8 +51,9 @@ impl LogStorage {
         applied: watch::Receiver<EntryId>,
         retained: Arc<Mutex<Retained>>,
         landed: Arc<Landed>,
+        promise: Arc<Promise>,
     ) -> Self {
-        LogStorage { log, applied, retained, landed }
+        LogStorage { log, applied, retained, landed, promise }
     }
 
     /// Entries of a range of the store's indexes, of about [`READ_BYTES_MAX`] bytes. Off the
@@ -172,6 +175,8 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        // Before anybody can learn of it.
+        self.promise.raise(vote.leader_id.term);
         let bytes = convert::vote_to_bytes(vote);
         let (sender, synced) = oneshot::channel();
         let sender = Arc::new(Mutex::new(Some(sender)));

@@ -6,7 +6,6 @@
 use std::collections::VecDeque;
 use std::future::ready;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -31,6 +30,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::task::JoinHandle;
 
 use super::convert;
+use super::reads::Told;
 use super::snapshot::Destination;
 use super::state_machine::{Snapshot, View};
 use super::transfers::Transfers;
@@ -56,18 +56,18 @@ pub struct Network {
     transfers: Arc<Transfers>,
     shard: ShardId,
     replica: ReplicaId,
-    hurry: Arc<AtomicUsize>,
+    told: Arc<Told>,
 }
 
 impl Network {
-    /// While `hurry` is not 0, heartbeats do not wait for others to ride with.
+    /// Raises `told` before it tells anybody a commit index.
     pub fn new(
         (peers, transfers): (Arc<Peers>, Arc<Transfers>),
         shard: ShardId,
         replica: ReplicaId,
-        hurry: Arc<AtomicUsize>,
+        told: Arc<Told>,
     ) -> Self {
-        Network { peers, transfers, shard, replica, hurry }
+        Network { peers, transfers, shard, replica, told }
     }
 
     fn link(&self, target: u64, member: &Member, beats: bool) -> Link {
@@ -77,8 +77,8 @@ impl Network {
             to_replica: target,
         };
         let (peers, transfers) = (self.peers.clone(), self.transfers.clone());
-        let (node, hurry) = (NodeId(member.node), self.hurry.clone());
-        Link { peers, transfers, node, route, hurry, beats }
+        let told = self.told.clone();
+        Link { peers, transfers, node: NodeId(member.node), route, told, beats }
     }
 }
 
@@ -100,7 +100,7 @@ pub struct Link {
     transfers: Arc<Transfers>,
     node: NodeId,
     route: v1::PeerRoute,
-    hurry: Arc<AtomicUsize>,
+    told: Arc<Told>,
     /// Sends heartbeats and nothing else.
     beats: bool,
 }
@@ -132,17 +132,16 @@ fn expect<T>(answer: Answer, pick: impl FnOnce(Answer) -> Option<T>) -> Rpc<T> {
 impl Link {
     async fn ask(&self, ask: Ask, hurry: bool) -> Rpc<Answer> {
         let peer = self.peers.peer(self.node);
-        peer.talk.ask(self.route, ask, hurry).await.map_err(lost)
+        peer.talk.ask(Some(self.route), ask, hurry).await.map_err(lost)
     }
 
     async fn beat(&self, request: &Append) -> Rpc<StreamAppendResult<TypeConfig>> {
         let beat = v1::Heartbeat {
             vote: Some(convert::vote_to_proto(&request.vote)),
             previous: convert::position(request.prev_log_id),
-            committed: convert::position(request.leader_commit),
+            committed: committed(request, &self.told),
         };
-        let hurry = self.hurry.load(Ordering::Acquire) > 0;
-        let answer = self.ask(Ask::Heartbeat(beat), hurry).await?;
+        let answer = self.ask(Ask::Heartbeat(beat), false).await?;
         let appended = expect(answer, |answer| match answer {
             Answer::Heartbeat(appended) => Some(appended),
             _ => None,
@@ -176,7 +175,8 @@ impl Link {
         let peer = self.peers.peer(self.node);
         let Session { requests, answers } = peer.appends.session().map_err(lost)?;
         let under_way = Arc::new(UnderWay::default());
-        let pump = tokio::spawn(pump(input, requests, self.route, under_way.clone()));
+        let pump =
+            tokio::spawn(pump(input, requests, (self.route, self.told.clone()), under_way.clone()));
         let patience = self.peers.append_answer_timeout();
         let session = Answers { answers, under_way, patience, _pump: Pump(pump) };
         Ok(Box::pin(futures::stream::unfold(Some(session), |session| async move {
@@ -186,6 +186,13 @@ impl Link {
             Some((answer, goes_on.then_some(session)))
         })))
     }
+}
+
+/// The commit index that a request tells, noted first.
+fn committed(request: &Append, told: &Told) -> Option<v1::LogPosition> {
+    let committed = convert::position(request.leader_commit);
+    told.raise(committed.map_or(0, |position| position.index));
+    committed
 }
 
 fn stream_result(appended: v1::Appended) -> Rpc<StreamAppendResult<TypeConfig>> {
@@ -212,7 +219,7 @@ struct UnderWay {
 async fn pump(
     mut input: impl Stream<Item = Append> + Unpin,
     requests: Requests,
-    route: v1::PeerRoute,
+    (route, told): (v1::PeerRoute, Arc<Told>),
     under_way: Arc<UnderWay>,
 ) {
     while let Some(request) = input.next().await {
@@ -228,7 +235,7 @@ async fn pump(
             route: Some(route),
             vote: Some(convert::vote_to_proto(&request.vote)),
             previous: convert::position(request.prev_log_id),
-            committed: convert::position(request.leader_commit),
+            committed: committed(&request, &told),
             entries,
             ..Default::default()
         };

@@ -1,62 +1,57 @@
-//! Linearizable reads: by read index, one round shared by all that wait at a moment.
+//! Linearizable reads: once it's sure that there was no newer leader when they began, and that
+//! whatever anybody may have seen before is applied.
 //!
-//! A round asks a quorum whether this replica still leads, then waits until what was committed by
-//! then is applied. No leases: a lease that a restarted voter has forgotten would let two leaders
-//! answer.
+//! Of this leader's term that is what it has acknowledged, which it applies before, and what its
+//! followers know to be committed: they may apply it sooner and show it. Of former terms it is
+//! everything before the leader's first own entry. No leases: a lease that a restarted voter has
+//! forgotten would let two leaders answer.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use openraft::ReadPolicy;
-use openraft::errors::{LinearizableReadError, RaftError};
-use parking_lot::Mutex;
+use openraft::async_runtime::WatchReceiver;
 use statehouse_proto::v1;
 use statehouse_proto::v1::peer_answer::Answer;
 use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_store::EntryId;
-use tokio::sync::oneshot;
 
 use super::group::Group;
-use super::proposing::leader_of;
-use super::types;
 use crate::Error;
 
-/// Rounds of one group under way at a time: a read waits for half a round less than with one.
-const ROUNDS_MAX: usize = 2;
+/// The newest commit index that this replica has told others.
+#[derive(Debug, Default)]
+pub struct Told(AtomicU64);
 
-type Waiter = oneshot::Sender<Result<EntryId, Error>>;
-
-/// Reads that wait for a round.
-#[derive(Default)]
-pub struct Reads {
-    waiting: Mutex<Waiting>,
-    /// The term in which this replica led alone and had applied what was committed before: from
-    /// then on whatever is answered is applied. After a start it has yet to apply its log.
-    sure: AtomicU64,
-    /// Rounds under way: the heartbeats that they need must not wait for company.
-    pub hurry: Arc<AtomicUsize>,
-}
-
-#[derive(Default)]
-struct Waiting {
-    waiters: Vec<Waiter>,
-    rounds: usize,
+impl Told {
+    /// To be called before it is sent.
+    pub fn raise(&self, committed: u64) {
+        self.0.fetch_max(committed, Ordering::SeqCst);
+    }
 }
 
 impl Group {
     /// Returns once everything acknowledged before the call is applied here. On a leader that a
     /// quorum follows; `NotLeader` elsewhere.
     pub async fn linearizable(self: &Arc<Self>) -> Result<(), Error> {
-        let alone = self.leads_alone();
-        if alone.is_some_and(|term| self.reads.sure.load(Ordering::Acquire) == term) {
+        let term = self.leading_term().ok_or_else(|| self.not_leader())?;
+        let told = self.told.0.load(Ordering::SeqCst);
+        if !self.votes_alone() || !self.promise.allows(term) {
+            self.confirmer.confirm(self, term).await?;
+        }
+        let reached = |applied: &EntryId| applied.term >= term && applied.index >= told;
+        if reached(&self.applied.borrow()) {
             return Ok(());
         }
-        let at = self.read_index().await?;
-        self.wait_applied(at.index).await?;
-        if let Some(term) = alone {
-            self.reads.sure.store(term, Ordering::Release);
+        // What is committed is applied soon. A new leader's first entry is committed by the quorum
+        // that was just heard, or this one leads no more.
+        let mut applied = self.applied.clone();
+        let came =
+            tokio::time::timeout(self.config.election_timeout_max, applied.wait_for(reached));
+        match came.await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.stopped()),
+            Err(_) => Err(self.not_leader()),
         }
-        Ok(())
     }
 
     /// Returns once everything acknowledged before the call is applied here, whoever leads.
@@ -74,7 +69,7 @@ impl Group {
             to_replica: leader.replica.0,
         };
         let peer = self.peers.peer(leader.node);
-        let answer = peer.talk.ask(route, Ask::ReadIndex(v1::ReadIndexAsk {}), true).await;
+        let answer = peer.talk.ask(Some(route), Ask::ReadIndex(v1::ReadIndexAsk {}), true).await;
         match answer {
             Ok(Answer::ReadIndex(at)) => self.wait_applied(at.index).await,
             Ok(_) => Err(nobody()),
@@ -85,52 +80,26 @@ impl Group {
     /// The entry up to which a replica must have applied to serve a linearizable read. On a
     /// leader that a quorum follows; `NotLeader` elsewhere.
     pub async fn read_index(self: &Arc<Self>) -> Result<EntryId, Error> {
-        let (waiter, answer) = oneshot::channel();
-        let starts = {
-            let mut waiting = self.reads.waiting.lock();
-            waiting.waiters.push(waiter);
-            let starts = waiting.rounds < ROUNDS_MAX;
-            waiting.rounds += usize::from(starts);
-            starts
-        };
-        if starts {
-            self.runtime.spawn(self.clone().rounds());
-        }
-        answer.await.unwrap_or_else(|_| Err(self.stopped()))
+        self.linearizable().await?;
+        Ok(*self.applied.borrow())
     }
 
-    /// Rounds until nobody waits.
-    async fn rounds(self: Arc<Self>) {
-        loop {
-            let waiters = {
-                let mut waiting = self.reads.waiting.lock();
-                if waiting.waiters.is_empty() {
-                    waiting.rounds -= 1;
-                    return;
-                }
-                std::mem::take(&mut waiting.waiters)
-            };
-            self.reads.hurry.fetch_add(1, Ordering::AcqRel);
-            let result = self.round().await;
-            self.reads.hurry.fetch_sub(1, Ordering::AcqRel);
-            for waiter in waiters {
-                // Who gave up waiting does not mind.
-                let _ = waiter.send(result.clone());
-            }
-        }
+    /// Whether this voter has promised nothing newer than a term: who led in it may lead still.
+    pub(super) fn confirms(&self, term: u64) -> bool {
+        self.promise.allows(term)
     }
 
-    async fn round(&self) -> Result<EntryId, Error> {
-        match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
-            Ok(linearizer) => Ok(types::entry_id(*linearizer.read_log_id().log_id())),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                let leader = leader_of(&forward).filter(|leader| leader.replica != self.replica);
-                Err(Error::NotLeader { shard: self.shard, leader })
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(Error::NotLeader { shard: self.shard, leader: None })
-            }
-            Err(RaftError::Fatal(_)) => Err(self.stopped()),
-        }
+    /// The term, if this replica leads as far as it knows.
+    fn leading_term(&self) -> Option<u64> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state.is_leader().then_some(metrics.vote.leader_id.term)
+    }
+
+    /// Whether nobody else votes.
+    fn votes_alone(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.voter_ids().eq([self.replica.0])
     }
 }

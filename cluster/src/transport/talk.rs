@@ -54,10 +54,15 @@ impl Talk {
         self.task.abort();
     }
 
-    /// Sends a message and awaits its answer.
-    pub async fn ask(&self, route: v1::PeerRoute, kind: Kind, hurry: bool) -> Result<Answer, Lost> {
+    /// Sends a message, to a replica or to the node, and awaits its answer.
+    pub async fn ask(
+        &self,
+        route: Option<v1::PeerRoute>,
+        kind: Kind,
+        hurry: bool,
+    ) -> Result<Answer, Lost> {
         let (answer, receiver) = oneshot::channel();
-        let ask = Ask { route: Some(route), kind, hurry, answer };
+        let ask = Ask { route, kind, hurry, answer };
         // Full is as good as down: whoever asks tries again anyway.
         self.asks.try_send(ask).map_err(|_| Lost::Unreachable)?;
         receiver.await.unwrap_or(Err(Lost::Broken))
