@@ -119,6 +119,12 @@ fn what_is_seen_was_sent_and_not_refused() {
     assert_eq!(refused.get((2, 3), 10, &[1]).wrong(), Violation::RefusedYetSeen { id: 1 });
     let named = told().put(1, (1, 2), 10).look((3, 4), Seen::Version(12));
     assert_eq!(named.wrong(), Violation::InventedVersion { version: 12 });
+    // Named by a refusal, made by a write of unknown outcome of which a later trail tells.
+    let told_of = told().write(1, Action::Put(Any), 3, Outcome::Unknown).patch(2, (5, 6), 20);
+    let told_of = told_of.get((7, 8), 20, &[1, 2]);
+    told_of.clone().look((4, 5), Seen::Version(10)).fine();
+    let early = told_of.look((1, 2), Seen::Version(10));
+    assert_eq!(early.wrong(), Violation::InventedVersion { version: 10 });
     named.write(2, Action::Put(Any), 1, Outcome::Unknown).fine();
 }
 

@@ -14,6 +14,7 @@ mod a_long_absence_ends_in_a_snapshot;
 mod a_partition_splits_nothing;
 mod a_paused_leader_serves_nothing_stale;
 mod a_rolling_restart_fails_no_request;
+mod a_slow_disk_stops_nobody;
 mod a_wiped_node_stays_out;
 mod bootstrap_script;
 mod no_acknowledged_write_is_lost_in_a_cluster;

@@ -67,6 +67,8 @@ struct Member {
     peer: SocketAddr,
     process: Option<Process>,
     paused: bool,
+    /// Its environment alone, besides that of all.
+    env: Vec<(String, String)>,
 }
 
 /// Processes that are one cluster.
@@ -108,7 +110,7 @@ impl Cluster {
         self.last = number;
         let id = self.prepare(number);
         let [grpc, http, peer] = free_addresses();
-        let member = Member { id, grpc, http, peer, process: None, paused: false };
+        let member = Member { id, grpc, http, peer, process: None, paused: false, env: Vec::new() };
         self.members.insert(number, member);
         assert_eq!(id, number, "nodes are numbered as they come");
         self.start_node(number).await;
@@ -176,7 +178,7 @@ impl Cluster {
             .args(["--peer-listen", &member.peer.to_string()])
             .arg("--data")
             .arg(self.data(node))
-            .envs(self.shape.env.iter().cloned());
+            .envs(self.shape.env.iter().chain(&member.env).cloned());
         if let Some(proxies) = &self.proxies {
             let advertised = proxies.open(node, member.peer).await;
             command.args(["--peer-advertise", &advertised.to_string()]);
@@ -233,6 +235,11 @@ impl Cluster {
         let member = self.member(node);
         member.process.as_ref().expect("it runs").resume();
         member.paused = false;
+    }
+
+    /// Sets the environment that a node has besides that of all, from its next start on.
+    pub fn set_env(&mut self, node: u64, env: Vec<(String, String)>) {
+        self.member(node).env = env;
     }
 
     /// Removes everything that a node kept. It must not run.

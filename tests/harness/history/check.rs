@@ -159,7 +159,7 @@ impl Timeline {
 
     /// A version that only refusals named: between its neighbours, made by a hidden write.
     fn between(&self, order: &Order<'_>, version: u64, look: &Look) -> Result<(), Violation> {
-        if !order.hidden_sent_by(look.answered) {
+        if !order.maker_sent_by(version, look.answered) {
             return Err(Violation::InventedVersion { version });
         }
         let before = order.known_before(version).and_then(|v| order.stage_of_version(v));

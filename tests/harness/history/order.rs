@@ -120,9 +120,12 @@ impl<'a> Order<'a> {
         self.owners.range(version + 1..).next().map(|(known, _)| *known)
     }
 
-    /// Whether a write of unknown outcome that nobody saw had been sent by then.
-    pub fn hidden_sent_by(&self, moment: Nanos) -> bool {
-        self.hidden_since <= moment
+    /// Whether a write that may have made a version that nobody owns had been sent by then: one of
+    /// unknown outcome that nobody saw, or that only trails tell of, before the next known version.
+    pub fn maker_sent_by(&self, version: u64, moment: Nanos) -> bool {
+        let next = self.known_after(version).and_then(|next| self.before.get(&next));
+        let told = next.into_iter().flatten().any(|id| self.writes[id].sent <= moment);
+        told || self.hidden_since <= moment
     }
 
     fn learn_versions(&mut self, history: &History) -> Result<(), Violation> {
@@ -365,7 +368,7 @@ impl<'a> Order<'a> {
             // Made by a hidden write, between the last known version and this one.
             Condition::Version(expected) if !self.is_known(expected) => {
                 version.is_none_or(|version| expected < version)
-                    && self.hidden_sent_by(write.done_at())
+                    && self.maker_sent_by(expected, write.done_at())
             }
             Condition::Version(expected) => !left.missing && left.version == Some(expected),
         };
