@@ -57,6 +57,9 @@ pub struct Config {
     pub tasks_max: usize,
     /// Bytes of moved replicas that this node sends per second.
     pub transfer_bytes_per_second: u64,
+    /// Moves pause while the 99th percentile of calls to this node is above so many milliseconds;
+    /// 0: never.
+    pub move_pause_p99_ms: u64,
     /// A `tracing` filter.
     pub log: String,
     /// Text or JSON.
@@ -110,6 +113,7 @@ impl Default for Config {
             dead_after_s: 300,
             tasks_max: 4,
             transfer_bytes_per_second: 64 << 20,
+            move_pause_p99_ms: 100,
             log: "info".into(),
             log_format: LogFormat::Text,
             device: DeviceChoice::Auto,
@@ -145,6 +149,7 @@ const KEYS: &[&str] = &[
     "dead_after_s",
     "tasks_max",
     "transfer_bytes_per_second",
+    "move_pause_p99_ms",
     "log",
     "log_format",
     "device",

@@ -116,7 +116,7 @@ impl Node {
 
         let states = States::new(shards.clone(), catalog);
         let scorer = Scorer::new(states.clone(), models.clone());
-        let counted = CallMetrics::default();
+        let counted = CallMetrics::new(shards.foreground().clone());
         let routed = RoutingMetrics::default();
         let all = (&counted, &routed);
         let metrics = Arc::new(Metrics::new(&device_name, shards.clone(), worker.clone(), all));
@@ -225,6 +225,7 @@ fn cluster_config(config: &Config) -> cluster::Config {
         replicas: config.replicas,
         proposals_waiting_max: config.proposals_waiting_max,
         transfer_bytes_per_second: config.transfer_bytes_per_second,
+        foreground_p99_max: Duration::from_millis(config.move_pause_p99_ms),
         controller: cluster::controller::Config {
             dead_after: Duration::from_secs(config.dead_after_s),
             tasks_max: config.tasks_max,

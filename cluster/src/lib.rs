@@ -12,6 +12,7 @@
 //! | `raft.rs`, `raft/` | groups: propose, read, change members; the only door to openraft |
 //! | `transport.rs`, `transport/` | what nodes say to each other |
 //! | `applier.rs` | the thread that applies what is committed |
+//! | `foreground.rs` * | whether callers wait too long |
 //! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs` | the shards as a node sees them |
 //! | `identity.rs` | whose disk it is |
@@ -38,6 +39,7 @@ mod clock;
 pub mod control;
 pub mod controller;
 mod error;
+mod foreground;
 mod identity;
 mod ids;
 pub mod meta;
@@ -53,6 +55,7 @@ pub mod transport;
 
 pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::{Error, MembersProblem};
+pub use foreground::Foreground;
 pub use identity::{FOUNDER, Identity};
 pub use ids::{ClusterId, NodeId};
 pub use proposals::Limits;

@@ -8,7 +8,7 @@
 //! | `groups.rs` | all replicas of a node: opened, created, found, destroyed |
 //! | `group.rs` | one replica, as the rest of the node sees it |
 //! | `proposing.rs` | how commands become entries |
-//! | `reads.rs` | linearizable reads by read index |
+//! | `reads.rs`, `confirm.rs` | linearizable reads; whether a leader still leads |
 //! | `members.rs` | who belongs to a group; hand-over of the lead |
 //! | `status.rs` | what a group says of itself |
 //! | `heard.rs` * | how old what a follower has applied may be |
@@ -27,6 +27,7 @@
 //! Files marked * are pure.
 
 mod config;
+mod confirm;
 #[cfg(test)]
 mod conformance;
 mod convert;

@@ -23,9 +23,9 @@ use tokio::task::JoinHandle;
 
 use crate::control::Control;
 use crate::proposals::Limits;
-use crate::raft::{self, Group, Groups};
+use crate::raft::{self, Group, Groups, Transfer};
 use crate::transport::{self, Peers};
-use crate::{Error, Identity, META_SHARD, NodeId, ShardId, ShardMap, Topology};
+use crate::{Error, Foreground, Identity, META_SHARD, NodeId, ShardId, ShardMap, Topology};
 use crate::{checkpointer, controller};
 
 pub use announce::Addresses;
@@ -59,6 +59,8 @@ pub struct Config {
     pub checkpoints: checkpointer::Limits,
     /// Of snapshots that this node sends, per second.
     pub transfer_bytes_per_second: u64,
+    /// Those pause while more than one of a hundred calls takes longer; zero: never.
+    pub foreground_p99_max: Duration,
     /// How the cluster is kept as it should be.
     pub controller: controller::Config,
 }
@@ -73,6 +75,7 @@ impl Default for Config {
             proposals_waiting_bytes_max: limits.waiting_bytes_max,
             checkpoints: checkpointer::Limits::default(),
             transfer_bytes_per_second: raft::Config::default().transfer_bytes_per_second,
+            foreground_p99_max: raft::Config::default().foreground_p99_max,
             controller: controller::Config::default(),
         }
     }
@@ -88,6 +91,7 @@ impl Config {
             },
             checkpoints: self.checkpoints,
             transfer_bytes_per_second: self.transfer_bytes_per_second,
+            foreground_p99_max: self.foreground_p99_max,
             ..raft::Config::default()
         }
     }
@@ -226,6 +230,16 @@ impl Shards {
     /// This node's replicas, the catalog's first.
     pub fn groups(&self) -> Vec<Arc<Group>> {
         self.groups.all()
+    }
+
+    /// Where calls are to be noted: moved replicas make room for them.
+    pub fn foreground(&self) -> &Arc<Foreground> {
+        self.groups.foreground()
+    }
+
+    /// Replicas on their way to and from this node.
+    pub fn transfers(&self) -> Vec<Transfer> {
+        self.groups.transfers_under_way()
     }
 
     /// Returns once this node has applied everything of shard 0 that was acknowledged before.

@@ -10,6 +10,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
+use statehouse_cluster::Foreground;
+
 use crate::failure::Failure;
 
 /// Upper bounds of the latency histogram, in seconds.
@@ -37,6 +39,13 @@ pub enum CallKind {
     Score,
     /// `ScoreBatch`.
     ScoreBatch,
+}
+
+impl CallKind {
+    /// Batches take as long as their size makes them.
+    fn is_batch(self) -> bool {
+        matches!(self, CallKind::BatchGet | CallKind::BatchPut | CallKind::ScoreBatch)
+    }
 }
 
 const KINDS: [(CallKind, &str); 8] = [
@@ -69,10 +78,12 @@ pub struct CallMetrics {
     under_way: Gauge,
     /// By kind, found once so that a call does not look its labels up.
     histograms: Arc<[Histogram]>,
+    foreground: Arc<Foreground>,
 }
 
-impl Default for CallMetrics {
-    fn default() -> Self {
+impl CallMetrics {
+    /// Tells what runs in the background how long calls take.
+    pub fn new(foreground: Arc<Foreground>) -> Self {
         let seconds = Family::<CallLabel, Histogram>::new_with_constructor(|| {
             Histogram::new(SECONDS.iter().copied())
         });
@@ -81,11 +92,9 @@ impl Default for CallMetrics {
             .map(|(_, call)| seconds.get_or_create(&CallLabel { call }).clone())
             .collect();
         let (failures, under_way) = (Family::default(), Gauge::default());
-        CallMetrics { seconds, failures, under_way, histograms }
+        CallMetrics { seconds, failures, under_way, histograms, foreground }
     }
-}
 
-impl CallMetrics {
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register_with_unit(
             "call",
@@ -107,7 +116,11 @@ impl CallMetrics {
         let started = Instant::now();
         let answer = call.await;
         drop(under_way);
-        self.histograms[kind as usize].observe(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        self.histograms[kind as usize].observe(took.as_secs_f64());
+        if !kind.is_batch() {
+            self.foreground.note(took);
+        }
         if let Err(failure) = &answer {
             let (_, call) = KINDS[kind as usize];
             let label = FailureLabel { call, reason: failure.reason.name() };

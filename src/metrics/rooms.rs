@@ -88,7 +88,11 @@ impl Rooms {
             let label = [("shard", replica.shard().to_string())];
             encode_in(&mut family, &label, replica.reader().applied_index())?;
         }
-        Ok(())
+        let transfers = self.shards.transfers();
+        let paused = transfers.iter().filter(|it| it.paused).count() as u64;
+        let under_way = transfers.len() as u64;
+        gauge(out, "transfers", "Replicas on their way to and from this node", None, under_way)?;
+        gauge(out, "transfers_paused", "Those that wait because callers do", None, paused)
     }
 
     fn process(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {

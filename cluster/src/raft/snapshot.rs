@@ -219,6 +219,7 @@ where
     B: AsyncFnMut() -> Result<Option<Bytes>, tonic::Status>,
 {
     while let Some(block) = next_block().await.map_err(|status| failed(status.message()))? {
+        guard.make_room().await;
         guard.count(block.len());
         let (back, added) = blocking(move || {
             let added = incoming.add(block);

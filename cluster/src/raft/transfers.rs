@@ -11,7 +11,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::config::Config;
 use super::throttle::Throttle;
-use crate::{NodeId, ShardId};
+use crate::{Foreground, NodeId, ShardId};
+
+/// How long a transfer lets callers go first before it moves on by a block. Less than its receiver
+/// waits for one.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// How often a paused transfer looks whether it may go on.
+const PAUSE_LOOK: Duration = Duration::from_millis(100);
 
 /// How long the log behind a sent snapshot is kept for its receiver to ask for.
 const HELD_AFTER: Duration = Duration::from_secs(10);
@@ -40,6 +47,8 @@ pub struct Transfer {
     pub bytes: u64,
     /// Since when.
     pub since: Instant,
+    /// It waits for callers, who wait too long themselves.
+    pub paused: bool,
 }
 
 /// A node's transfers.
@@ -49,6 +58,7 @@ pub(super) struct Transfers {
     throttle: Mutex<Throttle>,
     under_way: Mutex<HashMap<u64, Entry>>,
     next: AtomicU64,
+    foreground: Arc<Foreground>,
     pub time_max: Duration,
 }
 
@@ -75,6 +85,7 @@ impl Transfers {
             throttle: Mutex::new(Throttle::new(config.transfer_bytes_per_second, Instant::now())),
             under_way: Mutex::default(),
             next: AtomicU64::new(0),
+            foreground: Arc::new(Foreground::new(config.foreground_p99_max)),
             time_max: config.transfer_time_max,
         })
     }
@@ -87,7 +98,8 @@ impl Transfers {
     ) -> Guard {
         // Held from now on, while it waits as well: the view is there already.
         let (direction, since) = (Direction::Out, Instant::now());
-        let transfer = Transfer { shard, replica, node: Some(node), direction, bytes: 0, since };
+        let node = Some(node);
+        let transfer = Transfer { shard, replica, node, direction, bytes: 0, since, paused: false };
         let id = self.register(transfer, view);
         let mut guard = Guard { transfers: self.clone(), id, permit: None };
         let permit = self.outgoing.clone().acquire_owned().await;
@@ -99,7 +111,8 @@ impl Transfers {
     pub fn receive(self: &Arc<Self>, shard: ShardId, replica: ReplicaId) -> Option<Guard> {
         let permit = self.incoming.clone().try_acquire_owned().ok()?;
         let (direction, since) = (Direction::In, Instant::now());
-        let transfer = Transfer { shard, replica, node: None, direction, bytes: 0, since };
+        let node = None;
+        let transfer = Transfer { shard, replica, node, direction, bytes: 0, since, paused: false };
         let id = self.register(transfer, u64::MAX);
         Some(Guard { transfers: self.clone(), id, permit: Some(permit) })
     }
@@ -132,6 +145,11 @@ impl Transfers {
         held.map(|entry| entry.view).min()
     }
 
+    /// The calls that transfers make room for.
+    pub fn foreground(&self) -> &Arc<Foreground> {
+        &self.foreground
+    }
+
     /// What is under way now.
     pub fn all(&self) -> Vec<Transfer> {
         let under_way = self.under_way.lock();
@@ -148,8 +166,29 @@ impl Guard {
         }
     }
 
+    /// Lets callers go first while they wait too long, but not for ever.
+    pub async fn make_room(&self) {
+        let foreground = &self.transfers.foreground;
+        if !foreground.is_slow() {
+            return;
+        }
+        self.pause(true);
+        let until = Instant::now() + PAUSE_MAX;
+        while foreground.is_slow() && Instant::now() < until {
+            tokio::time::sleep(PAUSE_LOOK).await;
+        }
+        self.pause(false);
+    }
+
+    fn pause(&self, paused: bool) {
+        if let Some(entry) = self.transfers.under_way.lock().get_mut(&self.id) {
+            entry.transfer.paused = paused;
+        }
+    }
+
     /// Counts bytes, and waits until they may leave.
     pub async fn pace(&self, bytes: usize) {
+        self.make_room().await;
         self.count(bytes);
         let wait = self.transfers.throttle.lock().take(bytes as u64, Instant::now());
         if !wait.is_zero() {

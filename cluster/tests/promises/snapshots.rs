@@ -97,6 +97,39 @@ async fn a_snapshot_that_breaks_off_begins_anew_under_writes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_pauses_while_callers_wait_too_long() {
+    let limit = Duration::from_millis(1);
+    let config = Config { foreground_p99_max: limit, ..forgetful() };
+    let mut cluster = Cluster::of(4, config).await;
+    let leader = cluster.form(SHARD, &node_ids(3)).await;
+    for n in 0..40 {
+        cluster.put(SHARD, &format!("key-{n}"), &large(n)).await;
+    }
+    let group = cluster.node(leader).group(SHARD);
+    until(&group, |status| status.purged.index > 20).await;
+    let foreground = cluster.node(leader).groups.foreground().clone();
+    let slow = |calls: u32| (0..calls).for_each(|_| foreground.note(2 * limit));
+    let (new, to) = (replica_of(SHARD, NodeId(4)), NodeId(4));
+    let arriving = cluster.node(to).groups.create(SHARD, new).await.unwrap();
+    slow(100);
+    eventually(|| foreground.is_slow()).await;
+    group.add_learner(new, to).await.unwrap();
+    let paused = || {
+        let transfers = cluster.node(leader).groups.transfers_under_way();
+        transfers.iter().any(|it| it.direction == Direction::Out && it.paused)
+    };
+    eventually(|| {
+        slow(100);
+        paused()
+    })
+    .await;
+    assert_eq!(arriving.status().applied.index, 0);
+    // Nobody calls any more.
+    until_caught_up(&arriving, &group).await;
+    assert_eq!(get(&arriving, "key-39"), Some(large(39)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_is_kept_for_a_follower_that_is_alive_and_not_for_ever() {
     let mut cluster = Cluster::of(3, forgetful()).await;
     let leader = cluster.form(SHARD, &node_ids(3)).await;

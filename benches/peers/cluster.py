@@ -1,0 +1,323 @@
+#!/usr/bin/env python3
+"""Runs three nodes beside a three-member etcd and a Redis with two replicas, and measures what a
+cluster is for: replicated writes, linearizable reads, what shards cost, and how long a dead leader
+is missed. Everything shares this machine; peers take turns in one run (A B C C B A).
+
+Redis needs WAITAOF, so 7.2 or newer: REDIS_SERVER names the program. An older one is left out.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from compare import ROOT, free_port, wait_for_port
+
+SHARDS = [16, 64, 128]
+
+# Writes per second at which syncs are counted, so that all shard counts do the same work.
+STEADY_RATE = 1_500
+
+IDLE_S = 10
+
+# An open loop: a call that is due while its leader is dead counts from when it was due.
+FAILOVER_RATE = 500
+FAILOVER_S = 5
+
+WRITES = ("Replicated put of 4 KiB, 64 in flight", ["--mix", "put", "--state-bytes", "4KiB"], 64)
+READS = ("Linearizable get of 4 KiB, 64 in flight", ["--mix", "get", "--state-bytes", "4KiB"], 64)
+
+
+def run(*command, **options):
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, **options)
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: {done.stderr.strip() or done.stdout.strip()}")
+    return done.stdout
+
+
+class Cluster:
+    """Three nodes by cluster/bootstrap.sh."""
+
+    def __init__(self, statehouse, directory, shards):
+        self.statehouse, self.directory = statehouse, pathlib.Path(directory) / f"nodes-{shards}"
+        # Ten ports from one that is free; a taken one is named by the script.
+        self.base = free_port() // 100 * 100
+        self.environment = {**os.environ, "STATEHOUSE_BIN": str(statehouse)}
+        self.script("--nodes", 3, "--shards", shards, "--base-port", self.base)
+        self.endpoints = [f"http://127.0.0.1:{self.base + 10 * node}" for node in range(3)]
+
+    def script(self, *arguments):
+        return run(ROOT / "cluster/bootstrap.sh", *arguments, "--dir", self.directory,
+                   env=self.environment)
+
+    def pid(self, node):
+        return int((self.directory / f"node-{node}/pid").read_text())
+
+    def metric(self, name):
+        """The sum of a counter over the nodes."""
+        total = 0
+        for node in range(3):
+            page = run("curl", "-sf", f"http://127.0.0.1:{self.base + 10 * node + 1}/metrics")
+            total += sum(float(value) for value in re.findall(rf"^{name} (\S+)$", page, re.M))
+        return total
+
+    def processor_seconds(self, node):
+        fields = pathlib.Path(f"/proc/{self.pid(node)}/stat").read_text().rsplit(")")[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def destroy(self):
+        self.script("destroy", "--yes")
+
+
+class Etcd:
+    """Three members, as Debian has them; the quota is raised, since 2 GiB are soon full."""
+
+    def __init__(self, directory):
+        ports = [(free_port(), free_port()) for _ in range(3)]
+        members = ",".join(f"e{at}=http://127.0.0.1:{peer}" for at, (_, peer) in enumerate(ports))
+        self.endpoints = [f"http://127.0.0.1:{client}" for client, _ in ports]
+        self.processes = []
+        for at, (client, peer) in enumerate(ports):
+            log = open(pathlib.Path(directory) / f"etcd-{at}.log", "wb")
+            command = ["etcd", "--name", f"e{at}", "--data-dir", f"{directory}/etcd-{at}",
+                       "--listen-client-urls", f"http://127.0.0.1:{client}",
+                       "--advertise-client-urls", f"http://127.0.0.1:{client}",
+                       "--listen-peer-urls", f"http://127.0.0.1:{peer}",
+                       "--initial-advertise-peer-urls", f"http://127.0.0.1:{peer}",
+                       "--initial-cluster", members, "--quota-backend-bytes", str(8 << 30)]
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+        for (client, _), process in zip(ports, self.processes):
+            wait_for_port(client, process)
+
+    def stop(self):
+        stop(self.processes)
+
+
+class Redis:
+    """A primary and two replicas, every write synced; a client waits for one replica's sync."""
+
+    def __init__(self, program, directory):
+        self.processes, ports = [], [free_port() for _ in range(3)]
+        for at, port in enumerate(ports):
+            folder = pathlib.Path(directory) / f"redis-{at}"
+            folder.mkdir()
+            log = open(pathlib.Path(directory) / f"redis-{at}.log", "wb")
+            command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder),
+                       "--save", "", "--appendonly", "yes", "--appendfsync", "always",
+                       "--auto-aof-rewrite-percentage", "0", "--repl-diskless-sync-delay", "0"]
+            if at > 0:
+                command += ["--replicaof", "127.0.0.1", str(ports[0])]
+            self.processes.append(subprocess.Popen(command, stdout=log, stderr=log))
+            wait_for_port(port, self.processes[-1])
+        self.endpoints = [f"127.0.0.1:{ports[0]}"]
+
+    def stop(self):
+        stop(self.processes)
+
+
+def stop(processes):
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def redis_program():
+    """A Redis that knows WAITAOF, or none."""
+    program = os.environ.get("REDIS_SERVER", "redis-server")
+    if not shutil.which(program):
+        return None
+    version = re.search(r"v=(\d+)\.(\d+)", run(program, "--version"))
+    return program if version and tuple(map(int, version.groups())) >= (7, 2) else None
+
+
+def bench(statehouse, target, endpoints, arguments, in_flight, seconds, load=False):
+    connections = in_flight if target == "redis-replicated" else 4
+    command = [statehouse, "bench", "--json", "--target", target, "--endpoint", ",".join(endpoints),
+               "--connections", connections, "--in-flight", in_flight,
+               "--duration", f"{seconds}s", "--warmup", "1s", *arguments]
+    return json.loads(run(*command, *(["--load"] if load else [])))
+
+
+def row(name, runs):
+    mean = lambda pick: sum(map(pick, runs)) / len(runs)
+    return {"peer": name, "per_second": mean(lambda it: it["per_second"]),
+            "p50_ms": mean(lambda it: it["latency_us"]["p50"]) / 1e3,
+            "p99_ms": mean(lambda it: it["latency_us"]["p99"]) / 1e3,
+            "errors": sum(it["errors"] for it in runs), "runs": runs}
+
+
+def rates(statehouse, directory, seconds):
+    """Writes and reads beside the peers."""
+    cluster, etcd = Cluster(statehouse, directory, 16), Etcd(directory)
+    program = redis_program()
+    redis = Redis(program, directory) if program else None
+    peers = [("etcd, three members", "etcd", etcd.endpoints),
+             ("statehouse, by its client", "client", cluster.endpoints),
+             ("statehouse, unary, any node", "unary", cluster.endpoints)]
+    if redis:
+        peers.insert(1, ("Redis, two replicas, WAITAOF 1 1", "redis-replicated", redis.endpoints))
+    try:
+        groups = []
+        for name, arguments, in_flight in (WRITES, READS):
+            # A read of Redis is of one server, whatever its replicas have.
+            taking = [it for it in peers if name == WRITES[0] or it[1] != "redis-replicated"]
+            for _, target, endpoints in taking:
+                bench(statehouse, target, endpoints, arguments, in_flight, 1, load=True)
+            runs = [[] for _ in taking]
+            order = list(range(len(taking)))
+            for at in order + order[::-1]:
+                _, target, endpoints = taking[at]
+                runs[at].append(bench(statehouse, target, endpoints, arguments, in_flight, seconds))
+            groups.append({"name": name, "rows": [row(it[0], taken) for it, taken in zip(taking, runs)]})
+        return groups
+    finally:
+        etcd.stop()
+        if redis:
+            redis.stop()
+        cluster.destroy()
+
+
+def shards(statehouse, directory, seconds):
+    """What more shards cost: idle, at one rate of writes, and at the most there is."""
+    rows = []
+    for count in SHARDS:
+        cluster = Cluster(statehouse, directory, count)
+        try:
+            before = [cluster.processor_seconds(node) for node in (1, 2, 3)]
+            time.sleep(IDLE_S)
+            idle = max(cluster.processor_seconds(node) - used
+                       for node, used in zip((1, 2, 3), before)) / IDLE_S
+            put = ["--mix", "put", "--state-bytes", "1KiB"]
+            most = bench(statehouse, "client", cluster.endpoints, put, 256, seconds)
+            syncs, started = cluster.metric("statehouse_syncs_total"), time.monotonic()
+            steady = bench(statehouse, "client", cluster.endpoints, [*put, "--rate", STEADY_RATE],
+                           256, seconds)
+            syncs = (cluster.metric("statehouse_syncs_total") - syncs) / 3
+            rows.append({"shards": count, "idle": idle, "puts_per_second": most["per_second"],
+                         "p99_ms": most["latency_us"]["p99"] / 1e3,
+                         "steady_per_second": steady["per_second"],
+                         "syncs_per_second": syncs / (time.monotonic() - started),
+                         "errors": most["errors"] + steady["errors"]})
+        finally:
+            cluster.destroy()
+    return rows
+
+
+def failover(statehouse, directory, kills):
+    """The longest that any call took while a node was killed, or stopped in order."""
+    cluster = Cluster(statehouse, directory, 16)
+    longest = {"killed": [], "stopped": []}
+    errors = 0
+    try:
+        for turn in range(2 * kills):
+            node, kind = turn // 2 % 3 + 1, ("killed", "stopped")[turn % 2]
+            # The loader starts at a node that lives.
+            living = [it for at, it in enumerate(cluster.endpoints, 1) if at != node]
+            load = subprocess.Popen(
+                [str(statehouse), "bench", "--json", "--target", "client", "--endpoint", ",".join(living),
+                 "--mix", "put", "--state-bytes", "1KiB", "--connections", "4", "--in-flight", "4096",
+                 "--rate", str(FAILOVER_RATE), "--duration", f"{FAILOVER_S}s", "--warmup", "1s"],
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            time.sleep(2.5)
+            os.kill(cluster.pid(node), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+            out, error = load.communicate()
+            if load.returncode != 0:
+                sys.exit(error)
+            figures = json.loads(out)
+            longest[kind].append(figures["latency_us"]["max"] / 1e3)
+            errors += figures["errors"]
+            while pathlib.Path(f"/proc/{cluster.pid(node)}").exists():
+                time.sleep(0.05)
+            cluster.script("start", node)
+            run(statehouse, "admin", "rebalance", "--by", "leaders", "--endpoint", living[0])
+            cluster.script()
+        return {"kinds": {kind: sorted(taken) for kind, taken in longest.items()}, "errors": errors}
+    finally:
+        cluster.destroy()
+
+
+def table_of_rates(groups):
+    lines = []
+    for group in groups:
+        first = group["rows"][0]["per_second"]
+        lines += [f"### {group['name']}", "", "| | per second | p50 ms | p99 ms | against the first |",
+                  "|---|---|---|---|---|"]
+        for it in group["rows"]:
+            failed = f"; {it['errors']} calls failed" if it["errors"] else ""
+            lines.append(f"| {it['peer']}{failed} | {it['per_second']:,.0f} | {it['p50_ms']:.1f} "
+                         f"| {it['p99_ms']:.1f} | {it['per_second'] / first:.2f} |")
+        lines.append("")
+    return lines
+
+
+def table_of_shards(rows):
+    lines = ["### What shards cost", "",
+             "Idle: of one core, the busiest node. Syncs: per node, at "
+             f"{STEADY_RATE:,} puts/s of 1 KiB. Most: puts of 1 KiB, 256 in flight.", "",
+             "| shards | idle | syncs/s | most, per second | p99 ms |", "|---|---|---|---|---|"]
+    for it in rows:
+        failed = f"; {it['errors']} calls failed" if it["errors"] else ""
+        lines.append(f"| {it['shards']}{failed} | {it['idle']:.1%} | {it['syncs_per_second']:,.0f} "
+                     f"| {it['puts_per_second']:,.0f} | {it['p99_ms']:.1f} |")
+    return lines + [""]
+
+
+def table_of_failover(result):
+    lines = ["### A node goes", "",
+             f"The longest that any of {FAILOVER_RATE} puts per second took, over all shards, for "
+             "each time a node went.", "", "| | times | p50 ms | p99 ms | max ms |", "|---|---|---|---|---|"]
+    for kind, taken in result["kinds"].items():
+        if taken:
+            at = lambda share: taken[min(len(taken) - 1, int(share * len(taken)))]
+            name = {"killed": "kill -9", "stopped": "stopped in order"}[kind]
+            lines.append(f"| {name} | {len(taken)} | {at(0.5):,.0f} | {at(0.99):,.0f} | {taken[-1]:,.0f} |")
+    return lines + ["", f"Calls failed: {result['errors']}.", ""]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--statehouse", required=True, type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benches/results")
+    parser.add_argument("--seconds", type=int, default=6)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--only", choices=["rates", "shards", "failover"])
+    arguments = parser.parse_args()
+    directory = tempfile.mkdtemp(prefix="statehouse-cluster-bench-")
+    lines, taken = [], {}
+    try:
+        if arguments.only in (None, "rates"):
+            taken["rates"] = rates(arguments.statehouse, directory, arguments.seconds)
+            lines += table_of_rates(taken["rates"])
+        if arguments.only in (None, "shards"):
+            taken["shards"] = shards(arguments.statehouse, directory, arguments.seconds)
+            lines += table_of_shards(taken["shards"])
+        if arguments.only in (None, "failover"):
+            taken["failover"] = failover(arguments.statehouse, directory, arguments.kills)
+            lines += table_of_failover(taken["failover"])
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    head = (f"Taken on {datetime.date.today()} on {os.cpu_count()} cores; three nodes, their peers and "
+            f"the loader share the machine; {arguments.seconds} s a run, peers two runs each in turn.\n")
+    text = "\n".join([head, *lines])
+    print(text)
+    if arguments.only is None:
+        (arguments.out / "cluster.md").write_text(text)
+        (arguments.out / "cluster.json").write_text(json.dumps(taken, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
