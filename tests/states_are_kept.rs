@@ -318,3 +318,16 @@ async fn more_than_memory_is_written_without_a_hang() {
         assert_eq!(field_bytes(&state, "v"), data);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_made_is_listed_at_once() {
+    const COLLECTIONS: usize = 150;
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    for n in 1..=COLLECTIONS {
+        create(&client, &format!("c{n}")).await;
+        let listed = client.state().list_collections(v1::ListCollectionsRequest {}).await.unwrap();
+        assert_eq!(listed.into_inner().collections.len(), n);
+    }
+}

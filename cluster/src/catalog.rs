@@ -33,6 +33,8 @@ pub struct Catalog {
     models: ArcSwap<BTreeMap<String, Arc<ModelEntry>>>,
     /// One change at a time on this node; other nodes are held off by compare-and-swap.
     change: tokio::sync::Mutex<()>,
+    /// One reload at a time: what was read first must not be put in place last.
+    reloading: parking_lot::Mutex<()>,
 }
 
 impl Catalog {
@@ -43,6 +45,7 @@ impl Catalog {
             collections: ArcSwap::default(),
             models: ArcSwap::default(),
             change: tokio::sync::Mutex::new(()),
+            reloading: parking_lot::Mutex::new(()),
         });
         catalog.reload()?;
         tokio::spawn(follow(Arc::downgrade(&catalog), catalog.shards.changes()));

@@ -64,6 +64,8 @@ pub struct NodeReport {
     pub version: String,
     /// On its disk.
     pub disk_free_bytes: u64,
+    /// That is less than its reserve: it refuses writes.
+    pub disk_short: bool,
     /// Its replicas.
     pub groups: Vec<GroupReport>,
 }

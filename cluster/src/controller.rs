@@ -182,19 +182,19 @@ impl Controller {
         let view = seen.view(&self.loads.per_second());
         let leads: Vec<Option<NodeId>> = view.shards.iter().map(|shard| shard.leader).collect();
         let now = Instant::now();
-        let draining = seen.members().any(|(_, row)| row.state != crate::meta::NodeState::Active);
+        let must = seen.members().any(|(_, row)| row.state != crate::meta::NodeState::Active)
+            || view.nodes.iter().any(|node| node.short);
         if self.settled.0 != leads {
             self.settled = (leads, now);
         }
-        if !self.drivers.is_empty() || (self.settled.1.elapsed() < self.config.settle && !draining)
-        {
+        if !self.drivers.is_empty() || (self.settled.1.elapsed() < self.config.settle && !must) {
             return Ok(());
         }
         let moves = view.balance(By::Leaders);
         for wanted in moves {
             let Move::Lead { shard, to } = wanted else { continue };
             // Whoever leads shard 0 is busy enough with it; it moves only if it must.
-            if shard == META_SHARD && !draining {
+            if shard == META_SHARD && !must {
                 continue;
             }
             if let Err(error) = crate::admin::lead(shards, seen, shard, to).await {

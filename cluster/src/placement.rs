@@ -27,8 +27,22 @@ pub struct NodeView {
     pub id: NodeId,
     /// It answers.
     pub alive: bool,
-    /// It may get replicas: it's a member and does not drain.
+    /// It may have replicas: it's a member and does not drain.
     pub open: bool,
+    /// Its disk is short of space: it keeps what it has, and gets neither replicas nor leads.
+    pub short: bool,
+}
+
+impl NodeView {
+    /// Whether replicas may be here.
+    fn fits(&self) -> bool {
+        self.alive && self.open
+    }
+
+    /// Whether replicas may come here.
+    fn takes(&self) -> bool {
+        self.fits() && !self.short
+    }
 }
 
 /// A shard as the planner sees it.
@@ -134,8 +148,11 @@ pub enum Refusal {
         /// Which node.
         node: NodeId,
     },
-    /// It does not answer, or drains.
-    #[error("node {0} takes no replicas: it does not answer or is being drained")]
+    /// It does not answer, drains, or has a full disk.
+    #[error(
+        "node {0} takes no replicas, nor leads: it does not answer, is being drained or is short \
+         of disk space"
+    )]
     Closed(NodeId),
     /// Without it no majority of the rest answers.
     #[error(
@@ -209,7 +226,8 @@ impl View {
             }
             Move::Lead { to, .. } => {
                 self.check_source(shard, to)?;
-                if self.is_alive(to) { Ok(()) } else { Err(Refusal::Closed(to)) }
+                let leads = self.node(to).is_some_and(|node| node.alive && !node.short);
+                if leads { Ok(()) } else { Err(Refusal::Closed(to)) }
             }
         }
     }
@@ -219,7 +237,7 @@ impl View {
         if shard.nodes.contains(&to) {
             return Err(Refusal::Occupied { shard: shard.id, node: to });
         }
-        if node.alive && node.open { Ok(()) } else { Err(Refusal::Closed(to)) }
+        if node.takes() { Ok(()) } else { Err(Refusal::Closed(to)) }
     }
 
     fn check_source(&self, shard: &ShardView, from: NodeId) -> Result<(), Refusal> {
@@ -265,9 +283,11 @@ impl View {
 
     /// One step for one shard: more replicas first, then better places, then fewer.
     fn mend_shard(&self, shard: &ShardView, weights: &BTreeMap<NodeId, u64>) -> Option<Move> {
-        let fits = |node: &NodeId| self.node(*node).is_some_and(|node| node.alive && node.open);
+        let fits = |node: &NodeId| self.node(*node).is_some_and(NodeView::fits);
+        let takes = |node: &NodeId| self.node(*node).is_some_and(NodeView::takes);
         let target = || {
-            let free = weights.iter().filter(|(node, _)| fits(node) && !shard.nodes.contains(node));
+            let free =
+                weights.iter().filter(|(node, _)| takes(node) && !shard.nodes.contains(node));
             free.min_by_key(|(node, weight)| (**weight, **node)).map(|(node, _)| *node)
         };
         let misplaced = shard.nodes.iter().find(|node| !fits(node)).copied();
@@ -334,10 +354,14 @@ impl View {
         view
     }
 
-    /// What each open node carries.
+    /// What each open node carries; of leads, each that may lead.
     pub fn weights(&self, by: By) -> BTreeMap<NodeId, u64> {
+        let counts = |node: &&NodeView| match by {
+            By::Leaders => node.takes(),
+            By::Bytes | By::Load => node.fits(),
+        };
         let mut weights: BTreeMap<NodeId, u64> =
-            self.nodes.iter().filter(|node| node.alive && node.open).map(|n| (n.id, 0)).collect();
+            self.nodes.iter().filter(counts).map(|node| (node.id, 0)).collect();
         for shard in &self.shards {
             let carried = shard.nodes.iter().filter(|node| match by {
                 By::Leaders => shard.leader == Some(**node),
@@ -355,7 +379,9 @@ impl View {
     /// The move from the fullest node to the emptiest that evens them most.
     fn next_replace(&self, by: By) -> Option<Move> {
         let weights = self.weights(by);
-        let (to, least) = weights.iter().min_by_key(|(node, weight)| (**weight, **node))?;
+        let taking = |node: &NodeId| self.node(*node).is_some_and(NodeView::takes);
+        let targets = weights.iter().filter(|(node, _)| taking(node));
+        let (to, least) = targets.min_by_key(|(node, weight)| (**weight, **node))?;
         let (from, most) = weights.iter().max_by_key(|(node, weight)| (**weight, **node))?;
         let gap = most - least;
         let movable = self.shards.iter().filter(|shard| {
@@ -375,7 +401,7 @@ impl View {
             let leader = shard.leader?;
             let others = shard.nodes.iter().filter(|node| **node != leader);
             let to = others.filter(|node| lead(node).is_some()).min_by_key(|node| lead(node))?;
-            // A leader on a node that drains or is gone counts as one too many.
+            // A leader on a node that drains, is gone or may not lead counts as one too many.
             let gain = lead(&leader).unwrap_or(u64::MAX).checked_sub(lead(to)? + 2)?;
             Some((gain, Move::Lead { shard: shard.id, to: *to }))
         });

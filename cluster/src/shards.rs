@@ -104,6 +104,8 @@ pub struct Shards {
     groups: Arc<Groups>,
     control: Control,
     topology: ArcSwap<Topology>,
+    /// One reading of shard 0 at a time: what was read first must not be put in place last.
+    taking_up: Mutex<()>,
     /// Counts changes of what all nodes share.
     changes: watch::Sender<u64>,
     stop: watch::Sender<bool>,
@@ -139,6 +141,7 @@ impl Shards {
             map: ShardMap::even(identity.shards),
             control: Control::new(groups.clone()),
             groups,
+            taking_up: Mutex::default(),
             topology: ArcSwap::default(),
             changes: watch::Sender::new(0),
             stop,

@@ -182,6 +182,7 @@ impl Catalog {
     }
 
     pub(super) fn reload_collections(&self) -> Result<(), Error> {
+        let _reloading = self.reloading.lock();
         let found = rows::scan::<CollectionRow>(&self.shards, COLLECTIONS)?
             .into_iter()
             .filter(|row| !row.value.dropping)

@@ -200,6 +200,7 @@ impl Catalog {
     }
 
     pub(super) fn reload_models(&self) -> Result<(), Error> {
+        let _reloading = self.reloading.lock();
         let found = rows::scan::<ModelRow>(&self.shards, MODELS)?
             .into_iter()
             .filter(|row| !row.value.versions.is_empty())

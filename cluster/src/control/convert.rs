@@ -218,6 +218,7 @@ pub fn report_answer(report: NodeReport) -> v1::NodeReport {
     v1::NodeReport {
         version: report.version,
         disk_free_bytes: report.disk_free_bytes,
+        disk_short: report.disk_short,
         groups: groups.collect(),
     }
 }
@@ -251,6 +252,7 @@ pub fn report(report: v1::NodeReport) -> Result<NodeReport, Error> {
     Ok(NodeReport {
         version: report.version,
         disk_free_bytes: report.disk_free_bytes,
+        disk_short: report.disk_short,
         groups: report.groups.into_iter().map(group).collect::<Result<_, _>>()?,
     })
 }

@@ -96,6 +96,7 @@ impl Observed {
             id,
             alive: self.answers(id),
             open: row.state == NodeState::Active,
+            short: self.reports.get(&id).is_some_and(|report| report.disk_short),
         });
         let busy: BTreeSet<ShardId> = self.running().map(|task| ShardId(task.shard)).collect();
         let shards = self.placements.iter().map(|(id, placement)| {

@@ -6,7 +6,9 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 fn nodes(count: u64) -> Vec<NodeView> {
-    (1..=count).map(|id| NodeView { id: NodeId(id), alive: true, open: true }).collect()
+    (1..=count)
+        .map(|id| NodeView { id: NodeId(id), alive: true, open: true, short: false })
+        .collect()
 }
 
 fn shard(id: u16, on: &[u64], bytes: u64) -> ShardView {
@@ -46,6 +48,24 @@ fn a_cluster_that_grows_gets_its_replicas() {
     let alone = (0..=16).map(|id| shard(id, &[1], 100)).collect();
     let grown = settle(view(nodes(3), alone), View::mend);
     assert!(grown.shards.iter().all(|shard| shard.nodes.len() == 3), "{grown:?}");
+}
+
+#[test]
+fn a_node_short_of_disk_keeps_its_replicas_and_gives_its_leads_away() {
+    let mut members = nodes(4);
+    members[0].short = true;
+    let shards: Vec<_> = (1..=6).map(|id| shard(id, &[1, 2, 3], 100)).collect();
+    let short = view(members, shards);
+    assert_eq!(short.mend(), [], "it is no place to leave in haste");
+    let led = settle(short.clone(), |view| view.balance(By::Leaders));
+    assert!(led.shards.iter().all(|shard| shard.leader != Some(NodeId(1))), "{led:?}");
+    let to = NodeId(1);
+    let asked = led.check(Move::Lead { shard: ShardId(1), to });
+    assert_eq!(asked, Err(Refusal::Closed(to)));
+    let even = settle(short, |view| view.balance(By::Bytes));
+    assert!(even.weights(By::Bytes)[&NodeId(1)] < 600, "it may give: {even:?}");
+    let moved = even.shards.iter().filter(|shard| shard.nodes.contains(&NodeId(4))).count();
+    assert!(moved >= 4, "{even:?}");
 }
 
 #[test]

@@ -77,6 +77,7 @@ async fn replaced(shards: &Weak<Shards>, group: &Arc<Group>) {
 }
 
 fn take_up(shards: &Arc<Shards>) -> Result<(), Error> {
+    let _taking_up = shards.taking_up.lock();
     let (topology, removed) = meta::topology(shards)?;
     let peers = shards.groups.peers();
     if !topology.nodes.is_empty() {

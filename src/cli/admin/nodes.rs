@@ -93,7 +93,9 @@ fn name_of(state: i32) -> &'static str {
 
 fn alive_or_not(node: &v1::Node) -> String {
     let name = name_of(node.state);
-    if node.alive || node.state == v1::NodeState::Removed as i32 {
+    if node.disk_short {
+        format!("{name}, short of disk space")
+    } else if node.alive || node.state == v1::NodeState::Removed as i32 {
         name.to_owned()
     } else {
         format!("{name}, silent")
@@ -121,6 +123,7 @@ fn node_json(node: &v1::Node) -> Json {
         "leaders": node.leaders,
         "bytes": node.bytes,
         "disk_free_bytes": node.disk_free_bytes,
+        "disk_short": node.disk_short,
         "commands_per_second": node.commands_per_second,
         "version": node.version,
     })

@@ -80,6 +80,7 @@ pub fn node(
         leaders: led.len() as u32,
         bytes: report.map_or(0, |it| it.groups.iter().map(|group| group.bytes).sum()),
         disk_free_bytes: report.map_or(0, |it| it.disk_free_bytes),
+        disk_short: report.is_some_and(|it| it.disk_short),
         commands_per_second: led.iter().filter_map(|shard| rates.get(shard)).sum(),
         version: report.map_or(String::new(), |it| it.version.clone()),
     }
