@@ -11,9 +11,11 @@ import datetime
 import json
 import os
 import pathlib
+import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,9 @@ IDLE_S = 10
 FAILOVER_RATE = 500
 FAILOVER_S = 5
 
+# How long a node that came back may take to catch up.
+EVEN_MAX_S = 30
+
 WRITES = ("Replicated put of 4 KiB, 64 in flight", ["--mix", "put", "--state-bytes", "4KiB"], 64)
 READS = ("Linearizable get of 4 KiB, 64 in flight", ["--mix", "get", "--state-bytes", "4KiB"], 64)
 
@@ -43,15 +48,31 @@ def run(*command, **options):
     return done.stdout
 
 
+def free_base():
+    """The first of thirty free ports, below those that the system hands to connections."""
+    for base in random.sample(range(20_000, 32_000, 100), 50):
+        try:
+            for port in range(base, base + 30):
+                with socket.socket() as listener:
+                    listener.bind(("127.0.0.1", port))
+            return base
+        except OSError:
+            continue
+    sys.exit("no thirty ports in a row are free from 20000 to 32000")
+
+
 class Cluster:
     """Three nodes by cluster/bootstrap.sh."""
 
     def __init__(self, statehouse, directory, shards):
         self.statehouse, self.directory = statehouse, pathlib.Path(directory) / f"nodes-{shards}"
-        # Ten ports from one that is free; a taken one is named by the script.
-        self.base = free_port() // 100 * 100
+        self.base = free_base()
         self.environment = {**os.environ, "STATEHOUSE_BIN": str(statehouse)}
-        self.script("--nodes", 3, "--shards", shards, "--base-port", self.base)
+        try:
+            self.script("--nodes", 3, "--shards", shards, "--base-port", self.base)
+        except SystemExit:
+            self.destroy()
+            raise
         self.endpoints = [f"http://127.0.0.1:{self.base + 10 * node}" for node in range(3)]
 
     def script(self, *arguments):
@@ -242,11 +263,24 @@ def failover(statehouse, directory, kills):
             while pathlib.Path(f"/proc/{cluster.pid(node)}").exists():
                 time.sleep(0.05)
             cluster.script("start", node)
-            run(statehouse, "admin", "rebalance", "--by", "leaders", "--endpoint", living[0])
+            even_leads(statehouse, living[0])
             cluster.script()
         return {"kinds": {kind: sorted(taken) for kind, taken in longest.items()}, "errors": errors}
     finally:
         cluster.destroy()
+
+
+def even_leads(statehouse, endpoint):
+    """Leads go back to the node that came back, once it has caught up."""
+    command = [statehouse, "admin", "rebalance", "--by", "leaders", "--endpoint", endpoint]
+    deadline = time.monotonic() + EVEN_MAX_S
+    while True:
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode == 0:
+            return
+        if time.monotonic() > deadline:
+            sys.exit(f"leads stay uneven: {done.stderr.strip()}")
+        time.sleep(0.2)
 
 
 def table_of_rates(groups):
