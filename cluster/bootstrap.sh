@@ -94,6 +94,8 @@ find_binary() {
     if [[ -n ${STATEHOUSE_BIN:-} ]]; then
         bin=$(command -v -- "$STATEHOUSE_BIN") ||
             die $EXIT_NO_BINARY "STATEHOUSE_BIN is $STATEHOUSE_BIN, which can't be run"
+        # Ours alone: a node would call it no key of its configuration.
+        export -n STATEHOUSE_BIN
     else
         # Where the Makefile builds, too.
         export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/statehouse/target}

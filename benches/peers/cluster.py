@@ -7,6 +7,7 @@ Redis needs WAITAOF, so 7.2 or newer: REDIS_SERVER names the program. An older o
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -182,15 +183,20 @@ def row(name, runs):
 
 def rates(statehouse, directory, seconds):
     """Writes and reads beside the peers."""
-    cluster, etcd = Cluster(statehouse, directory, 16), Etcd(directory)
-    program = redis_program()
-    redis = Redis(program, directory) if program else None
-    peers = [("etcd, three members", "etcd", etcd.endpoints),
-             ("statehouse, by its client", "client", cluster.endpoints),
-             ("statehouse, unary, any node", "unary", cluster.endpoints)]
-    if redis:
-        peers.insert(1, ("Redis, two replicas, WAITAOF 1 1", "redis-replicated", redis.endpoints))
-    try:
+    with contextlib.ExitStack() as ends:
+        cluster = Cluster(statehouse, directory, 16)
+        ends.callback(cluster.destroy)
+        etcd = Etcd(directory)
+        ends.callback(etcd.stop)
+        peers = [("etcd, three members", "etcd", etcd.endpoints),
+                 ("statehouse, by its client", "client", cluster.endpoints),
+                 ("statehouse, unary, any node", "unary", cluster.endpoints)]
+        program = redis_program()
+        if program:
+            redis = Redis(program, directory)
+            ends.callback(redis.stop)
+            name = "Redis, two replicas, WAITAOF 1 1"
+            peers.insert(1, (name, "redis-replicated", redis.endpoints))
         groups = []
         for name, arguments, in_flight in (WRITES, READS):
             # A read of Redis is of one server, whatever its replicas have.
@@ -204,11 +210,6 @@ def rates(statehouse, directory, seconds):
                 runs[at].append(bench(statehouse, target, endpoints, arguments, in_flight, seconds))
             groups.append({"name": name, "rows": [row(it[0], taken) for it, taken in zip(taking, runs)]})
         return groups
-    finally:
-        etcd.stop()
-        if redis:
-            redis.stop()
-        cluster.destroy()
 
 
 def shards(statehouse, directory, seconds):
@@ -330,6 +331,8 @@ def main():
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--only", choices=["rates", "shards", "failover"])
     arguments = parser.parse_args()
+    # So that what was started is ended.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     directory = tempfile.mkdtemp(prefix="statehouse-cluster-bench-")
     lines, taken = [], {}
     try:

@@ -12,7 +12,7 @@
 //! | `raft.rs`, `raft/` | groups: propose, read, change members; the only door to openraft |
 //! | `transport.rs`, `transport/` | what nodes say to each other |
 //! | `applier.rs` | the thread that applies what is committed |
-//! | `foreground.rs` * | whether callers wait too long |
+//! | `foreground.rs` | whether callers wait too long |
 //! | `checkpointer.rs` | the thread that has replicas flushed |
 //! | `shards.rs` | the shards as a node sees them |
 //! | `identity.rs` | whose disk it is |
