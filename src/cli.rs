@@ -112,6 +112,10 @@ fn with_scheme(endpoint: &str) -> String {
 /// Runs the command line of this process.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Serve(_) = cli.command {
+        // Before there are threads that would not inherit it.
+        crate::scheduling::gather();
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&anyhow::anyhow!("start the async runtime: {error}")),

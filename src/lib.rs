@@ -12,6 +12,7 @@
 //! | `chain` | keeps the writes and steps of a key in order |
 //! | `score` | the Score use case |
 //! | `models` | the models a node has loaded |
+//! | `scheduling` | how threads take turns |
 //! | `failure` | every reason a caller can be given |
 //! | `grpc` | the services; generated types stop there |
 //! | `http` | `/metrics`, `/livez`, `/readyz` |
@@ -19,7 +20,7 @@
 //! | `bench` | load and what it cost |
 //! | `cli` | one file per subcommand |
 //!
-//! Not done: admin commands, streaming reads and writes of large states, TLS.
+//! Not done: streaming reads and writes of large states, TLS.
 
 pub mod bench;
 pub mod chain;
@@ -35,6 +36,7 @@ pub mod models;
 pub mod node;
 pub mod replay;
 pub mod router;
+pub mod scheduling;
 pub mod score;
 pub mod states;
 pub mod svg;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs three nodes beside a three-member etcd and a Redis with two replicas, and measures what a
-cluster is for: replicated writes, linearizable reads, what shards cost, and how long a dead leader
-is missed. Everything shares this machine; peers take turns in one run (A B C C B A).
+cluster is for: replicated writes, linearizable reads, what shards cost, what a move costs those who
+write, and how long a dead leader is missed. Everything shares this machine; peers take turns in one run (A B C C B A).
 
 Redis needs WAITAOF, so 7.2 or newer: REDIS_SERVER names the program. An older one is left out.
 """
@@ -30,6 +30,11 @@ SHARDS = [16, 64, 128]
 STEADY_RATE = 1_500
 
 IDLE_S = 10
+
+# Of what callers who wait for their answers get done, so much is kept up while shards move.
+MOVING_SHARE = 0.7
+MOVING_S = 60
+MOVED = 4
 
 # An open loop: a call that is due while its leader is dead counts from when it was due.
 FAILOVER_RATE = 500
@@ -63,18 +68,19 @@ def free_base():
 
 
 class Cluster:
-    """Three nodes by cluster/bootstrap.sh."""
+    """Nodes by cluster/bootstrap.sh."""
 
-    def __init__(self, statehouse, directory, shards):
-        self.statehouse, self.directory = statehouse, pathlib.Path(directory) / f"nodes-{shards}"
+    def __init__(self, statehouse, directory, shards, nodes=3):
+        self.statehouse = statehouse
+        self.directory = pathlib.Path(directory) / f"nodes-{nodes}-{shards}"
         self.base = free_base()
         self.environment = {**os.environ, "STATEHOUSE_BIN": str(statehouse)}
         try:
-            self.script("--nodes", 3, "--shards", shards, "--base-port", self.base)
+            self.script("--nodes", nodes, "--shards", shards, "--base-port", self.base)
         except SystemExit:
             self.destroy()
             raise
-        self.endpoints = [f"http://127.0.0.1:{self.base + 10 * node}" for node in range(3)]
+        self.endpoints = [f"http://127.0.0.1:{self.base + 10 * node}" for node in range(nodes)]
 
     def script(self, *arguments):
         return run(ROOT / "cluster/bootstrap.sh", *arguments, "--dir", self.directory,
@@ -90,6 +96,10 @@ class Cluster:
             page = run("curl", "-sf", f"http://127.0.0.1:{self.base + 10 * node + 1}/metrics")
             total += sum(float(value) for value in re.findall(rf"^{name} (\S+)$", page, re.M))
         return total
+
+    def admin(self, *arguments):
+        command = [self.statehouse, "admin", *arguments, "--json"]
+        return json.loads(run(*command, "--endpoint", self.endpoints[0]))
 
     def processor_seconds(self, node):
         fields = pathlib.Path(f"/proc/{self.pid(node)}/stat").read_text().rsplit(")")[1].split()
@@ -238,18 +248,52 @@ def shards(statehouse, directory, seconds):
     return rows
 
 
-def failover(statehouse, directory, kills):
+def moves(statehouse, directory, seconds):
+    """What callers notice while shards move and a node is emptied."""
+    cluster = Cluster(statehouse, directory, 16, nodes=4)
+    put = ["--mix", "put", "--state-bytes", "1KiB"]
+    try:
+        most = bench(statehouse, "client-ids", cluster.endpoints, put, 64, seconds, load=True)
+        rate = most["per_second"] * MOVING_SHARE
+        quiet = bench(statehouse, "client-ids", cluster.endpoints, [*put, "--rate", rate], 4096, seconds)
+        load = subprocess.Popen(
+            [str(statehouse), "bench", "--json", "--target", "client-ids", "--endpoint",
+             ",".join(cluster.endpoints), *put, "--connections", "4", "--in-flight", "4096",
+             "--rate", str(rate), "--duration", f"{MOVING_S}s", "--warmup", "1s"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        started = time.monotonic()
+        for shard in range(1, MOVED + 1):
+            replicas = {it["node"] for it in cluster.admin("shards")[shard]["replicas"]}
+            away = next(node for node in range(1, 5) if node not in replicas)
+            cluster.admin("move-shard", shard, "--from", min(replicas), "--to", away, "--wait")
+        moved = time.monotonic() - started
+        cluster.admin("drain", 4, "--wait")
+        drained = time.monotonic() - started - moved
+        if load.poll() is not None:
+            sys.exit("the changes took longer than the load: raise MOVING_S")
+        out, error = load.communicate()
+        if load.returncode != 0:
+            sys.exit(error)
+        return {"most_per_second": most["per_second"], "rate": rate, "quiet": quiet,
+                "moving": json.loads(out), "moves": MOVED, "moved_s": moved, "drained_s": drained}
+    finally:
+        cluster.destroy()
+
+
+def failover(statehouse, directory, kills, stops):
     """The longest that any call took while a node was killed, or stopped in order."""
     cluster = Cluster(statehouse, directory, 16)
     longest = {"killed": [], "stopped": []}
     errors = 0
     try:
-        for turn in range(2 * kills):
-            node, kind = turn // 2 % 3 + 1, ("killed", "stopped")[turn % 2]
+        turns = ["killed"] * kills + ["stopped"] * stops
+        random.Random(0).shuffle(turns)
+        for turn, kind in enumerate(turns):
+            node = turn % 3 + 1
             # The loader starts at a node that lives.
             living = [it for at, it in enumerate(cluster.endpoints, 1) if at != node]
             load = subprocess.Popen(
-                [str(statehouse), "bench", "--json", "--target", "client", "--endpoint", ",".join(living),
+                [str(statehouse), "bench", "--json", "--target", "client-ids", "--endpoint", ",".join(living),
                  "--mix", "put", "--state-bytes", "1KiB", "--connections", "4", "--in-flight", "4096",
                  "--rate", str(FAILOVER_RATE), "--duration", f"{FAILOVER_S}s", "--warmup", "1s"],
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -310,6 +354,19 @@ def table_of_shards(rows):
     return lines + [""]
 
 
+def table_of_moves(result):
+    lines = ["### Shards move", "",
+             f"Four nodes, puts of 1 KiB at {result['rate']:,.0f}/s, {MOVING_SHARE:.0%} of the most. "
+             f"{result['moves']} shards moved one after the other in {result['moved_s']:.1f} s, then a node "
+             f"was emptied in {result['drained_s']:.1f} s.", "",
+             "| | p50 ms | p99 ms | max ms | calls failed |", "|---|---|---|---|---|"]
+    for name, it in (("nothing moves", result["quiet"]), ("shards move", result["moving"])):
+        at = it["latency_us"]
+        lines.append(f"| {name} | {at['p50'] / 1e3:.1f} | {at['p99'] / 1e3:.1f} | {at['max'] / 1e3:.0f} "
+                     f"| {it['errors']} |")
+    return lines + [""]
+
+
 def table_of_failover(result):
     lines = ["### A node goes", "",
              f"The longest that any of {FAILOVER_RATE} puts per second took, over all shards, for "
@@ -329,7 +386,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=ROOT / "benches/results")
     parser.add_argument("--seconds", type=int, default=6)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--only", choices=["rates", "shards", "failover"])
+    parser.add_argument("--stops", type=int, default=20)
+    parser.add_argument("--only", choices=["rates", "shards", "moves", "failover"])
     arguments = parser.parse_args()
     # So that what was started is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
@@ -342,8 +400,12 @@ def main():
         if arguments.only in (None, "shards"):
             taken["shards"] = shards(arguments.statehouse, directory, arguments.seconds)
             lines += table_of_shards(taken["shards"])
+        if arguments.only in (None, "moves"):
+            taken["moves"] = moves(arguments.statehouse, directory, arguments.seconds)
+            lines += table_of_moves(taken["moves"])
         if arguments.only in (None, "failover"):
-            taken["failover"] = failover(arguments.statehouse, directory, arguments.kills)
+            taken["failover"] = failover(arguments.statehouse, directory,
+                                         arguments.kills, arguments.stops)
             lines += table_of_failover(taken["failover"])
     finally:
         shutil.rmtree(directory, ignore_errors=True)

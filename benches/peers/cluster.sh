@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Measures three nodes beside a three-member etcd and, if REDIS_SERVER is 7.2 or newer, a Redis with
-# two replicas: writes, reads, what shards cost, how long a dead leader is missed. Writes the
-# tables to benches/results.
+# two replicas: writes, reads, what shards cost, what a move costs, how long a dead leader is missed.
+# Writes the tables to benches/results.
 #
-#   benches/peers/cluster.sh [--seconds N] [--kills N] [--only rates|shards|failover] [--out DIR]
+#   benches/peers/cluster.sh [--seconds N] [--kills N] [--stops N] [--out DIR]
+#                            [--only rates|shards|moves|failover]
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 

@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -27,7 +28,7 @@ use observe::{Observed, observe};
 /// How often it looks.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often it looks while tasks are carried out.
+/// How often it looks while something changes. A task that ends has it look at once.
 const BUSY_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Sizes on disk are asked for each so many looks.
@@ -57,19 +58,31 @@ impl Default for Config {
 /// Works while this node leads shard 0, until the shards are gone.
 pub(crate) async fn run(shards: Weak<Shards>, config: Config) {
     let mut controller = Controller::new(config);
+    let mut wait = LOOK_INTERVAL;
     loop {
-        // What comes next comes soon after what is done.
-        let busy = !controller.drivers.is_empty();
-        tokio::time::sleep(if busy { BUSY_INTERVAL } else { LOOK_INTERVAL }).await;
+        let ended = controller.ended.clone();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = ended.notified() => {}
+        }
+        wait = LOOK_INTERVAL;
         let Some(shards) = shards.upgrade() else { return };
         if !shards.meta().is_ok_and(|meta| meta.leads()) {
             controller = Controller::new(config);
             continue;
         }
-        if let Err(error) = controller.look(&shards).await {
-            tracing::warn!(%error, "the controller's look at the cluster failed");
+        match controller.look(&shards).await {
+            Ok(Changing::Yes) => wait = BUSY_INTERVAL,
+            Ok(Changing::No) => {}
+            Err(error) => tracing::warn!(%error, "the controller's look at the cluster failed"),
         }
     }
+}
+
+/// Whether something is under way, so that the next look is due soon.
+enum Changing {
+    Yes,
+    No,
 }
 
 struct Controller {
@@ -78,6 +91,8 @@ struct Controller {
     loads: Loads,
     sizes: HashMap<(NodeId, crate::ShardId), u64>,
     drivers: HashMap<TaskId, JoinHandle<()>>,
+    /// Told when a driver ends.
+    ended: Arc<Notify>,
     /// When each member was last heard.
     heard: BTreeMap<NodeId, Instant>,
     /// Since when the leads are where they are.
@@ -100,12 +115,13 @@ impl Controller {
             loads: Loads::default(),
             sizes: HashMap::new(),
             drivers: HashMap::new(),
+            ended: Arc::default(),
             heard: BTreeMap::new(),
             settled: (Vec::new(), Instant::now()),
         }
     }
 
-    async fn look(&mut self, shards: &Arc<Shards>) -> Result<(), Error> {
+    async fn look(&mut self, shards: &Arc<Shards>) -> Result<Changing, Error> {
         // What is planned below must not come from an old picture.
         shards.meta()?.linearizable().await?;
         let sizes = self.looks.is_multiple_of(LOOKS_PER_SIZES);
@@ -122,20 +138,31 @@ impl Controller {
         }
         self.drivers.retain(|_, driver| !driver.is_finished());
         for task in seen.running() {
-            let start = || tokio::spawn(drive::drive(Arc::downgrade(shards), task.id));
-            self.drivers.entry(task.id).or_insert_with(start);
+            self.carry_out(shards, task.id);
         }
         if tidy::learners(shards, &seen).await? {
             // The plan must know of them.
-            return Ok(());
+            return Ok(Changing::Yes);
         }
         tidy::strays(shards, &seen).await;
         tidy::forget(shards, &seen).await?;
-        if seen.cluster.paused {
-            return Ok(());
+        if !seen.cluster.paused {
+            self.mend(shards, &seen).await?;
+            self.even_leads(shards, &seen).await?;
         }
-        self.mend(shards, &seen).await?;
-        self.even_leads(shards, &seen).await
+        Ok(if self.drivers.is_empty() { Changing::No } else { Changing::Yes })
+    }
+
+    /// Has a task carried out, unless it is being so already.
+    fn carry_out(&mut self, shards: &Arc<Shards>, task: TaskId) {
+        let driving = drive::drive(Arc::downgrade(shards), task);
+        let ended = self.ended.clone();
+        self.drivers.entry(task).or_insert_with(|| {
+            tokio::spawn(async move {
+                driving.await;
+                ended.notify_one();
+            })
+        });
     }
 
     /// Sizes that were not asked for this time are those of the last time.
@@ -161,9 +188,12 @@ impl Controller {
             Move::Replace { from, .. } | Move::Remove { from, .. } => !self.is_away(seen, from),
             Move::Add { .. } | Move::Lead { .. } => true,
         });
-        for wanted in wanted.take(room) {
+        for wanted in wanted.take(room).collect::<Vec<_>>() {
             match begin(shards, seen, wanted, Purpose::Mend).await {
-                Ok(task) => tracing::info!(task = task.id, ?wanted, "mending"),
+                Ok(task) => {
+                    tracing::info!(task = task.id, ?wanted, "mending");
+                    self.carry_out(shards, task.id);
+                }
                 Err(Error::Refused(refusal)) => tracing::debug!(%refusal, "not mended now"),
                 Err(error) => return Err(error),
             }

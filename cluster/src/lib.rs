@@ -40,6 +40,7 @@ pub mod control;
 pub mod controller;
 mod error;
 mod foreground;
+mod format;
 mod identity;
 mod ids;
 pub mod meta;

@@ -9,6 +9,7 @@ use std::num::NonZeroU16;
 use serde::{Deserialize, Serialize};
 use statehouse_store::{CollectionId, Condition, ReplicaId};
 
+use crate::format::Format;
 use crate::rows::{self, Row};
 use crate::task::{Task, TaskId};
 use crate::{Error, Member, NodeId, ShardId, Shards, Topology};
@@ -22,9 +23,6 @@ const CLUSTER: CollectionId = CollectionId(7);
 
 /// The one row of [`CLUSTER`].
 const CLUSTER_KEY: &str = "cluster";
-
-/// The format of all these rows.
-const FORMAT: u32 = 1;
 
 /// Whether a node takes part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +39,7 @@ pub enum NodeState {
 /// A node, as the cluster knows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRow {
-    format: u32,
+    format: Format<1>,
     /// The random id of its disk.
     pub store: [u8; 16],
     /// Where clients reach it; empty before it first ran.
@@ -56,7 +54,7 @@ impl NodeRow {
     /// A node that has not run yet.
     pub fn new(store: [u8; 16]) -> Self {
         let (address, peer_address) = (String::new(), String::new());
-        NodeRow { format: FORMAT, store, address, peer_address, state: NodeState::Active }
+        NodeRow { format: Format, store, address, peer_address, state: NodeState::Active }
     }
 
     /// The same, taking part in another way.
@@ -69,7 +67,7 @@ impl NodeRow {
 /// Where the replicas of a shard are that vote.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlacementRow {
-    format: u32,
+    format: Format<1>,
     /// Replica and node.
     pub replicas: Vec<(u64, u64)>,
     /// The task that changes them.
@@ -80,7 +78,7 @@ impl PlacementRow {
     /// Replicas of a shard that nothing changes.
     pub fn new(replicas: Vec<(ReplicaId, NodeId)>) -> Self {
         let replicas = replicas.into_iter().map(|(replica, node)| (replica.0, node.0)).collect();
-        PlacementRow { format: FORMAT, replicas, task: None }
+        PlacementRow { format: Format, replicas, task: None }
     }
 
     /// Replica and node of each.
@@ -92,7 +90,7 @@ impl PlacementRow {
 /// What the cluster knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterRow {
-    format: u32,
+    format: Format<1>,
     /// Shards that hold states.
     pub shards: NonZeroU16,
     /// Replicas that each shard should have.
@@ -108,7 +106,7 @@ impl ClusterRow {
     /// A new cluster of one node, whose replicas have the ids below `next_replica`.
     pub fn new(shards: NonZeroU16, replicas: NonZeroU16, next_replica: u64) -> Self {
         ClusterRow {
-            format: FORMAT,
+            format: Format,
             shards,
             replicas,
             paused: false,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{NodeId, ShardId};
+use crate::{META_SHARD, NodeId, ShardId};
 
 /// What is even in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -405,7 +405,9 @@ impl View {
             let gain = lead(&leader).unwrap_or(u64::MAX).checked_sub(lead(to)? + 2)?;
             Some((gain, Move::Lead { shard: shard.id, to: *to }))
         });
-        choices.max_by_key(|(gain, next)| (*gain, std::cmp::Reverse(*next))).map(|(_, next)| next)
+        // Shard 0 last: whoever leads it has the most to do with its going.
+        let rank = |next: Move| (next.shard() != META_SHARD, std::cmp::Reverse(next));
+        choices.max_by_key(|(gain, next)| (*gain, rank(*next))).map(|(_, next)| next)
     }
 
     fn make(&mut self, next: Move) {

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::num::NonZeroU16;
+use std::ops::Range;
 
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -60,6 +61,16 @@ impl ShardMap {
         self.table[slot_of(key)]
     }
 
+    /// The slots of a shard, as few ranges as possible, in order.
+    pub fn slots_of(&self, shard: ShardId) -> impl Iterator<Item = Range<usize>> {
+        let mut at = 0;
+        self.table.chunk_by(|a, b| a == b).filter_map(move |run| {
+            let slots = at..at + run.len();
+            at = slots.end;
+            (run[0] == shard).then_some(slots)
+        })
+    }
+
     /// All shards, the catalog's first.
     pub fn all(&self) -> impl Iterator<Item = ShardId> + use<> {
         (0..=self.shards.get()).map(ShardId)
@@ -69,6 +80,31 @@ impl ShardMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_keys_slot_is_in_the_range_of_its_shard() {
+        for shards in [1u16, 3, 7, 16, 100] {
+            let map = ShardMap::even(NonZeroU16::new(shards).unwrap());
+            let ranges: Vec<_> = map.all().map(|shard| map.slots_of(shard).collect()).collect();
+            for key in 0u32..5_000 {
+                let key = key.to_le_bytes();
+                let of_shard: &Vec<Range<usize>> = &ranges[usize::from(map.shard_of(&key).0)];
+                let slot = slot_of(&key);
+                assert!(of_shard.iter().any(|range| range.contains(&slot)), "{slot} of {shards}");
+            }
+            let slots: usize = ranges.iter().flatten().map(Range::len).sum();
+            assert_eq!(slots, SLOTS, "every slot once");
+            assert!(ranges[usize::from(META_SHARD.0)].is_empty());
+        }
+    }
+
+    #[test]
+    fn a_shard_with_slots_in_two_places_has_two_ranges() {
+        let mut map = ShardMap::even(NonZeroU16::new(2).unwrap());
+        map.table[SLOTS - 1] = ShardId(1);
+        let ranges: Vec<_> = map.slots_of(ShardId(1)).collect();
+        assert_eq!(ranges, [0..SLOTS / 2, SLOTS - 1..SLOTS]);
+    }
 
     #[test]
     fn every_slot_has_a_shard_and_shards_are_even() {

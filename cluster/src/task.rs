@@ -11,6 +11,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::format::Format;
+
 /// Which task. Given out by the cluster, counts up, never used again.
 pub type TaskId = u64;
 
@@ -80,7 +82,7 @@ pub struct Side {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
     /// The format of this row.
-    pub format: u32,
+    pub(crate) format: Format<1>,
     /// Which task.
     pub id: TaskId,
     /// Which shard.
@@ -111,9 +113,6 @@ pub struct Task {
     pub error: Option<String>,
 }
 
-/// The format of a task's row.
-pub const FORMAT: u32 = 1;
-
 /// Tries of one step before a task that can be undone is.
 pub const TRIES_MAX: u32 = 60;
 
@@ -128,7 +127,7 @@ impl Task {
     ) -> Self {
         let step = if add.is_some() { Step::Create } else { Step::Join };
         Task {
-            format: FORMAT,
+            format: Format,
             id,
             shard,
             add,

@@ -32,6 +32,8 @@ pub enum Target {
     /// A cluster, by the Rust client, which sends each call to the node that leads its key's
     /// shard: a client per connection.
     Client,
+    /// As `client`, and each write has a request id: one whose node dies is sent again.
+    ClientIds,
     /// A bare tonic echo, one gRPC call each: what gRPC alone costs.
     Echo,
     /// A bare tonic echo on a stream per connection.
@@ -81,8 +83,8 @@ impl Lane {
             Target::Pipelined => Lane::Pipelined(
                 PipelinedLane::new(channel(endpoint).await?, in_flight, payload).await?,
             ),
-            Target::Client => {
-                let client = super::setup::client(endpoint).await?;
+            Target::Client | Target::ClientIds => {
+                let client = super::setup::client(endpoint, target == Target::ClientIds).await?;
                 Lane::Client(ClientLane { client, payload, under_way: FuturesUnordered::new() })
             }
             Target::Echo => Lane::Echo(EchoLane::new(channel(endpoint).await?, payload.value)),

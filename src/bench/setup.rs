@@ -102,16 +102,16 @@ fn field_bytes(field: &v1::Field) -> usize {
     }
 }
 
-/// A client of the node, or of the cluster that it belongs to.
-pub async fn client(endpoint: &str) -> anyhow::Result<Client> {
-    // What is measured is a plain put: a request id would make it another one.
-    let config = Config { request_ids: false, ..Config::new(endpoint) };
+/// A client of the node, or of the cluster that it belongs to. A write with a request id costs more
+/// than a plain one.
+pub async fn client(endpoint: &str, request_ids: bool) -> anyhow::Result<Client> {
+    let config = Config { request_ids, ..Config::new(endpoint) };
     Ok(Client::connect(config).await?)
 }
 
 /// A client of the node, with the load's collection made.
 pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
-    let client = client(endpoint).await?;
+    let client = client(endpoint, false).await?;
     let request = v1::CreateCollectionRequest {
         name: COLLECTION.to_owned(),
         settings: None,

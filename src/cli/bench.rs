@@ -130,7 +130,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Payload> {
             }
             Ok(payload)
         }
-        Target::Unary | Target::Pipelined | Target::Client => {
+        Target::Unary | Target::Pipelined | Target::Client | Target::ClientIds => {
             let node = args.setup_endpoint.as_ref().unwrap_or(&args.endpoint[0]);
             let client = bench::connect(&with_scheme(node)).await?;
             let scores = args.mix.has(&[Kind::Peek, Kind::Step]);

@@ -32,8 +32,10 @@ pub trait Routed: Clone + Send {
     /// Whose state it is about.
     fn key(&self) -> &Bytes;
 
-    /// How fresh the state must be that it reads; a write belongs to the leader as well.
-    fn freshness(&self) -> Result<Freshness, Failure>;
+    /// How fresh the state must be that it reads. A write belongs to the leader.
+    fn freshness(&self) -> Result<Freshness, Failure> {
+        Ok(Freshness::Linearizable)
+    }
 
     /// What a second run would change.
     fn effect(&self) -> Effect;
@@ -187,10 +189,6 @@ impl Routed for v1::PutRequest {
         &self.key
     }
 
-    fn freshness(&self) -> Result<Freshness, Failure> {
-        Ok(Freshness::Linearizable)
-    }
-
     fn effect(&self) -> Effect {
         Effect::of_write(self.options.as_ref())
     }
@@ -221,10 +219,6 @@ impl Routed for v1::PatchRequest {
         &self.key
     }
 
-    fn freshness(&self) -> Result<Freshness, Failure> {
-        Ok(Freshness::Linearizable)
-    }
-
     fn effect(&self) -> Effect {
         Effect::of_write(self.options.as_ref())
     }
@@ -253,10 +247,6 @@ impl Routed for v1::DeleteRequest {
 
     fn key(&self) -> &Bytes {
         &self.key
-    }
-
-    fn freshness(&self) -> Result<Freshness, Failure> {
-        Ok(Freshness::Linearizable)
     }
 
     fn effect(&self) -> Effect {

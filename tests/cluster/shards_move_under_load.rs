@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom as _;
+use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use statehouse_client::v1;
 
@@ -34,13 +34,13 @@ async fn moves_end_whoever_is_killed_and_no_answer_is_wrong() {
     let mut cluster = Cluster::of(Shape { nodes: 4, ..Shape::default() }).await;
     let load = Workload::start(&cluster, Load::default(), random.random()).await;
     let mut ends = Vec::new();
-    for _ in 0..scale("MOVES", MOVES) {
+    let mut deaths = every_death();
+    deaths.shuffle(&mut random);
+    // A long run comes to every death at every step.
+    for (victim, step) in deaths.into_iter().cycle().take(scale("MOVES", MOVES) as usize) {
         load.answers(100).await;
         let shard = random.random_range(1..=4);
         let (from, to) = way(&cluster, shard, &mut random).await;
-        let all = [Victim::Nobody, Victim::Source, Victim::Target, Victim::Controller];
-        let victim = *all.choose(&mut random).unwrap();
-        let step = *STEPS.choose(&mut random).unwrap();
         println!("shard {shard} from {from} to {to}; {victim:?} killed at {step}");
         let task = ask_to_move(&cluster, shard, from, to).await;
         let killed = match victim {
@@ -104,6 +104,17 @@ async fn a_node_is_drained_and_filled_again_under_load() {
     load.judge(&cluster.dir()).await;
     cluster.whole().await;
     cluster.level().await;
+}
+
+/// Whoever takes part, at each step; and moves that nobody disturbs.
+fn every_death() -> Vec<(Victim, &'static str)> {
+    let at_each = |victim| STEPS.map(|step| (victim, step));
+    let mut deaths: Vec<_> = [Victim::Source, Victim::Target, Victim::Controller]
+        .into_iter()
+        .flat_map(at_each)
+        .collect();
+    deaths.extend([(Victim::Nobody, "create"); 2]);
+    deaths
 }
 
 /// A node that has a replica of a shard, and one that has none.

@@ -3,7 +3,7 @@
 //!
 //! One cluster runs at a time in a test process: two would fight for the same two cores, and
 //! each would call the other's slowness a fault. A test that fails leaves the directory with
-//! data and logs, and prints the end of each log.
+//! data and logs, and prints the end of each log; `NODE_LOG=debug` has nodes log more.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -173,6 +173,7 @@ impl Cluster {
         let mut command = statehouse();
         command
             .args(["serve", "--log-format", "json", "--device", "cpu"])
+            .args(["--log", &std::env::var("NODE_LOG").unwrap_or_else(|_| "info".to_owned())])
             .args(["--listen", &member.grpc.to_string()])
             .args(["--http-listen", &member.http.to_string()])
             .args(["--peer-listen", &member.peer.to_string()])

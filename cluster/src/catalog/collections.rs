@@ -13,6 +13,7 @@ use statehouse_store::{CollectionId, Command, Condition};
 
 use super::{COLLECTIONS, Catalog};
 use crate::clock::unix_now_ms;
+use crate::format::Format;
 use crate::rows::{self, Row};
 use crate::{Error, META_SHARD};
 
@@ -70,15 +71,13 @@ pub struct Collection {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct CollectionRow {
-    format: u32,
+    format: Format<1>,
     /// Absent in the row as created: its version is the id.
     id: Option<u64>,
     settings: Settings,
     created_at_ms: u64,
     dropping: bool,
 }
-
-const FORMAT: u32 = 1;
 
 impl Catalog {
     /// The collection of that name.
@@ -115,7 +114,7 @@ impl Catalog {
     ) -> Result<Arc<Collection>, Error> {
         let _change = self.change.lock().await;
         let row = CollectionRow {
-            format: FORMAT,
+            format: Format,
             id: None,
             settings: settings.clone(),
             created_at_ms: unix_now_ms(),

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Catalog, MODEL_FILES, MODELS};
 use crate::Error;
 use crate::clock::unix_now_ms;
+use crate::format::Format;
 use crate::rows::{self, Row};
 
 /// A model directory's files by name.
@@ -45,13 +46,11 @@ pub struct ModelEntry {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct ModelRow {
-    format: u32,
+    format: Format<1>,
     active: Option<u64>,
     next_version: u64,
     versions: Vec<ModelVersion>,
 }
-
-const FORMAT: u32 = 1;
 
 impl Catalog {
     /// All models, by name. One with no version left is not listed.
@@ -89,7 +88,7 @@ impl Catalog {
         let condition =
             current.as_ref().map_or(Condition::Absent, |r| Condition::Version(r.version));
         let mut row = current.map_or(
-            ModelRow { format: FORMAT, active: None, next_version: 1, versions: Vec::new() },
+            ModelRow { format: Format, active: None, next_version: 1, versions: Vec::new() },
             |row| row.value,
         );
         let digest = digest(files);

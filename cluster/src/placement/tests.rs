@@ -148,6 +148,17 @@ fn leaders_are_spread() {
 }
 
 #[test]
+fn others_are_handed_over_before_shard_0() {
+    let led_by =
+        |id, leader| ShardView { leader: Some(NodeId(leader)), ..shard(id, &[1, 2, 3], 1) };
+    let shards = vec![led_by(0, 2), led_by(1, 3), led_by(2, 2), led_by(3, 3), led_by(4, 2)];
+    let plan = view(nodes(3), shards).balance(By::Leaders);
+    assert_eq!(plan, [Move::Lead { shard: ShardId(2), to: NodeId(1) }]);
+    let last = view(nodes(3), vec![led_by(0, 2), led_by(1, 2)]).balance(By::Leaders);
+    assert_eq!(last, [Move::Lead { shard: ShardId(1), to: NodeId(1) }]);
+}
+
+#[test]
 fn any_cluster_is_balanced_without_a_forbidden_move() {
     let seed = match std::env::var("SEED") {
         Ok(seed) => seed.parse().expect("SEED is a number"),

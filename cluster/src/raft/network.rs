@@ -179,12 +179,14 @@ impl Link {
             tokio::spawn(pump(input, requests, (self.route, self.told.clone()), under_way.clone()));
         let patience = self.peers.append_answer_timeout();
         let session = Answers { answers, under_way, patience, _pump: Pump(pump) };
-        Ok(Box::pin(futures::stream::unfold(Some(session), |session| async move {
+        let answers = futures::stream::unfold(Some(session), |session| async move {
             let mut session = session?;
             let answer = session.next().await?;
             let goes_on = matches!(answer, Ok(Ok(_)));
             Some((answer, goes_on.then_some(session)))
-        })))
+        });
+        // Whoever polls may do so once more behind the end.
+        Ok(Box::pin(answers.fuse()))
     }
 }
 
