@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Runs three nodes beside a three-member etcd and a Redis with two replicas, and measures what a
 cluster is for: replicated writes, linearizable reads, what shards cost, what a move costs those who
-write, and how long a dead leader is missed. Everything shares this machine; peers take turns in one run (A B C C B A).
+write, and how long a dead leader is missed. Everything shares this machine; peers take turns in one
+run (A B C C B A).
 
 Redis needs WAITAOF, so 7.2 or newer: REDIS_SERVER names the program. An older one is left out.
 """
@@ -54,17 +55,17 @@ def run(*command, **options):
     return done.stdout
 
 
-def free_base():
-    """The first of thirty free ports, below those that the system hands to connections."""
+def free_base(nodes):
+    """The first of ten free ports for each node, below those that the system hands to connections."""
     for base in random.sample(range(20_000, 32_000, 100), 50):
         try:
-            for port in range(base, base + 30):
+            for port in range(base, base + 10 * nodes):
                 with socket.socket() as listener:
                     listener.bind(("127.0.0.1", port))
             return base
         except OSError:
             continue
-    sys.exit("no thirty ports in a row are free from 20000 to 32000")
+    sys.exit(f"no {10 * nodes} ports in a row are free from 20000 to 32000")
 
 
 class Cluster:
@@ -73,7 +74,7 @@ class Cluster:
     def __init__(self, statehouse, directory, shards, nodes=3):
         self.statehouse = statehouse
         self.directory = pathlib.Path(directory) / f"nodes-{nodes}-{shards}"
-        self.base = free_base()
+        self.base = free_base(nodes)
         self.environment = {**os.environ, "STATEHOUSE_BIN": str(statehouse)}
         try:
             self.script("--nodes", nodes, "--shards", shards, "--base-port", self.base)
@@ -175,12 +176,37 @@ def redis_program():
     return program if version and tuple(map(int, version.groups())) >= (7, 2) else None
 
 
-def bench(statehouse, target, endpoints, arguments, in_flight, seconds, load=False):
+def loader(statehouse, target, endpoints, arguments, in_flight, seconds):
+    """The command of one run of the loader."""
     connections = in_flight if target == "redis-replicated" else 4
-    command = [statehouse, "bench", "--json", "--target", target, "--endpoint", ",".join(endpoints),
-               "--connections", connections, "--in-flight", in_flight,
-               "--duration", f"{seconds}s", "--warmup", "1s", *arguments]
-    return json.loads(run(*command, *(["--load"] if load else [])))
+    return [statehouse, "bench", "--json", "--target", target, "--endpoint", ",".join(endpoints),
+            "--connections", connections, "--in-flight", in_flight,
+            "--duration", f"{seconds}s", "--warmup", "1s", *arguments]
+
+
+def bench(*what, load=False):
+    """The figures of one run of the loader, over states that are put first if asked for."""
+    return json.loads(run(*loader(*what), *(["--load"] if load else [])))
+
+
+@contextlib.contextmanager
+def loading(*what):
+    """A run of the loader beside what is done meanwhile; ended with it if that fails."""
+    load = subprocess.Popen(list(map(str, loader(*what))), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+    try:
+        yield load
+    finally:
+        load.kill()
+        load.wait()
+
+
+def figures_of(load):
+    """Waits until a run of the loader is over."""
+    out, error = load.communicate()
+    if load.returncode != 0:
+        sys.exit(error)
+    return json.loads(out)
 
 
 def row(name, runs):
@@ -256,26 +282,21 @@ def moves(statehouse, directory, seconds):
         most = bench(statehouse, "client-ids", cluster.endpoints, put, 64, seconds, load=True)
         rate = most["per_second"] * MOVING_SHARE
         quiet = bench(statehouse, "client-ids", cluster.endpoints, [*put, "--rate", rate], 4096, seconds)
-        load = subprocess.Popen(
-            [str(statehouse), "bench", "--json", "--target", "client-ids", "--endpoint",
-             ",".join(cluster.endpoints), *put, "--connections", "4", "--in-flight", "4096",
-             "--rate", str(rate), "--duration", f"{MOVING_S}s", "--warmup", "1s"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started = time.monotonic()
-        for shard in range(1, MOVED + 1):
-            replicas = {it["node"] for it in cluster.admin("shards")[shard]["replicas"]}
-            away = next(node for node in range(1, 5) if node not in replicas)
-            cluster.admin("move-shard", shard, "--from", min(replicas), "--to", away, "--wait")
-        moved = time.monotonic() - started
-        cluster.admin("drain", 4, "--wait")
-        drained = time.monotonic() - started - moved
-        if load.poll() is not None:
-            sys.exit("the changes took longer than the load: raise MOVING_S")
-        out, error = load.communicate()
-        if load.returncode != 0:
-            sys.exit(error)
+        with loading(statehouse, "client-ids", cluster.endpoints, [*put, "--rate", rate], 4096,
+                     MOVING_S) as load:
+            started = time.monotonic()
+            for shard in range(1, MOVED + 1):
+                replicas = {it["node"] for it in cluster.admin("shards")[shard]["replicas"]}
+                away = next(node for node in range(1, 5) if node not in replicas)
+                cluster.admin("move-shard", shard, "--from", min(replicas), "--to", away, "--wait")
+            moved = time.monotonic() - started
+            cluster.admin("drain", 4, "--wait")
+            drained = time.monotonic() - started - moved
+            if load.poll() is not None:
+                sys.exit("the changes took longer than the load: raise MOVING_S")
+            moving = figures_of(load)
         return {"most_per_second": most["per_second"], "rate": rate, "quiet": quiet,
-                "moving": json.loads(out), "moves": MOVED, "moved_s": moved, "drained_s": drained}
+                "moving": moving, "moves": MOVED, "moved_s": moved, "drained_s": drained}
     finally:
         cluster.destroy()
 
@@ -292,17 +313,11 @@ def failover(statehouse, directory, kills, stops):
             node = turn % 3 + 1
             # The loader starts at a node that lives.
             living = [it for at, it in enumerate(cluster.endpoints, 1) if at != node]
-            load = subprocess.Popen(
-                [str(statehouse), "bench", "--json", "--target", "client-ids", "--endpoint", ",".join(living),
-                 "--mix", "put", "--state-bytes", "1KiB", "--connections", "4", "--in-flight", "4096",
-                 "--rate", str(FAILOVER_RATE), "--duration", f"{FAILOVER_S}s", "--warmup", "1s"],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-            time.sleep(2.5)
-            os.kill(cluster.pid(node), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
-            out, error = load.communicate()
-            if load.returncode != 0:
-                sys.exit(error)
-            figures = json.loads(out)
+            put = ["--mix", "put", "--state-bytes", "1KiB", "--rate", FAILOVER_RATE]
+            with loading(statehouse, "client-ids", living, put, 4096, FAILOVER_S) as load:
+                time.sleep(2.5)
+                os.kill(cluster.pid(node), signal.SIGKILL if kind == "killed" else signal.SIGTERM)
+                figures = figures_of(load)
             longest[kind].append(figures["latency_us"]["max"] / 1e3)
             errors += figures["errors"]
             while pathlib.Path(f"/proc/{cluster.pid(node)}").exists():

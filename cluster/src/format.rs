@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Written as the number `N`; anything else is not read.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u32", try_from = "u32")]
 pub struct Format<const N: u32>;
 

@@ -17,6 +17,7 @@
 //! | `shards.rs` | the shards as a node sees them |
 //! | `identity.rs` | whose disk it is |
 //! | `meta.rs`, `rows.rs` | what all nodes share, kept as states of shard 0 |
+//! | `format.rs` * | the format number of those rows |
 //! | `control.rs` | what nodes ask of each other |
 //! | `controller.rs` | keeps the cluster as it should be |
 //! | `admin.rs` | what people ask of it |
