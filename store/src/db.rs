@@ -17,7 +17,7 @@ use bytes::Bytes;
 use rocksdb::statistics::Ticker;
 use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, ErrorKind, FlushOptions,
-    Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions,
+    Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions, properties,
 };
 
 pub(crate) use bulk::{Rows, TableWriter};
@@ -342,6 +342,17 @@ impl Db {
     /// Stops flushes and compactions, and waits for those under way.
     pub fn stop_background_work(&self) {
         self.rocks.cancel_all_background_work(true);
+    }
+
+    /// How many flushes and compactions have failed since the database was opened.
+    pub fn background_failures(&self) -> u64 {
+        let count = self.rocks.property_int_value(properties::BACKGROUND_ERRORS);
+        count.ok().flatten().unwrap_or_default()
+    }
+
+    /// Fails the writes that wait for a flush or compaction, and those that would from now on.
+    pub fn fail_waiting_writes(&self) {
+        self.rocks.cancel_all_background_work(false);
     }
 
     pub fn memory_use(&self) -> MemoryUse {

@@ -22,6 +22,7 @@ use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
+use crate::watch::Watch;
 
 /// The newest format of a replica's descriptor.
 const DESCRIPTOR_FORMAT: u8 = 2;
@@ -33,6 +34,7 @@ pub(crate) struct Disk {
     pub meta: Family,
     pub commit: Commit,
     pub failure: Arc<Failure>,
+    pub watch: Watch,
     pub cache: RecordCache,
     pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
     /// Bytes of entries in the tails of all logs.

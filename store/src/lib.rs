@@ -74,6 +74,7 @@ mod tail;
 mod unflushed;
 mod value;
 mod view;
+mod watch;
 
 pub use batch::ApplyBatch;
 pub use block::TRANSFER_FORMAT;

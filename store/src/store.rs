@@ -31,6 +31,7 @@ use crate::receive::Incoming;
 use crate::shard::Shard;
 use crate::space::Space;
 use crate::stats::{MemoryStats, Stats};
+use crate::watch::Watch;
 
 /// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
 /// clone, every handle made from it and every `Bytes` read through it is gone.
@@ -63,6 +64,7 @@ impl Store {
         let failure = Arc::new(Failure::default());
         let disk = Arc::new(Disk {
             commit: Commit::start(db.clone(), failure.clone(), &config)?,
+            watch: Watch::start(db.clone(), failure.clone())?,
             db,
             log,
             meta,
@@ -82,6 +84,7 @@ impl Store {
         let opened = inner.check_identity().and_then(|()| inner.open_replicas());
         if let Err(error) = opened {
             inner.disk.commit.close();
+            inner.disk.watch.close();
             return Err(error);
         }
         Ok(Store { inner: Arc::new(inner) })
@@ -289,6 +292,7 @@ impl Store {
             replicas.iter().try_for_each(|replica| disk.db.flush(&replica.generation().family))?;
             [&disk.log, &disk.meta].into_iter().try_for_each(|family| disk.db.flush(family))
         });
+        disk.watch.close();
         disk.db.stop_background_work();
         flushed
     }

@@ -4,8 +4,8 @@
 //! are RocksDB's advice for small machines.
 
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, Cache, ChecksumType,
-    DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
+    AsRawPtr, BlockBasedIndexType, BlockBasedOptions, BlockBasedTablePinningTier, Cache,
+    ChecksumType, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
     statistics::StatsLevel,
 };
 
@@ -71,7 +71,17 @@ pub(super) fn database(config: &Config, memory: &Memory, direct_io: bool) -> Opt
     options.set_log_level(LogLevel::Warn);
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(8 << 20);
+    leave_memtables(&mut options);
     options
+}
+
+/// Has the end of background work leave memtables as they are: a store that closes has flushed
+/// them, and one whose disk has failed would wait for ever.
+fn leave_memtables(options: &mut Options) {
+    // SAFETY: the options are alive, and the call sets one of their fields.
+    unsafe {
+        librocksdb_sys::rocksdb_options_set_avoid_flush_during_shutdown(options.as_raw_ptr(), 1);
+    }
 }
 
 /// Options of a replica's column family: small records and 256 KiB chunks, read by key.

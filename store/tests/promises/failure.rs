@@ -91,13 +91,69 @@ fn a_failed_write_stops_the_store_for_good_and_loses_nothing_acknowledged() {
     // A copy on a disk with room has every entry that was acknowledged.
     assert!(node.store.close().is_err());
     drop(node);
-    let copy = tempfile::TempDir::new().unwrap();
-    let copied =
-        Process::new("cp").arg("-a").arg(disk.path()).arg(copy.path().join("s")).status().unwrap();
-    assert!(copied.success());
-    let node = Node::open(&copy.path().join("s"));
+    let (node, _copy) = open_copy(&disk);
     assert_eq!(node.field("applied", "f"), "before");
-    for number in 0..acknowledged {
+    assert_acknowledged(&node, acknowledged);
+}
+
+#[test]
+fn a_write_that_waits_for_a_flush_ends_when_the_flush_finds_the_disk_full() {
+    let Some(disk) = SmallDisk::mount(256) else {
+        println!("skipped: this user may not mount a tmpfs");
+        return;
+    };
+    let config = Config {
+        // So slow that writes soon wait for a flush that has long to go.
+        background_bytes_per_second: 4 * MIB,
+        memtable_bytes_max: 512 * MIB,
+        ..Config::default()
+    };
+    let node = Node::open_with(disk.path(), config);
+    let stalled = || node.store.property(None, "rocksdb.is-write-stopped").unwrap() == "1";
+    let (acknowledged, failed) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| append_until_it_fails(&node));
+        while !stalled() {
+            assert!(!writer.is_finished(), "the writer comes to wait for a flush");
+            std::thread::yield_now();
+        }
+        let filled = std::fs::write(disk.path().join("ballast"), vec![1; 256 * MIB]);
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        writer.join().unwrap()
+    });
+    println!("{acknowledged} MiB acknowledged, then: {failed}");
+    assert!(matches!(failed, Error::DiskFailed { .. }), "{failed}");
+    assert_eq!(node.store.failure().unwrap().to_string(), failed.to_string());
+
+    assert!(node.store.close().is_err());
+    drop(node);
+    let (node, _copy) = open_copy(&disk);
+    assert_acknowledged(&node, acknowledged);
+}
+
+/// Appends a MiB at a time. Answers how many were acknowledged, and what ended it.
+fn append_until_it_fails(node: &Node) -> (u64, Error) {
+    let mut acknowledged = 0;
+    loop {
+        let entry = node.entry(1, vec![put(&acknowledged.to_string(), noise(acknowledged, MIB))]);
+        match wait(|done| node.log.append(vec![entry], done)) {
+            Ok(()) => acknowledged += 1,
+            Err(error) => return (acknowledged, error),
+        }
+    }
+}
+
+/// What the disk holds, opened where there is room.
+fn open_copy(disk: &SmallDisk) -> (Node, tempfile::TempDir) {
+    let copy = tempfile::TempDir::new().unwrap();
+    let to = copy.path().join("s");
+    let copied = Process::new("cp").arg("-a").arg(disk.path()).arg(&to).status().unwrap();
+    assert!(copied.success());
+    let _ = std::fs::remove_file(to.join("ballast"));
+    (Node::open(&to), copy)
+}
+
+fn assert_acknowledged(node: &Node, count: u64) {
+    for number in 0..count {
         assert_eq!(node.field(&number.to_string(), "f"), noise(number, MIB), "state {number}");
     }
 }
