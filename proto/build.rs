@@ -6,6 +6,7 @@ use prost::Message as _;
 
 const FILES: &[&str] = &[
     "statehouse/v1/types.proto",
+    "statehouse/v1/stream.proto",
     "statehouse/v1/state.proto",
     "statehouse/v1/score.proto",
     "statehouse/v1/models.proto",

@@ -9,6 +9,7 @@ mod collection;
 mod demo;
 mod field;
 mod init;
+mod large;
 mod model;
 mod npy;
 mod output;
@@ -49,6 +50,10 @@ enum Command {
     Patch(state::PatchArgs),
     /// Delete a state.
     Delete(state::DeleteArgs),
+    /// Write a state of any size from files, chunk by chunk.
+    Write(large::WriteArgs),
+    /// Read a state of any size into files, chunk by chunk.
+    Read(large::ReadArgs),
     /// Score an event next to its state.
     Score(score::Args),
     /// Create, list, describe and drop collections.
@@ -135,6 +140,8 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Put(args) => state::put(args).await,
         Command::Patch(args) => state::patch(args).await,
         Command::Delete(args) => state::delete(args).await,
+        Command::Write(args) => large::write(args).await,
+        Command::Read(args) => large::read(args).await,
         Command::Score(args) => score::run(args).await,
         Command::Collection(args) => collection::run(args).await,
         Command::Model(args) => model::run(args).await,

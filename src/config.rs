@@ -90,6 +90,12 @@ pub struct Config {
     pub streams_per_connection_max: u32,
     /// Calls under way on one pipeline.
     pub pipeline_calls_max: usize,
+    /// Bytes of large transfers on their way through the node, all together.
+    pub transfer_bytes_max: usize,
+    /// Seconds after which a stream is cut whose other end neither sends nor takes anything.
+    pub stream_stall_s: u64,
+    /// Seconds for which an upload is kept that nobody continues.
+    pub upload_idle_s: u64,
     /// Seconds between sweeps of expired states and old request ids.
     pub sweep_interval_s: u64,
     /// Seconds that calls under way get when the node stops.
@@ -129,6 +135,9 @@ impl Default for Config {
             message_bytes_max: 64 << 20,
             streams_per_connection_max: 1_024,
             pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
+            transfer_bytes_max: 64 << 20,
+            stream_stall_s: 30,
+            upload_idle_s: 900,
             sweep_interval_s: 30,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
@@ -165,6 +174,9 @@ const KEYS: &[&str] = &[
     "message_bytes_max",
     "streams_per_connection_max",
     "pipeline_calls_max",
+    "transfer_bytes_max",
+    "stream_stall_s",
+    "upload_idle_s",
     "sweep_interval_s",
     "shutdown_grace_s",
 ];

@@ -55,6 +55,20 @@ reasons! {
     RangePastEnd = "RANGE_PAST_END", OutOfRange;
     /// `if_version` or `if_absent` did not hold.
     VersionConflict = "VERSION_CONFLICT", Aborted;
+    /// No unfinished upload of that id.
+    UploadNotFound = "UPLOAD_NOT_FOUND", NotFound;
+    /// Another stream continues the upload.
+    UploadTaken = "UPLOAD_TAKEN", Aborted;
+    /// The upload id was used for other fields.
+    UploadMismatch = "UPLOAD_MISMATCH", FailedPrecondition;
+    /// The stream does not begin where the upload ends.
+    UploadOffset = "UPLOAD_OFFSET", OutOfRange;
+    /// The stream ends before its fields do.
+    UploadIncomplete = "UPLOAD_INCOMPLETE", FailedPrecondition;
+    /// The bytes that came are not those that were sent.
+    ChecksumMismatch = "CHECKSUM_MISMATCH", InvalidArgument;
+    /// A stream's other end neither sent nor took anything for too long.
+    StreamStalled = "STREAM_STALLED", Aborted;
     /// The request id was used for another request on this key.
     RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument;
     /// The state would be larger than its collection allows.

@@ -24,7 +24,8 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    AdminService, Calls, ClusterService, ModelsService, PipelineService, ScoreService, StateService,
+    AdminService, Calls, ClusterService, ModelsService, PipelineService, STREAMS_MAX, ScoreService,
+    StateService, Transfers,
 };
 use crate::http;
 use crate::metrics::{CallMetrics, Metrics, RoutingMetrics};
@@ -36,9 +37,10 @@ use crate::states::States;
 /// States that one sweep of a shard deletes.
 const SWEEP_STATES_MAX: u32 = 1_024;
 
-/// HTTP/2 windows: large enough that one stream fills a loopback or a data-centre link.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2 windows: one stream fills a loopback or a data-centre link, and all streams that bring
+/// large states together leave room for small calls on the same connection.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAMS_MAX as u32 * STREAM_WINDOW_BYTES;
 
 /// The largest HTTP/2 frame taken: fewer frames for large messages, and still no long wait behind
 /// one for small ones.
@@ -114,7 +116,8 @@ impl Node {
         let models = Models::new(catalog.clone(), worker.clone(), store.clone());
         models.load_active().await;
 
-        let states = States::new(shards.clone(), catalog);
+        let upload_idle = Duration::from_secs(config.upload_idle_s);
+        let states = States::new(shards.clone(), catalog, upload_idle);
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::new(shards.foreground().clone());
         let routed = RoutingMetrics::default();
@@ -123,7 +126,9 @@ impl Node {
         let max = config.message_bytes_max;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
         let router = Router::new(shards.clone(), routing, routed);
-        let calls = Calls::new(states, scorer, router.clone(), counted);
+        let stall_after = Duration::from_secs(config.stream_stall_s);
+        let transfers = Transfers::new(config.transfer_bytes_max, stall_after);
+        let calls = Calls::new(states, scorer, router.clone(), transfers, counted);
 
         let mut tasks = Vec::new();
         let services = (calls, router, AdminService::new(shards.clone()));

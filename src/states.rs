@@ -7,9 +7,12 @@
 mod freshness;
 mod limits;
 mod read;
+mod stream;
+mod upload;
 mod write;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use statehouse_cluster::Shards;
 use statehouse_cluster::catalog::{Catalog, Collection};
@@ -19,7 +22,9 @@ pub use limits::{
     EDITS_MAX, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     check_collection_name, check_key,
 };
-pub use read::{FieldSelector, GetQuery, KeyHere, StateKey};
+pub use read::{GetQuery, KeyHere, StateKey};
+pub use stream::{Opened, Slice};
+pub use upload::{UploadAction, UploadCommand, Uploaded};
 pub use write::{
     Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
     propose, reply_failure, request_tag, written,
@@ -34,12 +39,14 @@ pub struct States {
     shards: Arc<Shards>,
     catalog: Arc<Catalog>,
     chains: Chains,
+    /// How long an upload is kept that nobody continues.
+    upload_idle: Duration,
 }
 
 impl States {
     /// Over the shards and catalog of a node.
-    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>) -> Self {
-        States { shards, catalog, chains: Chains::default() }
+    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>, upload_idle: Duration) -> Self {
+        States { shards, catalog, chains: Chains::default(), upload_idle }
     }
 
     /// The collections and models.

@@ -73,8 +73,12 @@ async fn ranges_and_fields_are_read_alone() {
         f32_field("t", &[3], &[1.0, 2.0, 3.0]),
     ];
     client.put(put("c", "k", fields)).await.unwrap();
-    let select =
-        |name: &str, offset, length| v1::FieldSelector { name: name.to_owned(), offset, length };
+    let select = |name: &str, offset, length| v1::FieldSelector {
+        name: name.to_owned(),
+        offset,
+        length,
+        ..Default::default()
+    };
     let read = |selector| v1::GetRequest { fields: vec![selector], ..get("c", "k") };
     for (offset, length) in [(0, 1), (262_143, 2), (500_000, 400_000), (999_999, 1)] {
         let request = read(select("large", Some(offset), Some(length)));

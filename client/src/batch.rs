@@ -43,9 +43,12 @@ impl Batch {
             Call::BatchGet(get) => Ok(Batch::Get(get)),
             Call::BatchPut(batch) => Ok(Batch::Put(batch.puts)),
             Call::ScoreBatch(batch) => Ok(Batch::Score(batch.scores)),
-            Call::Get(_) | Call::Put(_) | Call::Patch(_) | Call::Delete(_) | Call::Score(_) => {
-                Err(call)
-            }
+            Call::Get(_)
+            | Call::Put(_)
+            | Call::Patch(_)
+            | Call::Delete(_)
+            | Call::Score(_)
+            | Call::Upload(_) => Err(call),
         }
     }
 

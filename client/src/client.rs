@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 use crate::Error;
 use crate::batch::Batch;
 use crate::budget::Budget;
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, Target};
 use crate::pipeline::Pending;
 use crate::request_ids::identified;
 use crate::retry::{Effect, Fate};
@@ -232,6 +232,30 @@ impl Client {
         }
     }
 
+    /// Who leads a key's shard, as far as is known.
+    pub(crate) fn target(&self, key: &[u8]) -> Target {
+        let nodes = &self.road.nodes;
+        let map = nodes.map();
+        match map.is_single() {
+            true => Target { node: 0, lanes: nodes.home().clone() },
+            false => nodes.target(&map, map.place(key), None),
+        }
+    }
+
+    /// What an error tells of whom to ask next.
+    pub(crate) async fn learn_from(&self, key: &[u8], error: &Error, at: &Target) {
+        let nodes = &self.road.nodes;
+        let map = nodes.map();
+        match map.is_single() {
+            true => nodes.leave(at.lanes.endpoint()),
+            false => nodes.learn_from(&map, map.place(key), error, at).await,
+        }
+    }
+
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.road.nodes.config.message_bytes_max
+    }
+
     /// The unary service of states and collections, at the endpoint that answered last.
     pub fn state(&self) -> StateClient<Channel> {
         let max = self.road.nodes.config.message_bytes_max;
@@ -323,6 +347,7 @@ fn key_of(call: &Call) -> &Bytes {
         Call::Patch(patch) => &patch.key,
         Call::Delete(delete) => &delete.key,
         Call::Score(score) => &score.key,
+        Call::Upload(upload) => &upload.key,
         Call::BatchGet(_) | Call::BatchPut(_) | Call::ScoreBatch(_) => &NO_KEY,
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A call goes out on the lane that its caller names, always the same one for the same key, so
 //! that calls of a key keep their order. Nothing is waited for before a call has its place in a
-//! lane's queue.
+//! lane's queue. What is large has a lane of its own, so that nothing small waits behind it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,9 +14,9 @@ use tonic::transport::{Channel, Endpoint};
 use crate::pipeline::Pending;
 use crate::{Error, Pipeline};
 
-/// HTTP/2 windows: large enough that one stream fills the link.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// HTTP/2 windows: one stream fills the link, and some that nobody reads do not stop the others.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 
 /// The largest HTTP/2 frame taken.
 const FRAME_BYTES_MAX: u32 = 64 << 10;
@@ -44,6 +44,7 @@ pub struct Lanes {
     endpoint: String,
     config: Config,
     lanes: Vec<Lane>,
+    bulk: Lane,
     made: Instant,
     /// Milliseconds from `made`: until then it is passed over.
     down_until: AtomicU64,
@@ -69,8 +70,9 @@ impl Lanes {
             .keep_alive_timeout(config.keepalive);
         let lane = |_| Lane { channel: made.connect_lazy(), pipeline: Mutex::new(None) };
         let lanes = (0..config.streams.max(1)).map(lane).collect();
+        let (endpoint, bulk) = (endpoint.to_owned(), lane(0));
         let (made, down_until) = (Instant::now(), AtomicU64::new(0));
-        Ok(Lanes { endpoint: endpoint.to_owned(), config, lanes, made, down_until })
+        Ok(Lanes { endpoint, config, lanes, bulk, made, down_until })
     }
 
     /// Where the node is.
@@ -88,7 +90,12 @@ impl Lanes {
         self.lanes[0].channel.clone()
     }
 
-    /// How many streams there are at most.
+    /// The connection for what is large.
+    pub fn bulk_channel(&self) -> Channel {
+        self.bulk.channel.clone()
+    }
+
+    /// How many streams there are at most, that for what is large apart.
     pub fn streams(&self) -> usize {
         self.lanes.len()
     }
@@ -103,6 +110,11 @@ impl Lanes {
     ) -> Result<Pending, Error> {
         let lane = &self.lanes[(lane % self.lanes.len() as u64) as usize];
         self.pipeline(lane).start(call, timeout).await
+    }
+
+    /// As [`Lanes::send`], on the lane for what is large.
+    pub async fn send_bulk(&self, call: Call, timeout: Option<Duration>) -> Result<Pending, Error> {
+        self.pipeline(&self.bulk).start(call, timeout).await
     }
 
     fn pipeline(&self, lane: &Lane) -> Pipeline {

@@ -9,6 +9,7 @@
 //! | file | concept |
 //! |---|---|
 //! | `client.rs` | the front door: typed calls |
+//! | `large.rs` | states of any size, written and read in chunks |
 //! | `trip.rs`, `scatter.rs` | one call's, one batch's way to those who lead |
 //! | `nodes.rs` | the nodes there are, and whom to ask |
 //! | `map.rs` | key → slot → shard → nodes |
@@ -26,6 +27,7 @@ mod budget;
 mod client;
 mod error;
 pub mod lanes;
+mod large;
 mod map;
 mod nodes;
 mod pipeline;
@@ -36,6 +38,7 @@ mod trip;
 
 pub use client::{Client, Config};
 pub use error::Error;
+pub use large::{Source, StateStream, WriteError};
 pub use pipeline::{Answered, HOP, Pending, Pipeline};
 /// The messages that calls take and answer.
 pub use statehouse_proto::v1;

@@ -47,6 +47,8 @@ impl Effect {
             Call::BatchPut(batch) => {
                 worst(&mut batch.puts.iter().map(|put| Effect::of_write(put.options.as_ref())))
             }
+            // Every step of an upload says where it belongs.
+            Call::Upload(_) => Effect::Repeatable,
             Call::ScoreBatch(batch) => worst(&mut batch.scores.iter().map(Effect::of_score)),
         }
     }

@@ -282,7 +282,11 @@ fn check(answer: Answer) -> Result<u64, String> {
             Some(batch_put_response::item::Result::Error(error)) => Err(error.message),
             None => Err("an empty item".to_owned()),
         }),
-        Answer::Write(_) | Answer::Delete(_) | Answer::Score(_) | Answer::ScoreBatch(_) => Ok(0),
+        Answer::Write(_)
+        | Answer::Delete(_)
+        | Answer::Score(_)
+        | Answer::ScoreBatch(_)
+        | Answer::Upload(_) => Ok(0),
     }
 }
 

@@ -23,8 +23,28 @@ const DESCRIPTIONS: &[(&str, DataType)] = &[
     ("<f8", DataType::F64),
 ];
 
+/// What a file says before its data.
+#[derive(Debug)]
+pub struct Header {
+    /// The elements' type.
+    pub dtype: DataType,
+    /// Length of each axis.
+    pub shape: Vec<u64>,
+    /// Where the data begin.
+    pub data_at: usize,
+}
+
+/// Bytes from a file's front that hold any header of a tensor.
+pub const HEADER_BYTES_MAX: usize = 64 << 10;
+
 /// Reads a file's bytes.
 pub fn parse(file: &Bytes) -> anyhow::Result<Tensor> {
+    let Header { dtype, shape, data_at } = header(file)?;
+    Ok(Tensor { dtype: dtype as i32, shape, data: file.slice(data_at..) })
+}
+
+/// Reads what lies before the data; the file's front is enough.
+pub fn header(file: &[u8]) -> anyhow::Result<Header> {
     let version = file.get(6).filter(|_| file.starts_with(MAGIC));
     let (length, start) = match version {
         Some(1) => (usize::from(u16::from_le_bytes(bytes_at(file, 8)?)), 10),
@@ -49,34 +69,38 @@ pub fn parse(file: &Bytes) -> anyhow::Result<Tensor> {
         .filter(|axis| !axis.is_empty())
         .map(|axis| axis.parse::<u64>().with_context(|| format!(".npy axis {axis:?}")))
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let data = file.slice(start + length..);
-    Ok(Tensor { dtype: *dtype as i32, shape, data })
+    Ok(Header { dtype: *dtype, shape, data_at: start + length })
 }
 
 /// Writes a tensor as a file's bytes.
 pub fn encode(tensor: &Tensor) -> anyhow::Result<Vec<u8>> {
-    let Some((description, _)) =
-        DESCRIPTIONS.iter().find(|(_, dtype)| *dtype as i32 == tensor.dtype)
+    let mut out = front(tensor.dtype, &tensor.shape)?;
+    out.extend_from_slice(&tensor.data);
+    Ok(out)
+}
+
+/// What a file says before its data.
+pub fn front(dtype: i32, shape: &[u64]) -> anyhow::Result<Vec<u8>> {
+    let Some((description, _)) = DESCRIPTIONS.iter().find(|(_, known)| *known as i32 == dtype)
     else {
-        bail!("a .npy file can't hold {}", super::field::dtype_name(tensor.dtype));
+        bail!("a .npy file can't hold {}", super::field::dtype_name(dtype));
     };
-    let mut shape = tensor.shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-    if tensor.shape.len() == 1 {
-        shape.push(',');
+    let mut axes = shape.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    if shape.len() == 1 {
+        axes.push(',');
     }
     let header =
-        format!("{{'descr': '{description}', 'fortran_order': False, 'shape': ({shape}), }}");
+        format!("{{'descr': '{description}', 'fortran_order': False, 'shape': ({axes}), }}");
     // The data starts at a multiple of 64, the header ends with a newline.
     let padding = (64 - (10 + header.len() + 1) % 64) % 64;
     let length = header.len() + padding + 1;
-    let mut out = Vec::with_capacity(10 + length + tensor.data.len());
+    let mut out = Vec::with_capacity(10 + length);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&[1, 0]);
     out.extend_from_slice(&u16::try_from(length).context("shape is too long")?.to_le_bytes());
     out.extend_from_slice(header.as_bytes());
     out.extend(std::iter::repeat_n(b' ', padding));
     out.push(b'\n');
-    out.extend_from_slice(&tensor.data);
     Ok(out)
 }
 

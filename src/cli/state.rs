@@ -13,22 +13,23 @@ use super::{Remote, field, npy, text};
 
 /// Whose state.
 #[derive(Debug, clap::Args)]
-struct Target {
+pub struct Target {
     /// The collection.
-    collection: String,
+    pub collection: String,
     /// The key, 1 to 512 bytes.
     key: String,
 }
 
 impl Target {
-    fn key(&self) -> Bytes {
+    /// The key's bytes.
+    pub fn key(&self) -> Bytes {
         Bytes::copy_from_slice(self.key.as_bytes())
     }
 }
 
 /// What every write takes.
 #[derive(Debug, clap::Args)]
-struct Write {
+pub struct Write {
     /// Only if the state's version is this one.
     #[arg(long, conflicts_with = "if_absent")]
     if_version: Option<u64>,
@@ -40,11 +41,12 @@ struct Write {
     ttl: Option<Duration>,
     /// An idempotency key: the same id twice has one effect and one answer.
     #[arg(long)]
-    request_id: Option<String>,
+    pub request_id: Option<String>,
 }
 
 impl Write {
-    fn options(&self) -> v1::WriteOptions {
+    /// As requests say it.
+    pub fn options(&self) -> v1::WriteOptions {
         use write_options::{Condition, Expiry};
         let absent = self.if_absent.then_some(Condition::IfAbsent(true));
         v1::WriteOptions {
@@ -60,7 +62,8 @@ impl Write {
 pub struct GetArgs {
     #[command(flatten)]
     target: Target,
-    /// A field to read, or bytes of it: NAME or NAME@OFFSET+LENGTH. Repeat for more.
+    /// A field to read, or bytes or rows of it: NAME, NAME@OFFSET+LENGTH or NAME#FIRST+ROWS.
+    /// Repeat for more.
     #[arg(long = "field")]
     fields: Vec<String>,
     /// Read from any replica that lags by no more, such as 100ms; none: the newest state.
@@ -117,16 +120,23 @@ pub fn bounded(max_lag: Duration) -> (i32, u64) {
     (v1::Consistency::Bounded as i32, max_lag.as_millis() as u64)
 }
 
-fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
-    let Some((name, range)) = text.split_once('@') else {
+/// A field, or a part of it: `NAME`, `NAME@OFFSET+LENGTH` or `NAME#FIRST+ROWS`.
+pub fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
+    let Some(at) = text.find(['@', '#']) else {
         return Ok(v1::FieldSelector { name: text.to_owned(), ..Default::default() });
     };
-    let (offset, length) = match range.split_once('+') {
-        Some((offset, length)) => (offset, Some(length.parse().context("LENGTH")?)),
+    let (name, range) = (text[..at].to_owned(), &text[at + 1..]);
+    let (first, count) = match range.split_once('+') {
+        Some((first, count)) => (first, Some(count.parse().context("LENGTH or ROWS")?)),
         None => (range, None),
     };
-    let offset = Some(offset.parse().context("expected NAME@OFFSET+LENGTH")?);
-    Ok(v1::FieldSelector { name: name.to_owned(), offset, length })
+    let first = first.parse().context("expected NAME@OFFSET+LENGTH or NAME#FIRST+ROWS")?;
+    let by_bytes = text[at..].starts_with('@');
+    let selector = v1::FieldSelector { name, ..Default::default() };
+    Ok(match by_bytes {
+        true => v1::FieldSelector { offset: Some(first), length: count, ..selector },
+        false => v1::FieldSelector { first_row: Some(first), rows: count, ..selector },
+    })
 }
 
 /// What `put` takes.

@@ -14,6 +14,7 @@ use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
 
 use super::caller::Caller;
+use super::transfers::Transfers;
 use super::{convert, status};
 use crate::failure::{Failure, Reason};
 use crate::metrics::{CallKind, CallMetrics};
@@ -30,13 +31,20 @@ pub struct Calls {
     states: States,
     scorer: Scorer,
     router: Router,
+    transfers: Transfers,
     counted: CallMetrics,
 }
 
 impl Calls {
     /// Over the use cases of a node; every call is counted.
-    pub fn new(states: States, scorer: Scorer, router: Router, counted: CallMetrics) -> Self {
-        Calls { states, scorer, router, counted }
+    pub fn new(
+        states: States,
+        scorer: Scorer,
+        router: Router,
+        transfers: Transfers,
+        counted: CallMetrics,
+    ) -> Self {
+        Calls { states, scorer, router, transfers, counted }
     }
 
     pub(super) fn states(&self) -> &States {
@@ -49,6 +57,16 @@ impl Calls {
 
     pub(super) fn router(&self) -> &Router {
         &self.router
+    }
+
+    /// What counts calls.
+    pub(super) fn counted(&self) -> &CallMetrics {
+        &self.counted
+    }
+
+    /// The room for large transfers.
+    pub(super) fn transfers(&self) -> &Transfers {
+        &self.transfers
     }
 
     pub(super) async fn get(
@@ -91,6 +109,15 @@ impl Calls {
         self.counted.count(CallKind::Score, self.routed(request, caller)).await
     }
 
+    /// One step of an upload.
+    pub(super) async fn upload(
+        &self,
+        request: v1::UploadRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::UploadResponse, Failure> {
+        self.counted.count(CallKind::Upload, self.routed(request, caller)).await
+    }
+
     pub(super) async fn batch_get(
         &self,
         request: v1::BatchGetRequest,
@@ -111,14 +138,14 @@ impl Calls {
         if let Some(groups) = self.all_reached(&request.keys, freshness).await {
             let keys: Vec<KeyHere<'_>> =
                 request.keys.iter().zip(&groups).map(|(key, group)| (key, &**group)).collect();
-            let fields = convert::selectors(request.fields);
+            let selection = convert::selection(request.fields)?;
             let got = |found| Got {
                 result: Some(match found {
                     Ok(state) => item::Result::State(convert::state(state)),
                     Err(failure) => item::Result::Error(status::error(failure)),
                 }),
             };
-            let found = self.states.get_many(&collection, &keys, &fields).await;
+            let found = self.states.get_many(&collection, &keys, &selection).await;
             let items = found.into_iter().map(got).collect();
             return Ok(v1::BatchGetResponse { items, lag_ms: 0 });
         }

@@ -1,20 +1,25 @@
 //! Between the protocol's messages and the use cases' own types: the only place that knows both.
 
+mod stream;
+
 use std::time::{Duration, Instant};
 
 use statehouse_cluster::catalog::{Collection, Missing, Settings};
 use statehouse_inference::Tensor;
 use statehouse_proto::v1;
-use statehouse_store::{Condition, Edit, Expiry, Field, Value, WholeState};
+use statehouse_store::{
+    Condition, Edit, Expiry, Field, FieldRange, Part, Selection, Value, WholeState,
+};
 
 use crate::clock::unix_now_ms;
 use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::score::{Mode, ScoreQuery, Scored};
 use crate::states::{
-    DeleteCommand, FieldSelector, Freshness, GetQuery, PatchCommand, PutCommand, StateKey,
-    WriteOptions,
+    DeleteCommand, Freshness, GetQuery, PatchCommand, PutCommand, StateKey, WriteOptions,
 };
+
+pub use stream::{check_whole, fields_of, read_header, upload, uploaded, uploaded_fields};
 
 /// The largest state of a collection that names none, in bytes.
 pub const STATE_BYTES_MAX_DEFAULT: u64 = 1 << 30;
@@ -35,7 +40,7 @@ pub fn get_query(request: v1::GetRequest) -> Result<GetQuery> {
     Ok(GetQuery {
         freshness: freshness(request.consistency, request.max_lag_ms)?,
         target: StateKey { collection: request.collection, key: request.key },
-        fields: selectors(request.fields),
+        selection: selection(request.fields)?,
     })
 }
 
@@ -56,14 +61,25 @@ pub fn lag_ms(lag: Duration) -> u64 {
     lag.as_nanos().div_ceil(1_000_000) as u64
 }
 
-pub fn selectors(fields: Vec<v1::FieldSelector>) -> Vec<FieldSelector> {
-    fields.into_iter().map(selector).collect()
+/// No fields: all.
+pub fn selection(fields: Vec<v1::FieldSelector>) -> Result<Selection> {
+    if fields.is_empty() {
+        return Ok(Selection::all());
+    }
+    Ok(Selection::fields(fields.into_iter().map(selector).collect::<Result<_>>()?))
 }
 
-fn selector(selector: v1::FieldSelector) -> FieldSelector {
-    let range = (selector.offset.is_some() || selector.length.is_some())
-        .then(|| (selector.offset.unwrap_or(0), selector.length));
-    FieldSelector { name: selector.name, range }
+fn selector(selector: v1::FieldSelector) -> Result<FieldRange> {
+    let v1::FieldSelector { name, offset, length, first_row, rows } = selector;
+    let part = match (offset.or(length), first_row.or(rows)) {
+        (None, None) => Part::Whole,
+        (Some(_), None) => Part::Bytes { offset: offset.unwrap_or(0), len: length },
+        (None, Some(_)) => Part::Rows { first: first_row.unwrap_or(0), count: rows },
+        (Some(_), Some(_)) => {
+            return Err(invalid(format!("field {name:?} is read by bytes or by rows, not both")));
+        }
+    };
+    Ok(FieldRange { name, part })
 }
 
 pub fn state(found: WholeState) -> v1::StoredState {

@@ -119,9 +119,11 @@ impl Calls {
     ) -> Result<Answer, Failure> {
         self.router().counted().forwarded.inc();
         let effect = route.effect();
-        // All calls of a shard on one stream: so a key's calls keep their order.
-        let lane = u64::from(route.shard().0);
-        let sent = lanes.send(lane, call, Some(route.left())).await;
+        let sent = match call {
+            Call::Upload(_) => lanes.send_bulk(call, Some(route.left())).await,
+            // All calls of a shard on one stream: so a key's calls keep their order.
+            _ => lanes.send(u64::from(route.shard().0), call, Some(route.left())).await,
+        };
         let mut pending = sent.map_err(|error| status::failure(error, effect))?;
         loop {
             let wait = LOOK_INTERVAL.min(route.left());

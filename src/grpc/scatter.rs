@@ -99,8 +99,12 @@ impl Calls {
         freshness: Freshness,
         here: &[ItemHere],
     ) -> Came {
-        let collection = match self.states().collection(&get.collection).await {
-            Ok(collection) => collection,
+        let asked = async {
+            let selection = convert::selection(get.fields.clone())?;
+            Ok::<_, Failure>((self.states().collection(&get.collection).await?, selection))
+        };
+        let (collection, selection) = match asked.await {
+            Ok(asked) => asked,
             Err(failure) => {
                 return (here.iter().map(|(at, _)| (*at, Err(failure.clone()))).collect(), 0);
             }
@@ -129,8 +133,7 @@ impl Calls {
                 Err(failure) => came.push((*at, Err(failure.clone()))),
             }
         }
-        let fields = convert::selectors(get.fields.clone());
-        let found = self.states().get_many(&collection, &keys, &fields).await;
+        let found = self.states().get_many(&collection, &keys, &selection).await;
         let item =
             |found: Result<_, Failure>| found.map(|state| Item::State(convert::state(state)));
         came.extend(ready.into_iter().zip(found.into_iter().map(item)));

@@ -1,12 +1,14 @@
-//! `statehouse.v1.State`: unary calls on states, and the collections they lie in.
+//! `statehouse.v1.State`: calls on states, and the collections they lie in.
 
 use statehouse_proto::v1;
 use statehouse_proto::v1::state_server::State;
-use tonic::{Request, Response, Status};
+use statehouse_proto::v1::upload_request::{Abort, Look, Step};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::unary;
-use super::{Calls, convert, status::status};
+use super::{Calls, convert, read, status::status, write};
 use crate::failure::Failure;
+use crate::metrics::CallKind;
 use crate::states::check_collection_name;
 
 /// Serves states.
@@ -63,6 +65,58 @@ impl State for StateService {
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
         unary(request, |request, caller| self.calls.delete(request, caller)).await
+    }
+
+    async fn write(
+        &self,
+        request: Request<Streaming<v1::WriteStreamRequest>>,
+    ) -> Result<Response<v1::WriteStreamResponse>, Status> {
+        let write = |chunks, caller| {
+            let written = write::write(&self.calls, chunks, caller);
+            self.calls.counted().count(CallKind::Write, written)
+        };
+        unary(request, write).await
+    }
+
+    async fn get_upload(
+        &self,
+        request: Request<v1::GetUploadRequest>,
+    ) -> Result<Response<v1::Upload>, Status> {
+        let look = |request: v1::GetUploadRequest, caller| async move {
+            let v1::GetUploadRequest { collection, key, upload_id } = request;
+            let step = Some(Step::Look(Look {}));
+            let request = v1::UploadRequest { collection, key, upload_id, step };
+            let v1::UploadResponse { received_bytes, expires_at_ms, .. } =
+                self.calls.upload(request, caller).await?;
+            Ok(v1::Upload { received_bytes, expires_at_ms })
+        };
+        unary(request, look).await
+    }
+
+    async fn abort_upload(
+        &self,
+        request: Request<v1::AbortUploadRequest>,
+    ) -> Result<Response<v1::AbortUploadResponse>, Status> {
+        let abort = |request: v1::AbortUploadRequest, caller| async move {
+            let v1::AbortUploadRequest { collection, key, upload_id } = request;
+            let step = Some(Step::Abort(Abort {}));
+            let request = v1::UploadRequest { collection, key, upload_id, step };
+            self.calls.upload(request, caller).await?;
+            Ok(v1::AbortUploadResponse {})
+        };
+        unary(request, abort).await
+    }
+
+    type ReadStream = read::Chunks;
+
+    async fn read(
+        &self,
+        request: Request<v1::GetRequest>,
+    ) -> Result<Response<read::Chunks>, Status> {
+        let read = |request, caller| {
+            self.calls.counted().count(CallKind::Read, read::read(&self.calls, request, caller))
+        };
+        unary(request, read).await
     }
 
     async fn create_collection(

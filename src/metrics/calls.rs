@@ -39,16 +39,23 @@ pub enum CallKind {
     Score,
     /// `ScoreBatch`.
     ScoreBatch,
+    /// A step of an upload.
+    Upload,
+    /// `Write`, whole.
+    Write,
+    /// `Read`, whole.
+    Read,
 }
 
 impl CallKind {
-    /// Batches take as long as their size makes them.
-    fn is_batch(self) -> bool {
-        matches!(self, CallKind::BatchGet | CallKind::BatchPut | CallKind::ScoreBatch)
+    /// Batches and large states take as long as their size makes them.
+    fn is_long(self) -> bool {
+        use CallKind::{BatchGet, BatchPut, Read, ScoreBatch, Upload, Write};
+        matches!(self, BatchGet | BatchPut | ScoreBatch | Upload | Write | Read)
     }
 }
 
-const KINDS: [(CallKind, &str); 8] = [
+const KINDS: [(CallKind, &str); 11] = [
     (CallKind::Get, "get"),
     (CallKind::BatchGet, "batch_get"),
     (CallKind::Put, "put"),
@@ -57,6 +64,9 @@ const KINDS: [(CallKind, &str); 8] = [
     (CallKind::Delete, "delete"),
     (CallKind::Score, "score"),
     (CallKind::ScoreBatch, "score_batch"),
+    (CallKind::Upload, "upload"),
+    (CallKind::Write, "write"),
+    (CallKind::Read, "read"),
 ];
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -118,15 +128,20 @@ impl CallMetrics {
         drop(under_way);
         let took = started.elapsed();
         self.histograms[kind as usize].observe(took.as_secs_f64());
-        if !kind.is_batch() {
+        if !kind.is_long() {
             self.foreground.note(took);
         }
         if let Err(failure) = &answer {
-            let (_, call) = KINDS[kind as usize];
-            let label = FailureLabel { call, reason: failure.reason.name() };
-            self.failures.get_or_create(&label).inc();
+            self.failed(kind, failure);
         }
         answer
+    }
+
+    /// Counts a failure, also of an answer that had begun.
+    pub fn failed(&self, kind: CallKind, failure: &Failure) {
+        let (_, call) = KINDS[kind as usize];
+        let label = FailureLabel { call, reason: failure.reason.name() };
+        self.failures.get_or_create(&label).inc();
     }
 }
 

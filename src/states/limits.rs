@@ -84,16 +84,25 @@ pub(super) fn check_field(field: &Field) -> Result<(), Failure> {
     Err(invalid_tensor(&field.name, &expectation))
 }
 
-/// Names are unique and not too many.
+/// Every field is as it must be, and names are unique and not too many.
 pub(super) fn check_fields(fields: &[Field]) -> Result<(), Failure> {
-    if fields.len() > FIELDS_MAX {
-        let message = format!("a state has at most {FIELDS_MAX} fields, got {}", fields.len());
+    check_field_names(fields.iter().map(|field| field.name.as_str()))?;
+    fields.iter().try_for_each(check_field)
+}
+
+/// Names are unique and not too many.
+pub(super) fn check_field_names<'a>(
+    names: impl Iterator<Item = &'a str> + Clone,
+) -> Result<(), Failure> {
+    let count = names.clone().count();
+    if count > FIELDS_MAX {
+        let message = format!("a state has at most {FIELDS_MAX} fields, got {count}");
         return Err(Failure::new(Reason::InvalidRequest, message));
     }
-    for (position, field) in fields.iter().enumerate() {
-        check_field(field)?;
-        if fields[..position].iter().any(|other| other.name == field.name) {
-            let message = format!("field {:?} is given twice", field.name);
+    for (position, name) in names.clone().enumerate() {
+        check_field_name(name)?;
+        if names.clone().take(position).any(|other| other == name) {
+            let message = format!("field {name:?} is given twice");
             return Err(Failure::new(Reason::InvalidRequest, message));
         }
     }

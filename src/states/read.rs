@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use statehouse_cluster::catalog::{Collection, Missing};
 use statehouse_cluster::raft::Group;
-use statehouse_store::{Cached, FieldRange, Reader, Selection, Value, WholeState};
+use statehouse_store::{Cached, Reader, Selection, WholeState};
 
 use super::{Freshness, States, check_key};
 use crate::clock::unix_now_ms;
@@ -22,22 +22,13 @@ pub struct StateKey {
     pub key: Bytes,
 }
 
-/// A field to read, or a range of its bytes.
-#[derive(Debug, Clone)]
-pub struct FieldSelector {
-    /// The field's name.
-    pub name: String,
-    /// Offset and length in bytes; no length: to the end.
-    pub range: Option<(u64, Option<u64>)>,
-}
-
 /// What to read of which state.
 #[derive(Debug, Clone)]
 pub struct GetQuery {
     /// Whose state.
     pub target: StateKey,
-    /// Empty: all fields.
-    pub fields: Vec<FieldSelector>,
+    /// Which fields, or parts of them.
+    pub selection: Selection,
     /// How fresh it must be.
     pub freshness: Freshness,
 }
@@ -54,7 +45,7 @@ impl States {
     ) -> Result<(WholeState, Duration), Failure> {
         let collection = self.collection(&query.target.collection).await?;
         let lag = query.freshness.reached_by(group).await?;
-        let found = self.get_in(&collection, (&query.target.key, group), &query.fields).await?;
+        let found = self.get_in(&collection, (&query.target.key, group), &query.selection).await?;
         Ok((found, lag))
     }
 
@@ -64,14 +55,13 @@ impl States {
         &self,
         collection: &Collection,
         keys: &[KeyHere<'_>],
-        fields: &[FieldSelector],
+        selection: &Selection,
     ) -> Vec<Result<WholeState, Failure>> {
-        let selection = selection(fields);
         // What lies in memory is taken at once; only what does not is waited for, together.
         let mut found: Vec<Option<Result<WholeState, Failure>>> =
-            keys.iter().map(|key| cached(collection, *key, fields, &selection)).collect();
+            keys.iter().map(|key| cached(collection, *key, selection)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
-        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], fields));
+        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], selection));
         for (at, state) in missing.iter().zip(join_all(waits).await) {
             found[*at] = Some(state);
         }
@@ -82,16 +72,16 @@ impl States {
         &self,
         collection: &Collection,
         (key, group): KeyHere<'_>,
-        fields: &[FieldSelector],
+        selection: &Selection,
     ) -> Result<WholeState, Failure> {
-        let selection = selection(fields);
-        if let Some(found) = cached(collection, (key, group), fields, &selection) {
+        if let Some(found) = cached(collection, (key, group), selection) {
             return found;
         }
         let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
+        let selection = selection.clone();
         let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);
         let found = self.on_disk(group.reader(), wait).await?;
-        answer(collection, key, found, fields)
+        answer(collection, key, found)
     }
 
     /// Reads those of the named fields that a state has; nothing if there is no state.
@@ -115,7 +105,7 @@ impl States {
     }
 
     /// Runs a read that may wait for the disk on the read pool.
-    async fn on_disk<T: Send + 'static>(
+    pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         reader: &Reader,
         read: impl FnOnce(&Reader) -> Result<T, statehouse_store::Error> + Send + 'static,
@@ -137,39 +127,16 @@ impl States {
 fn cached(
     collection: &Collection,
     (key, group): KeyHere<'_>,
-    fields: &[FieldSelector],
     selection: &Selection,
 ) -> Option<Result<WholeState, Failure>> {
     if let Err(failure) = check_key(key) {
         return Some(Err(failure));
     }
     match group.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
-        Ok(Cached::Ready(found)) => Some(answer(collection, key, found, fields)),
+        Ok(Cached::Ready(found)) => Some(answer(collection, key, found)),
         Ok(Cached::NeedsDisk) => None,
         Err(error) => Some(Err(failure(error))),
     }
-}
-
-/// A range of a tensor has no shape: it's answered as bytes.
-fn ranges_as_bytes(mut found: WholeState, asked: &[FieldSelector]) -> WholeState {
-    for (field, asked) in found.fields.iter_mut().zip(asked) {
-        if asked.range.is_some() {
-            field.value = Value::Bytes(field.value.bytes().clone());
-        }
-    }
-    found
-}
-
-fn selection(fields: &[FieldSelector]) -> Selection {
-    if fields.is_empty() {
-        return Selection::all();
-    }
-    Selection::fields(
-        fields
-            .iter()
-            .map(|field| FieldRange { name: field.name.clone(), range: field.range })
-            .collect(),
-    )
 }
 
 /// What was found, or what the collection says of a missing state.
@@ -177,21 +144,23 @@ fn answer(
     collection: &Collection,
     key: &[u8],
     found: Option<WholeState>,
-    fields: &[FieldSelector],
 ) -> Result<WholeState, Failure> {
     match (found, collection.settings.missing) {
-        (Some(found), _) => Ok(ranges_as_bytes(found, fields)),
+        (Some(found), _) => Ok(found),
         (None, Missing::Empty) => Ok(WholeState::empty()),
-        (None, Missing::Error) => {
-            let message = format!("collection {:?} has no state under this key", collection.name);
-            Err(Failure::new(Reason::StateNotFound, message)
-                .with("collection", &collection.name)
-                .with("key", String::from_utf8_lossy(key)))
-        }
+        (None, Missing::Error) => Err(no_state(collection, key)),
     }
 }
 
-fn failure(error: statehouse_store::Error) -> Failure {
+/// There is no state under a key.
+pub(super) fn no_state(collection: &Collection, key: &[u8]) -> Failure {
+    let message = format!("collection {:?} has no state under this key", collection.name);
+    Failure::new(Reason::StateNotFound, message)
+        .with("collection", &collection.name)
+        .with("key", String::from_utf8_lossy(key))
+}
+
+pub(super) fn failure(error: statehouse_store::Error) -> Failure {
     use statehouse_store::Error;
     let message = error.to_string();
     match error {
@@ -201,6 +170,7 @@ fn failure(error: statehouse_store::Error) -> Failure {
         Error::RangePastEnd { name, .. } => {
             Failure::new(Reason::RangePastEnd, message).with("field", name)
         }
+        Error::NoRows { name } => Failure::new(Reason::FieldMismatch, message).with("field", name),
         other => Failure::from(other),
     }
 }

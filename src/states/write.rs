@@ -274,13 +274,41 @@ pub fn reply_failure(reply: Reply) -> Failure {
             Reason::RequestIdReused,
             "this request id was used for another request on this key",
         ),
-        Reply::Written { .. } | Reply::Deleted { .. } | Reply::Dropped | Reply::Swept { .. } => {
+        Reply::UploadNotFound => {
+            let message = "no such upload: never begun, written already, given up or expired";
+            Failure::new(Reason::UploadNotFound, message)
+        }
+        Reply::UploadTaken => {
+            Failure::new(Reason::UploadTaken, "another stream continues this upload by now")
+        }
+        Reply::UploadMismatch => {
+            let message = "this upload id was used for other fields: names, types or sizes differ";
+            Failure::new(Reason::UploadMismatch, message)
+        }
+        Reply::UploadIncomplete { bytes, expected } => {
+            let message = format!("the upload has {bytes} bytes, its fields have {expected}");
+            Failure::new(Reason::UploadIncomplete, message).with("received_bytes", bytes)
+        }
+        Reply::UploadCorrupt { expected, found } => Failure::new(
+            Reason::ChecksumMismatch,
+            format!("the bytes' CRC-32 is {found:#010x}, expected {expected:#010x}: begin anew"),
+        ),
+        Reply::TooManyUploads { max } => {
+            let message = format!("the shard holds {max} unfinished uploads: that is its limit");
+            Failure::overloaded(message)
+        }
+        Reply::Written { .. }
+        | Reply::Deleted { .. }
+        | Reply::Dropped
+        | Reply::Swept { .. }
+        | Reply::Uploaded { .. }
+        | Reply::UploadAborted => {
             Failure::new(Reason::Internal, "a write was answered with another command's reply")
         }
     }
 }
 
-fn check_size(bytes: u64, collection: &Collection) -> Result<(), Failure> {
+pub(super) fn check_size(bytes: u64, collection: &Collection) -> Result<(), Failure> {
     let max = collection.settings.state_bytes_max;
     if bytes <= max {
         return Ok(());
@@ -309,7 +337,7 @@ fn edit_bytes(edit: &Edit) -> usize {
     }
 }
 
-fn hash_part(hash: &mut Xxh3, bytes: &[u8]) {
+pub(super) fn hash_part(hash: &mut Xxh3, bytes: &[u8]) {
     hash.update(&(bytes.len() as u64).to_le_bytes());
     hash.update(bytes);
 }

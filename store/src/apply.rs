@@ -8,12 +8,14 @@
 use bytes::Bytes;
 
 use crate::command::{
-    Command, Condition, Delete, Expiry, FIELDS_MAX, Patch, Put, Reply, Write, WriteLimits,
+    Command, Condition, Delete, Expiry, FIELDS_MAX, Patch, Put, Write, WriteLimits,
 };
 use crate::extent::{BlobId, ChunkSpan, Extent, Piece, Pieces, unreferenced};
 use crate::patch;
 use crate::payload::{detached, outgrown};
 use crate::record::{Content, Record, RecordField};
+use crate::reply::Reply;
+use crate::upload::PutUpload;
 use crate::value::{Field, FieldType};
 
 /// When a command happens, in the shard's order and by the entry's clock.
@@ -104,13 +106,45 @@ pub fn put<E>(
     load: &mut Load<'_, E>,
 ) -> Result<Decision, E> {
     let alive = stored.filter(|record| !record.expired(moment.time_ms));
-    if let Some(refusal) = refuse(put.write.condition, alive).or_else(|| bad_fields(&put.fields)) {
+    let fields = put.fields.iter();
+    let fields = fields.map(|f| (f.name.as_str(), f.value.field_type(), f.bytes().len() as u64));
+    if let Some(refusal) = refuse(put.write.condition, alive).or_else(|| bad_fields(fields)) {
         return Ok(away.refused(refusal));
     }
     let drafts =
         put.fields.iter().enumerate().map(|(slot, field)| away.draft(slot, field)).collect();
     let model = put.write.model.clone();
     finish(&put.write, away, drafts, Stored { stored, alive }, (moment, model), load)
+}
+
+/// Replaces a state by what was uploaded, complete and in these parts. A conflict leaves the
+/// parts alone; any other refusal frees them.
+pub fn put_upload<E>(
+    put: &PutUpload,
+    parts: &[Extent],
+    stored: Option<&Record>,
+    moment: Moment,
+    load: &mut Load<'_, E>,
+) -> Result<Decision, E> {
+    let alive = stored.filter(|record| !record.expired(moment.time_ms));
+    if let Some(refusal) = refuse(put.write.condition, alive) {
+        return Ok(Away::default().refused(refusal));
+    }
+    let away = Away::parts(parts);
+    let fields = put.fields.iter().map(|f| (f.name.as_str(), f.field_type.clone(), f.bytes));
+    if let Some(refusal) = bad_fields(fields) {
+        return Ok(away.refused(refusal));
+    }
+    let mut end = 0;
+    let draft = |field: &crate::upload::UploadedField| {
+        let range = end..end + field.bytes;
+        end = range.end;
+        let content = DraftContent::Pieces(Pieces::stored(&Pieces::range_of(parts, range)));
+        Draft { name: field.name.clone(), field_type: field.field_type.clone(), content }
+    };
+    let drafts = put.fields.iter().map(draft).collect();
+    let model = put.write.model.clone();
+    finish(&put.write, &away, drafts, Stored { stored, alive }, (moment, model), load)
 }
 
 /// Changes parts of a state.
@@ -185,7 +219,12 @@ impl Away {
         Away { slots: payloads.iter().map(|p| (p.slot, extent(p.slot, p.bytes))).collect() }
     }
 
-    fn find(&self, slot: usize) -> Option<Extent> {
+    /// Those of an upload.
+    fn parts(parts: &[Extent]) -> Self {
+        Away { slots: (0u16..).zip(parts.iter().copied()).collect() }
+    }
+
+    pub(crate) fn find(&self, slot: usize) -> Option<Extent> {
         self.slots.iter().find(|(number, _)| usize::from(*number) == slot).map(|(_, at)| *at)
     }
 
@@ -236,28 +275,28 @@ fn refuse(condition: Condition, alive: Option<&Record>) -> Option<Reply> {
     (!holds).then_some(Reply::Conflict { current })
 }
 
-/// Why fields can't be a state.
-fn bad_fields(fields: &[Field]) -> Option<Reply> {
-    let mut names: Vec<&str> = fields.iter().map(|field| field.name.as_str()).collect();
+/// Why fields, each by name, type and bytes, can't be a state.
+fn bad_fields<'a>(
+    fields: impl Iterator<Item = (&'a str, FieldType, u64)> + Clone,
+) -> Option<Reply> {
+    let mut names: Vec<&str> = fields.clone().map(|(name, ..)| name).collect();
     names.sort_unstable();
     if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
         let expected = "every field once".to_owned();
         return Some(Reply::FieldMismatch { name: twice[0].to_owned(), expected });
     }
-    fields.iter().find_map(bad_field)
+    fields.into_iter().find_map(|(name, field_type, bytes)| bad_field(name, &field_type, bytes))
 }
 
 /// Why a field's bytes do not fit its type.
-pub(crate) fn bad_field(field: &Field) -> Option<Reply> {
-    let field_type = field.value.field_type();
-    let FieldType::Tensor { dtype, shape } = &field_type else { return None };
-    let len = field.bytes().len() as u64;
+pub(crate) fn bad_field(name: &str, field_type: &FieldType, bytes: u64) -> Option<Reply> {
+    let FieldType::Tensor { dtype, shape } = field_type else { return None };
     let expected = match field_type.bytes_len() {
-        Some(expected) if expected == len => return None,
-        Some(expected) => format!("{expected} bytes for {dtype} of shape {shape:?}, not {len}"),
+        Some(expected) if expected == bytes => return None,
+        Some(expected) => format!("{expected} bytes for {dtype} of shape {shape:?}, not {bytes}"),
         None => format!("a shape of less than 2^64 bytes, not {dtype} of {shape:?}"),
     };
-    Some(Reply::FieldMismatch { name: field.name.clone(), expected })
+    Some(Reply::FieldMismatch { name: name.to_owned(), expected })
 }
 
 fn drafts_of(record: &Record) -> Vec<Draft> {

@@ -1,4 +1,5 @@
-//! The replicated vocabulary: what an entry asks of a shard, and what the shard answers.
+//! The replicated vocabulary: what an entry asks of a shard. What the shard answers is in
+//! `reply.rs`, and what large states are asked in parts in `upload.rs`.
 //!
 //! Pure data. Its bytes are in `encoding.rs`, its meaning in `apply.rs`. Nothing here knows
 //! time, disk or Raft: an entry carries the proposer's clock as a value.
@@ -9,7 +10,8 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 
 use crate::ids::{CollectionId, EntryId};
-use crate::value::Field;
+use crate::upload::{PutUpload, Upload};
+use crate::value::{AXES_MAX, Field, Value};
 
 /// Commands in one entry: a command's position in its entry is 16 bits of a version.
 pub const COMMANDS_PER_ENTRY_MAX: usize = 65_535;
@@ -117,6 +119,10 @@ pub enum Command {
     },
     /// Removes what has expired.
     Sweep(Sweep),
+    /// Begins, continues or ends an upload.
+    Upload(Upload),
+    /// Replaces a state, or creates it, by what was uploaded.
+    PutUpload(PutUpload),
 }
 
 /// Where a state lives.
@@ -267,73 +273,6 @@ pub struct Sweep {
     pub cursor: Option<Bytes>,
 }
 
-/// What a shard answers to a command. A refusal is an answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reply {
-    /// The state was written.
-    Written {
-        /// Its new version.
-        version: u64,
-        /// As the command carried it; for a repeat, as the first one did.
-        answer: Bytes,
-        /// The request had been done before: this is its reply.
-        repeated: bool,
-    },
-    /// The state is gone.
-    Deleted {
-        /// The version at which it went.
-        version: u64,
-        /// There was a state.
-        existed: bool,
-        /// The request had been done before: this is its reply.
-        repeated: bool,
-    },
-    /// The condition did not hold.
-    Conflict {
-        /// The state's version; `None` if there is no state.
-        current: Option<u64>,
-    },
-    /// There is no state to change.
-    NotFound,
-    /// The state has no such field.
-    FieldNotFound {
-        /// The field asked for.
-        name: String,
-    },
-    /// A range ends behind its field.
-    RangePastEnd {
-        /// The field.
-        name: String,
-        /// Bytes that it has.
-        bytes: u64,
-        /// The byte at which the range would end.
-        end: u64,
-    },
-    /// A field is not what the change needs.
-    FieldMismatch {
-        /// The field.
-        name: String,
-        /// What was expected, for a person.
-        expected: String,
-    },
-    /// The state would be larger than its collection allows.
-    TooLarge {
-        /// Bytes that its fields would have.
-        bytes: u64,
-        /// What the collection allows.
-        max: u64,
-    },
-    /// The request id was used before for another request.
-    RequestIdReused,
-    /// The collection is empty.
-    Dropped,
-    /// Expired states are gone.
-    Swept {
-        /// How many.
-        states: u64,
-    },
-}
-
 /// A part of a command is larger or smaller than the vocabulary allows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {min}..={max} {what}, found {found}")]
@@ -348,7 +287,7 @@ pub struct OutOfBounds {
     pub max: usize,
 }
 
-fn bounded(
+pub(crate) fn bounded(
     what: &'static str,
     found: usize,
     (min, max): (usize, usize),
@@ -388,6 +327,8 @@ impl Command {
             }
             Command::Delete(delete) => delete.write.check(),
             Command::DropCollection { .. } | Command::Sweep(_) => Ok(()),
+            Command::Upload(upload) => upload.check(),
+            Command::PutUpload(put) => put.check(),
         }
     }
 
@@ -404,13 +345,21 @@ impl Command {
             Command::Delete(delete) => FIXED + delete.write.bytes(),
             Command::DropCollection { .. } => FIXED,
             Command::Sweep(sweep) => FIXED + sweep.cursor.as_ref().map_or(0, Bytes::len),
+            Command::Upload(upload) => FIXED + upload.bytes(),
+            Command::PutUpload(put) => FIXED + put.bytes(),
         }
     }
 }
 
+impl Target {
+    pub(crate) fn check(&self) -> Result<(), OutOfBounds> {
+        bounded("bytes of a key", self.key.len(), (1, KEY_BYTES_MAX))
+    }
+}
+
 impl Write {
-    fn check(&self) -> Result<(), OutOfBounds> {
-        bounded("bytes of a key", self.target.key.len(), (1, KEY_BYTES_MAX))?;
+    pub(crate) fn check(&self) -> Result<(), OutOfBounds> {
+        self.target.check()?;
         bounded("bytes of an answer", self.answer.len(), (0, ANSWER_BYTES_MAX))?;
         match &self.model {
             None => Ok(()),
@@ -420,7 +369,7 @@ impl Write {
         }
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let model = self.model.as_ref().map_or(0, |model| model.name.len());
         self.target.key.len() + self.answer.len() + model
     }
@@ -438,17 +387,15 @@ impl Edit {
     }
 }
 
-fn check_field_name(name: &str) -> Result<(), OutOfBounds> {
+pub(crate) fn check_field_name(name: &str) -> Result<(), OutOfBounds> {
     bounded("bytes of a field's name", name.len(), (1, FIELD_NAME_BYTES_MAX))
 }
 
 fn check_field(field: &Field) -> Result<(), OutOfBounds> {
     check_field_name(&field.name)?;
     match &field.value {
-        crate::value::Value::Tensor { shape, .. } => {
-            bounded("axes of a tensor", shape.len(), (0, crate::value::AXES_MAX))
-        }
-        crate::value::Value::Bytes(_) => Ok(()),
+        Value::Tensor { shape, .. } => bounded("axes of a tensor", shape.len(), (0, AXES_MAX)),
+        Value::Bytes(_) => Ok(()),
     }
 }
 

@@ -18,6 +18,10 @@ pub struct Config {
     pub read_threads: usize,
     /// Reads that may wait for a thread of the read pool.
     pub read_queue_max: usize,
+    /// Threads that read long stretches piece by piece, apart from those of small reads.
+    pub stream_threads: usize,
+    /// Pieces that may wait for these.
+    pub stream_queue_max: usize,
     /// Jobs that may wait for the commit thread.
     pub commit_queue_entries_max: usize,
     /// Bytes of jobs that may wait for the commit thread.
@@ -38,6 +42,8 @@ impl Default for Config {
             log_tail_bytes_max: 32 << 20,
             read_threads: 8,
             read_queue_max: 4_096,
+            stream_threads: 2,
+            stream_queue_max: 1_024,
             commit_queue_entries_max: 65_536,
             commit_queue_bytes_max: 256 << 20,
             background_jobs: 2,

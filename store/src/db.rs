@@ -78,6 +78,8 @@ pub(crate) enum Look<'a> {
     Disk,
     /// Wherever the row was when the view was taken.
     View(&'a View),
+    /// The same; what comes from disk does not stay in memory.
+    Passing(&'a View),
 }
 
 /// How rows are walked.
@@ -118,6 +120,7 @@ pub(crate) struct Block {
 /// The database as it was at one moment.
 pub(crate) struct View {
     reads: ReadOptions,
+    passing: ReadOptions,
     snapshot: ManuallyDrop<Snapshot<'static>>,
     _db: Arc<Db>,
 }
@@ -215,6 +218,7 @@ impl Db {
             Look::Cached => &self.cached,
             Look::Disk => &self.disk,
             Look::View(view) => &view.reads,
+            Look::Passing(view) => &view.passing,
         };
         match self.rocks.get_pinned_cf_opt(&family.0.handle, key, reads) {
             Ok(None) => Ok(Fetched::Absent),
@@ -269,7 +273,7 @@ impl Db {
         visit: Visit<'_>,
     ) -> Result<(), Error> {
         let mut reads = ReadOptions::default();
-        if let Look::View(view) = look {
+        if let Look::View(view) | Look::Passing(view) = look {
             reads.set_snapshot(&*view.snapshot);
         }
         reads.set_iterate_lower_bound(start);
@@ -308,11 +312,13 @@ impl Db {
     /// The database as it is now.
     pub fn view(self: &Arc<Self>) -> View {
         let snapshot = self.rocks.snapshot();
-        let mut reads = ReadOptions::default();
+        let (mut reads, mut passing) = (ReadOptions::default(), ReadOptions::default());
         reads.set_snapshot(&snapshot);
+        passing.set_snapshot(&snapshot);
+        passing.fill_cache(false);
         // SAFETY: the snapshot is released before the database, which rides along.
         let snapshot = unsafe { std::mem::transmute::<Snapshot<'_>, Snapshot<'static>>(snapshot) };
-        View { reads, snapshot: ManuallyDrop::new(snapshot), _db: self.clone() }
+        View { reads, passing, snapshot: ManuallyDrop::new(snapshot), _db: self.clone() }
     }
 
     /// Writes a batch to the log and memory, not synced.

@@ -6,7 +6,8 @@
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
-use crate::command::{Reply, RequestTag};
+use crate::command::RequestTag;
+use crate::reply::Reply;
 
 /// Milliseconds of one bucket.
 pub const BUCKET_MS: u64 = 5 * 60 * 1_000;
@@ -50,7 +51,15 @@ pub(crate) fn encode(tag: &RequestTag, reply: &Reply) -> Option<Vec<u8>> {
         | Reply::TooLarge { .. }
         | Reply::RequestIdReused
         | Reply::Dropped
-        | Reply::Swept { .. } => return None,
+        | Reply::Swept { .. }
+        | Reply::Uploaded { .. }
+        | Reply::UploadAborted
+        | Reply::UploadNotFound
+        | Reply::UploadTaken
+        | Reply::UploadMismatch
+        | Reply::UploadIncomplete { .. }
+        | Reply::UploadCorrupt { .. }
+        | Reply::TooManyUploads { .. } => return None,
     };
     let mut out = Writer::with_capacity(20 + answer.len());
     out.u8(FORMAT);

@@ -4,6 +4,7 @@
 //! entry   = format u8 | index u64 | term u64 | body
 //! body    = 0 | 1 long(membership) | 2 time_ms u64 | count u16 | command...
 //! command = 0 write fields | 1 write edits | 2 write | 3 collection u64 | 4 sweep
+//!         | 5 upload | 6 put-upload        (these two: encoding/upload.rs)
 //! write   = collection u64 | medium(key) | condition | request | expiry | writer u64 | model
 //!         | state_bytes_max u64 | inline_bytes_max u32 | medium(answer)
 //! payload = 0 len u64 bytes | 1 len u64        (1: in chunk rows, see payload.rs)
@@ -12,6 +13,8 @@
 //! Integers are little endian. On the wire every payload is whole; in a log row those that
 //! `payload.rs` picks are references, and reading back asks a resolver for their bytes.
 //! Nothing is validated here beyond the vocabulary's bounds: that is `apply.rs`.
+
+mod upload;
 
 use bytes::Bytes;
 
@@ -156,6 +159,14 @@ fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
                 }
             }
         }
+        Command::Upload(upload) => {
+            out.u8(5);
+            upload::encode(out, upload, away.contains(&0));
+        }
+        Command::PutUpload(put) => {
+            out.u8(6);
+            upload::encode_put(out, put);
+        }
     }
 }
 
@@ -174,14 +185,7 @@ fn encode_write(out: &mut Writer, write: &Write) {
             out.u64(writer);
         }
     }
-    match &write.request {
-        None => out.u8(0),
-        Some(tag) => {
-            out.u8(1);
-            out.raw(&tag.id);
-            out.u64(tag.fingerprint);
-        }
-    }
+    encode_request(out, write.request.as_ref());
     match write.expiry {
         Expiry::Keep => out.u8(0),
         Expiry::Never => out.u8(1),
@@ -202,6 +206,17 @@ fn encode_write(out: &mut Writer, write: &Write) {
     out.u64(write.limits.state_bytes_max);
     out.u32(write.limits.inline_bytes_max);
     out.medium(&write.answer);
+}
+
+fn encode_request(out: &mut Writer, request: Option<&RequestTag>) {
+    match request {
+        None => out.u8(0),
+        Some(tag) => {
+            out.u8(1);
+            out.raw(&tag.id);
+            out.u64(tag.fingerprint);
+        }
+    }
 }
 
 fn encode_payload(out: &mut Writer, bytes: &Bytes, away: bool) {
@@ -316,6 +331,16 @@ fn decode_command<E: From<Malformed>>(
             };
             Command::Sweep(Sweep { now_ms, limit, cursor })
         }
+        5 => {
+            let payload = |scan: &mut Scanner, collection| {
+                let (slot, len) = (0, 0);
+                let At { index, position } = at;
+                let payload_ref = PayloadRef { collection, index, position, slot, len };
+                decode_payload(scan, payload_ref, resolve)
+            };
+            Command::Upload(upload::decode(scan, payload)?)
+        }
+        6 => Command::PutUpload(upload::decode_put(scan)?),
         _ => return Err(scan.malformed("a known command").into()),
     };
     command.check().map_err(|_| scan.malformed("a command within bounds"))?;
@@ -332,14 +357,7 @@ fn decode_write(scan: &mut Scanner) -> Result<Write, Malformed> {
         3 => Condition::Writer(scan.u64("a writer")?),
         _ => return Err(scan.malformed("a known condition")),
     };
-    let request = match scan.u8("a request tag")? {
-        0 => None,
-        1 => Some(RequestTag {
-            id: scan.bytes16("a request's id")?,
-            fingerprint: scan.u64("a request's fingerprint")?,
-        }),
-        _ => return Err(scan.malformed("a request tag or none")),
-    };
+    let request = decode_request(scan)?;
     let expiry = match scan.u8("an expiry")? {
         0 => Expiry::Keep,
         1 => Expiry::Never,
@@ -362,6 +380,17 @@ fn decode_write(scan: &mut Scanner) -> Result<Write, Malformed> {
     let answer = scan.medium("an answer")?;
     let target = Target { collection, key };
     Ok(Write { target, condition, request, expiry, writer, model, limits, answer })
+}
+
+fn decode_request(scan: &mut Scanner) -> Result<Option<RequestTag>, Malformed> {
+    match scan.u8("a request tag")? {
+        0 => Ok(None),
+        1 => Ok(Some(RequestTag {
+            id: scan.bytes16("a request's id")?,
+            fingerprint: scan.u64("a request's fingerprint")?,
+        })),
+        _ => Err(scan.malformed("a request tag or none")),
+    }
 }
 
 fn decode_payload<E: From<Malformed>>(

@@ -103,6 +103,12 @@ pub enum Error {
         /// Where the range would end.
         end: u64,
     },
+    /// Rows were asked for of a field that has none.
+    #[error("field {name:?} has no rows: expected a tensor with at least one axis")]
+    NoRows {
+        /// The field.
+        name: String,
+    },
     /// The state was replaced while its bytes were read: read it again, or through a view.
     #[error("state was replaced while it was read")]
     Replaced,

@@ -15,8 +15,8 @@ use bytes::{Bytes, BytesMut};
 /// Bytes of one chunk row; the last one of a blob may be shorter.
 pub const CHUNK_BYTES: u64 = 256 << 10;
 
-/// The most extents that a field may have.
-pub const EXTENTS_MAX: usize = 256;
+/// The most extents that a field may have: 1 GiB in parts of 1 MiB, and as many cuts again.
+pub const EXTENTS_MAX: usize = 2_048;
 
 /// The extents that even a short field may have.
 const EXTENTS_MIN: usize = 16;

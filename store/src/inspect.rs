@@ -50,6 +50,8 @@ pub struct Census {
     pub requests: u64,
     /// Rows of the expiry index.
     pub expiries: u64,
+    /// Uploads that are no states yet.
+    pub uploads: u64,
     /// Runs of chunks that wait for the log to be purged.
     pub garbage: u64,
 }
@@ -66,6 +68,7 @@ pub(crate) fn census(db: &Db, family: &Family) -> Result<Census, Error> {
             }
             Some(b'D') => census.requests += 1,
             Some(b'X') => census.expiries += 1,
+            Some(b'U') => census.uploads += 1,
             Some(b'G') => census.garbage += 1,
             Some(b'A') => {}
             Some(_) | None => return Err(Error::corrupt("row", "its kind is unknown")),

@@ -10,6 +10,7 @@
 //! | `D` bucket u32, request id 16 bytes | what a repeat is answered (`dedup.rs`) | apply |
 //! | `X` expires_ms u64, collection u64, key | nothing | apply |
 //! | `G` release index u64, version u64, number u32 | chunk rows to delete (`garbage.rs`) | apply |
+//! | `U` collection u64, upload id 16 bytes | what there is of an upload (`upload.rs`) | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |
 //!
 //! A blob is `index u64, position u16, number u16` of the payload that it came with.
@@ -86,7 +87,7 @@ pub(crate) fn key_of_record(row: &[u8]) -> &[u8] {
     &row[RECORD_PREFIX..]
 }
 
-/// The collection of a state or chunk, from its row's key.
+/// The collection of a state, chunk or upload, from its row's key.
 pub(crate) fn collection_of(row: &[u8]) -> CollectionId {
     let bytes = row[1..RECORD_PREFIX].try_into().expect("the slice has 8 bytes");
     CollectionId(u64::from_be_bytes(bytes))
@@ -141,7 +142,7 @@ pub(crate) fn is_garbage(row: &[u8]) -> bool {
 
 /// Whether a row is part of what one replica sends to another.
 pub(crate) fn travels(row: &[u8]) -> bool {
-    row == APPLIED || matches!(row.first(), Some(b'C' | b'D' | b'S' | b'X'))
+    row == APPLIED || matches!(row.first(), Some(b'C' | b'D' | b'S' | b'U' | b'X'))
 }
 
 /// All rows of a replica.
@@ -162,6 +163,21 @@ pub(crate) fn request(bucket: u32, id: &[u8; 16]) -> Vec<u8> {
 /// All remembered requests of buckets before `end`.
 pub(crate) fn requests_before(end: u32) -> (Vec<u8>, Vec<u8>) {
     (vec![b'D'], build(b'D', &[&end.to_be_bytes()]))
+}
+
+/// The row of an upload.
+pub(crate) fn upload(collection: CollectionId, id: &[u8; 16]) -> Vec<u8> {
+    build(b'U', &[&collection.0.to_be_bytes(), id])
+}
+
+/// All uploads of a collection.
+pub(crate) fn uploads(collection: CollectionId) -> (Vec<u8>, Vec<u8>) {
+    (build(b'U', &[&collection.0.to_be_bytes()]), after(b'U', collection.0))
+}
+
+/// All uploads of a replica.
+pub(crate) fn all_uploads() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'U'], vec![b'U' + 1])
 }
 
 /// The row of the expiry index.
@@ -302,6 +318,9 @@ mod tests {
         assert!(!holds(records(CollectionId(5)), record(CollectionId(6), &[])));
         assert!(holds(records(last), record(last, b"k")));
         assert!(holds(all_records(), record(last, b"k")));
+        assert!(holds(uploads(last), upload(last, &[255; 16])));
+        assert!(!holds(uploads(CollectionId(5)), upload(CollectionId(6), &[0; 16])));
+        assert!(holds(all_uploads(), upload(last, &[255; 16])));
         assert!(holds(expiries(&[], 9), expiry(9, last, b"k")));
         assert!(!holds(expiries(&[], 9), expiry(10, CollectionId(0), &[])));
         assert!(holds(garbage_between(9, 9), garbage(9, 0, 0)));

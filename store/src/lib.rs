@@ -64,14 +64,17 @@ mod pool;
 mod read;
 mod receive;
 mod record;
+mod reply;
 mod selected;
 mod shard;
 mod space;
 mod state;
 mod stats;
 mod store;
+mod stream;
 mod tail;
 mod unflushed;
+mod upload;
 mod value;
 mod view;
 mod watch;
@@ -82,8 +85,8 @@ pub use codec::Malformed;
 pub use command::{
     ANSWER_BYTES_MAX, Body, COMMANDS_PER_ENTRY_MAX, Command, CommandBatch, Condition, Delete,
     EDITS_MAX, Edit, Entry, Expiry, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX,
-    MODEL_NAME_BYTES_MAX, ModelTag, OutOfBounds, Patch, Put, Reply, RequestTag, Sweep, Target,
-    Write, WriteLimits,
+    MODEL_NAME_BYTES_MAX, ModelTag, OutOfBounds, Patch, Put, RequestTag, Sweep, Target, Write,
+    WriteLimits,
 };
 pub use commit::Callback;
 pub use config::Config;
@@ -97,13 +100,18 @@ pub use inspect::Census;
 pub use keys::STORE_FORMAT;
 pub use log::Log;
 pub use pool::{Read, ReadPool};
-pub use read::{Reader, SweepStart};
+pub use read::{Reader, SweepStart, UploadProgress};
 pub use receive::{Incoming, Received};
+pub use reply::Reply;
 pub use shard::Shard;
 pub use state::{
-    BlobHandle, Cached, FieldRange, Payload, Selection, State, StateField, WholeState,
+    BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,
 };
 pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats};
 pub use store::Store;
+pub use stream::FieldStream;
+pub use upload::{
+    PutUpload, UPLOAD_PARTS_MAX, UPLOADS_MAX, Upload, UploadId, UploadStep, UploadedField,
+};
 pub use value::{AXES_MAX, DType, Field, FieldType, Value};
 pub use view::View;

@@ -5,8 +5,9 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::apply::{Away, Draft, DraftContent, bad_field};
-use crate::command::{Edit, Reply};
+use crate::command::Edit;
 use crate::extent::{Piece, Pieces};
+use crate::reply::Reply;
 use crate::value::FieldType;
 
 /// Whether an edit makes sense without a state.
@@ -26,7 +27,8 @@ pub(crate) fn edit(
 ) -> Result<(), Reply> {
     match edit {
         Edit::Set(field) => {
-            if let Some(refusal) = bad_field(field) {
+            let bytes = field.bytes().len() as u64;
+            if let Some(refusal) = bad_field(&field.name, &field.value.field_type(), bytes) {
                 return Err(refusal);
             }
             let draft = away.draft(slot, field);

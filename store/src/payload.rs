@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::command::{Command, Edit};
 use crate::ids::CollectionId;
+use crate::upload::{Upload, UploadStep};
 
 /// A payload of a command that goes to a blob for certain.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,9 +50,11 @@ pub(crate) fn detached(command: &Command) -> Vec<Detached<'_>> {
             (&put.write, put.fields.iter().map(whole).collect())
         }
         Command::Patch(patch) => (&patch.write, patch.edits.iter().map(slot_of).collect()),
-        Command::Delete(_) | Command::DropCollection { .. } | Command::Sweep(_) => {
-            return Vec::new();
-        }
+        Command::Upload(upload) => return uploaded(upload),
+        Command::Delete(_)
+        | Command::DropCollection { .. }
+        | Command::Sweep(_)
+        | Command::PutUpload(_) => return Vec::new(),
     };
     let inline_bytes_max = u64::from(write.limits.inline_bytes_max);
     if slots.iter().map(|slot| slot.len()).sum::<u64>() <= inline_bytes_max {
@@ -73,6 +76,16 @@ pub(crate) fn detached(command: &Command) -> Vec<Detached<'_>> {
         detached.push(Detached { collection, slot: number as u16, bytes });
     }
     detached
+}
+
+/// A part of an upload is a blob however short it is.
+fn uploaded(upload: &Upload) -> Vec<Detached<'_>> {
+    match &upload.step {
+        UploadStep::Part { bytes, .. } if !bytes.is_empty() => {
+            vec![Detached { collection: upload.target.collection, slot: 0, bytes }]
+        }
+        UploadStep::Part { .. } | UploadStep::Begin { .. } | UploadStep::Abort => Vec::new(),
+    }
 }
 
 fn slot_of(edit: &Edit) -> Slot<'_> {

@@ -22,16 +22,16 @@ pub struct ReadPool {
 }
 
 impl ReadPool {
-    /// Starts `threads` threads; at most `queue_max` reads wait for one.
+    /// Starts `threads` threads of a name; at most `queue_max` reads wait for one.
     ///
     /// # Panics
     /// If the system refuses a thread.
-    pub fn new(threads: usize, queue_max: usize) -> Self {
+    pub fn new(name: &str, threads: usize, queue_max: usize) -> Self {
         let (sender, receiver) = crossbeam_channel::bounded(queue_max);
         let start = |number| {
             let receiver: Receiver<Read> = receiver.clone();
             std::thread::Builder::new()
-                .name(format!("read-{number}"))
+                .name(format!("{name}-{number}"))
                 .spawn(move || run(&receiver))
                 .expect("the system starts a read thread")
         };

@@ -17,17 +17,19 @@ use bytes::{Bytes, BytesMut};
 
 use crate::blob::{self, Loaded};
 use crate::cache::{Found, Place};
-use crate::command::{Reply, RequestTag};
+use crate::command::RequestTag;
 use crate::db::{Fetched, Look, Walk};
 use crate::dedup;
 use crate::disk::{Disk, Generation, Replica};
 use crate::error::Error;
-use crate::extent::{CHUNK_BYTES, Extent, Pieces};
+use crate::extent::{BlobId, CHUNK_BYTES, Extent, Pieces};
 use crate::ids::CollectionId;
 use crate::keys;
 use crate::record::{Content, Record};
-use crate::selected::{check_range, inline_part, selected};
+use crate::reply::Reply;
+use crate::selected::{Slice, check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
+use crate::upload::{Kept, UploadId};
 use crate::value::Field;
 use crate::view::View;
 
@@ -55,6 +57,15 @@ pub struct Reader {
 pub struct SweepStart {
     /// For `Sweep::cursor`.
     pub cursor: Option<Bytes>,
+}
+
+/// How much there is of an upload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UploadProgress {
+    /// Bytes, from the beginning.
+    pub bytes: u64,
+    /// Unix milliseconds; each part puts it off.
+    pub expires_at_ms: u64,
 }
 
 /// What a read with a look comes to.
@@ -208,7 +219,37 @@ impl Reader {
             return Ok(Some(SweepStart { cursor }));
         }
         let requests = self.first_row(keys::requests_before(dedup::oldest_kept(now_ms)))?;
-        Ok(requests.map(|_| SweepStart { cursor: None }))
+        let sweepable = requests.is_some() || self.upload_expired(now_ms)?;
+        Ok(sweepable.then_some(SweepStart { cursor: None }))
+    }
+
+    /// Whether an upload has expired. There are few.
+    fn upload_expired(&self, now_ms: u64) -> Result<bool, Error> {
+        let mut expired = false;
+        let family = &self.generation().family;
+        self.disk.db.walk(family, keys::all_uploads(), Walk::Few, &mut |_, row| {
+            let upload = Kept::decode(Bytes::copy_from_slice(row));
+            expired = upload.map_err(|e| Error::corrupt("upload row", e))?.expired(now_ms);
+            Ok(if expired { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok(expired)
+    }
+
+    /// How much there is of an upload that has not expired. May wait for the disk.
+    pub fn upload(
+        &self,
+        collection: CollectionId,
+        id: &UploadId,
+        now_ms: u64,
+    ) -> Result<Option<UploadProgress>, Error> {
+        self.replica.check()?;
+        let family = &self.generation().family;
+        let Some(row) = self.disk.db.fetch(family, &keys::upload(collection, id))? else {
+            return Ok(None);
+        };
+        let kept = Kept::decode(row).map_err(|error| Error::corrupt("upload row", error))?;
+        let progress = UploadProgress { bytes: kept.bytes(), expires_at_ms: kept.expires_at_ms };
+        Ok(Some(progress).filter(|_| !kept.expired(self.now_ms(now_ms))))
     }
 
     /// The first row of the expiry index up to a time. Begins where the last walk ended: in front
@@ -263,7 +304,7 @@ impl Reader {
         let place = Place::of(generation.space, collection, key);
         let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
         let vacancy = match look {
-            Look::View(_) => None,
+            Look::View(_) | Look::Passing(_) => None,
             Look::Cached | Look::Disk => match self.disk.cache.find(&place) {
                 Found::Kept(record) => return Ok(Outcome::Ready(Some(record).filter(alive))),
                 Found::Vacant(vacancy) => Some(vacancy),
@@ -316,7 +357,7 @@ impl Reader {
             Outcome::Gone => return Ok(Outcome::Gone),
         };
         let mut fields = Vec::with_capacity(record.fields.len());
-        for (field, range) in selected(&record, selection)? {
+        for Slice { field, range, field_type } in selected(&record, selection)? {
             let loaded = match &field.content {
                 Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
                 Content::Blobs(extents) => {
@@ -326,7 +367,7 @@ impl Reader {
             };
             match loaded {
                 Outcome::Ready(bytes) => {
-                    let value = field.field_type.clone().with(bytes);
+                    let value = field_type.with(bytes);
                     fields.push(Field { name: field.name.clone(), value });
                 }
                 Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
@@ -364,6 +405,22 @@ impl Reader {
         }
     }
 
+    /// A chunk of a blob as a look sees it.
+    pub(crate) fn chunk(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        blob: BlobId,
+        number: u32,
+    ) -> Result<Fetched, Error> {
+        self.disk.db.get(&self.generation().family, &keys::chunk(collection, blob, number), look)
+    }
+
+    /// Whether so many bytes may displace others from the block cache.
+    pub(crate) fn is_worth_keeping(&self, bytes: u64) -> bool {
+        bytes <= self.block_cache_bytes / CACHE_SHARE
+    }
+
     fn load_blob(
         &self,
         look: Look<'_>,
@@ -374,10 +431,7 @@ impl Reader {
         let parts = Pieces::range_of(extents, range.clone());
         let fetch = |extent: &Extent| {
             let blob = extent.blob;
-            move |number| {
-                let key = keys::chunk(collection, blob, number);
-                self.disk.db.get(&self.generation().family, &key, look)
-            }
+            move |number| self.chunk(look, collection, blob, number)
         };
         if let [extent] = &parts[..]
             && !read_ahead(look, extent)
@@ -412,7 +466,7 @@ impl Reader {
             keys::chunk(collection, extent.blob, span.first),
             keys::chunk(collection, extent.blob, span.end),
         );
-        let keep = extent.len <= self.block_cache_bytes / CACHE_SHARE;
+        let keep = self.is_worth_keeping(extent.len);
         let mut next = span.first;
         let (generation, walk) = (self.generation(), Walk::Ahead { keep });
         self.disk.db.walk_at(look, &generation.family, rows, walk, &mut |key, chunk| {
@@ -439,6 +493,6 @@ fn outcome(loaded: Loaded) -> Outcome<Bytes> {
 fn read_ahead(look: Look<'_>, extent: &Extent) -> bool {
     match look {
         Look::Cached => false,
-        Look::Disk | Look::View(_) => extent.len > READ_AHEAD_FROM_BYTES,
+        Look::Disk | Look::View(_) | Look::Passing(_) => extent.len > READ_AHEAD_FROM_BYTES,
     }
 }

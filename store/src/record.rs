@@ -163,7 +163,7 @@ fn encode_field(out: &mut Writer, field: &RecordField) {
         }
         Content::Blobs(extents) => {
             out.u8(IN_BLOBS);
-            out.u16(u16::try_from(extents.len()).expect("a field has at most 256 extents"));
+            out.u16(u16::try_from(extents.len()).expect("a field has at most 2,048 extents"));
             for extent in extents {
                 out.u64(extent.blob.index);
                 out.u16(extent.blob.position);

@@ -6,35 +6,73 @@ use bytes::Bytes;
 
 use crate::error::Error;
 use crate::record::{Record, RecordField};
-use crate::state::{FieldRange, Selection};
+use crate::state::{FieldRange, Part, Selection};
+use crate::value::FieldType;
 
-/// The fields that a selection names, and the range of each.
+/// A field that is read, which of its bytes, and what these are.
+pub(crate) struct Slice<'a> {
+    pub field: &'a RecordField,
+    pub range: Range<u64>,
+    pub field_type: FieldType,
+}
+
+/// The parts of fields that a selection names.
 pub(crate) fn selected<'a>(
     record: &'a Record,
     selection: &Selection,
-) -> Result<Vec<(&'a RecordField, Range<u64>)>, Error> {
-    let Some(wanted) = &selection.fields else {
-        return Ok(record.fields.iter().map(|field| (field, 0..field.content.len())).collect());
+) -> Result<Vec<Slice<'a>>, Error> {
+    let slice = |field: &'a RecordField, part| {
+        let (name, bytes) = (&field.name, field.content.len());
+        let (range, field_type) = slice_of(name, &field.field_type, bytes, part)?;
+        Ok(Slice { field, range, field_type })
     };
-    let found = wanted.iter().filter_map(|FieldRange { name, range }| {
+    let Some(wanted) = &selection.fields else {
+        return record.fields.iter().map(|field| slice(field, Part::Whole)).collect();
+    };
+    let found = wanted.iter().filter_map(|FieldRange { name, part }| {
         match record.fields.iter().find(|field| field.name == *name) {
-            Some(field) => Some(Ok((field, range))),
+            Some(field) => Some(slice(field, *part)),
             None if selection.if_present => None,
             None => Some(Err(Error::UnknownField { name: name.clone() })),
         }
     });
-    found
-        .map(|found| {
-            let (field, range) = found?;
-            let bytes = field.content.len();
-            let range = match range {
-                None => 0..bytes,
-                Some((offset, None)) => *offset..bytes.max(*offset),
-                Some((offset, Some(len))) => *offset..offset.saturating_add(*len),
-            };
-            Ok((field, range))
-        })
-        .collect()
+    found.collect()
+}
+
+/// Which bytes of a field a part is, and what type these have. The range may end behind the
+/// field.
+pub(crate) fn slice_of(
+    name: &str,
+    field_type: &FieldType,
+    bytes: u64,
+    part: Part,
+) -> Result<(Range<u64>, FieldType), Error> {
+    let (first, count) = match part {
+        Part::Whole => return Ok((0..bytes, field_type.clone())),
+        Part::Bytes { offset, len: None } => {
+            return Ok((offset..bytes.max(offset), FieldType::Bytes));
+        }
+        Part::Bytes { offset, len: Some(len) } => {
+            return Ok((offset..offset.saturating_add(len), FieldType::Bytes));
+        }
+        Part::Rows { first, count } => (first, count),
+    };
+    let FieldType::Tensor { dtype, shape } = field_type else {
+        return Err(Error::NoRows { name: name.to_owned() });
+    };
+    let Some((rows, inner)) = shape.split_first() else {
+        return Err(Error::NoRows { name: name.to_owned() });
+    };
+    let row_bytes = if *rows == 0 { 0 } else { bytes / rows };
+    let count = count.unwrap_or_else(|| rows.saturating_sub(first));
+    let end = first.saturating_add(count);
+    if end > *rows || first > *rows {
+        let end = end.saturating_mul(row_bytes.max(1));
+        return Err(Error::RangePastEnd { name: name.to_owned(), bytes, end });
+    }
+    let shape = std::iter::once(count).chain(inner.iter().copied()).collect();
+    let range = first * row_bytes..end * row_bytes;
+    Ok((range, FieldType::Tensor { dtype: *dtype, shape }))
 }
 
 /// A range of a field that lies in its record.

@@ -7,6 +7,8 @@
 //! An entry is applied after it was appended to this replica's log: its large payloads are chunk
 //! rows already, and here they are only referred to.
 
+mod uploads;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -16,7 +18,7 @@ use crate::apply::{self, Away, Change, Decision, Moment};
 use crate::batch::{ApplyBatch, Part};
 use crate::blob::{self, Loaded};
 use crate::cache::Place;
-use crate::command::{Body, Command, CommandBatch, Entry, Reply, RequestTag, Sweep, Write};
+use crate::command::{Body, Command, CommandBatch, Entry, RequestTag, Sweep, Write};
 use crate::db::{Fetched, Mutation};
 use crate::dedup;
 use crate::disk::{Disk, Replica};
@@ -27,6 +29,7 @@ use crate::ids::{CollectionId, EntryId};
 use crate::inspect::{Census, census, state_hash};
 use crate::keys;
 use crate::record::Record;
+use crate::reply::Reply;
 
 /// One replica's state machine. Dropping it lets somebody else take the replica.
 pub struct Shard {
@@ -137,6 +140,8 @@ impl Applier<'_> {
                 Command::Delete(delete) => self.write(command, &delete.write, moment)?,
                 Command::DropCollection { collection } => self.drop_all(*collection, moment),
                 Command::Sweep(sweep) => self.sweep(sweep, moment)?,
+                Command::Upload(upload) => self.upload(command, upload, moment)?,
+                Command::PutUpload(put) => self.write(command, &put.write, moment)?,
             });
         }
         Ok(replies)
@@ -156,7 +161,8 @@ impl Applier<'_> {
             Command::Put(put) => apply::put(put, &away, stored, moment, &mut load)?,
             Command::Patch(patch) => apply::patch(patch, &away, stored, moment, &mut load)?,
             Command::Delete(delete) => apply::delete(delete, stored, moment),
-            Command::DropCollection { .. } | Command::Sweep(_) => {
+            Command::PutUpload(put) => self.put_upload(put, stored, moment)?,
+            Command::DropCollection { .. } | Command::Sweep(_) | Command::Upload(_) => {
                 unreachable!("only commands with a write come here")
             }
         };
@@ -245,8 +251,9 @@ impl Applier<'_> {
     /// Drops a collection. Its rows in the expiry index go when their time comes, its chunks
     /// when the log no longer needs them.
     fn drop_all(&mut self, collection: CollectionId, moment: Moment) -> Reply {
-        let (start, end) = keys::records(collection);
-        self.part.overlay.drop_range(start, end);
+        for (start, end) in [keys::records(collection), keys::uploads(collection)] {
+            self.part.overlay.drop_range(start, end);
+        }
         // Not the chunks of later entries: they are appended already and not applied.
         let garbage = Garbage::Collection(collection, moment.blob(0));
         self.discard(garbage, moment);
@@ -273,11 +280,12 @@ impl Applier<'_> {
             self.carry_out(key, collection, Some(at_ms), decision, moment);
             states += 1;
         }
+        let uploads = self.sweep_uploads(until_ms, sweep.limit as usize, moment)?;
         let old = keys::requests_before(dedup::oldest_kept(moment.time_ms));
         if !self.keys(old.clone(), 1)?.is_empty() {
             self.part.overlay.drop_range(old.0, old.1);
         }
-        Ok(Reply::Swept { states })
+        Ok(Reply::Swept { states, uploads })
     }
 
     fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {

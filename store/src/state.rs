@@ -2,14 +2,17 @@
 //!
 //! [`State`] refers to large fields; [`WholeState`] has the bytes that were asked for.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::command::ModelTag;
+use crate::error::Error;
 use crate::extent::Extent;
 use crate::ids::CollectionId;
 use crate::record::{Content, Record, RecordField};
+use crate::selected::{check_range, slice_of};
 use crate::value::{Field, FieldType};
 
 /// What a read that may not wait for the disk comes to.
@@ -76,8 +79,8 @@ pub struct WholeState {
     pub writer: u64,
     /// The model that made it.
     pub model: Option<ModelTag>,
-    /// In the order they were added, or asked for. Of a range, the type is the whole field's
-    /// and the bytes are the range's.
+    /// In the order they were added, or asked for. Rows of a tensor are a tensor; a range of
+    /// bytes is bytes.
     pub fields: Vec<Field>,
 }
 
@@ -108,13 +111,34 @@ pub struct Selection {
     pub if_present: bool,
 }
 
-/// A field to read, or a range of its bytes.
+/// A field to read, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldRange {
     /// The field's name.
     pub name: String,
-    /// Offset and length in bytes; no length: to the end. `None`: all of it.
-    pub range: Option<(u64, Option<u64>)>,
+    /// Which part.
+    pub part: Part,
+}
+
+/// A part of a field. No length or count: to the end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// Bytes, whatever they mean.
+    Bytes {
+        /// The first one.
+        offset: u64,
+        /// How many.
+        len: Option<u64>,
+    },
+    /// Rows of a tensor: a range of its leading dimension.
+    Rows {
+        /// The first one.
+        first: u64,
+        /// How many.
+        count: Option<u64>,
+    },
 }
 
 impl Selection {
@@ -130,7 +154,7 @@ impl Selection {
 
     /// Those of these fields that the state has, whole, in this order.
     pub fn if_present(names: Vec<String>) -> Self {
-        let whole = |name| FieldRange { name, range: None };
+        let whole = |name| FieldRange { name, part: Part::Whole };
         let fields = names.into_iter().map(whole).collect();
         Selection { fields: Some(fields), if_present: true }
     }
@@ -159,6 +183,14 @@ impl State {
 }
 
 impl StateField {
+    /// Which of its bytes a part is, and what type these have. `NoRows` or `RangePastEnd` if the
+    /// field has no such part.
+    pub fn slice(&self, part: Part) -> Result<(Range<u64>, FieldType), Error> {
+        let (range, field_type) = slice_of(&self.name, &self.field_type, self.bytes_len, part)?;
+        check_range(&self.name, self.bytes_len, &range)?;
+        Ok((range, field_type))
+    }
+
     fn of(field: &RecordField, collection: CollectionId) -> StateField {
         let payload = match &field.content {
             Content::Inline(bytes) => Payload::Inline(bytes.clone()),

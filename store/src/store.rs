@@ -43,6 +43,7 @@ pub struct Store {
 struct Inner {
     disk: Arc<Disk>,
     pool: Arc<ReadPool>,
+    stream_pool: Arc<ReadPool>,
     space: Space,
     id: [u8; 16],
     database: PathBuf,
@@ -77,10 +78,13 @@ impl Store {
             changing: Mutex::new(()),
             commands_applied: AtomicU64::new(0),
         });
-        let pool = Arc::new(ReadPool::new(config.read_threads, config.read_queue_max));
+        let pool = Arc::new(ReadPool::new("read", config.read_threads, config.read_queue_max));
+        let (threads, queue_max) = (config.stream_threads, config.stream_queue_max);
+        let stream_pool = Arc::new(ReadPool::new("stream", threads, queue_max));
         let space = Space::new(dir, config.disk_reserve_bytes);
         let (incoming, receiving) = (directory.incoming, AtomicU64::new(0));
-        let inner = Inner { disk, pool, space, id, database, config, incoming, receiving };
+        let inner =
+            Inner { disk, pool, stream_pool, space, id, database, config, incoming, receiving };
         let opened = inner.check_identity().and_then(|()| inner.open_replicas());
         if let Err(error) = opened {
             inner.disk.commit.close();
@@ -166,6 +170,11 @@ impl Store {
     /// Threads for reads that wait for the disk.
     pub fn read_pool(&self) -> &Arc<ReadPool> {
         &self.inner.pool
+    }
+
+    /// Threads that read long stretches piece by piece ([`crate::FieldStream`]).
+    pub fn stream_pool(&self) -> &Arc<ReadPool> {
+        &self.inner.stream_pool
     }
 
     /// An empty batch for shards to apply entries to.
@@ -285,6 +294,7 @@ impl Store {
             return Ok(());
         }
         self.inner.pool.close();
+        self.inner.stream_pool.close();
         disk.commit.close();
         let flushed = disk.failure.check().and_then(|()| {
             let replicas: Vec<_> = disk.replicas.read().values().cloned().collect();

@@ -1,6 +1,7 @@
 //! Reads of one replica as it was at one moment, whatever is applied or installed meanwhile.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -9,6 +10,7 @@ use crate::error::Error;
 use crate::ids::CollectionId;
 use crate::read::{Outcome, Reader};
 use crate::state::{Selection, State, StateField, WholeState};
+use crate::stream::FieldStream;
 
 /// One replica as it was at one moment. Holds up compaction: not for long.
 pub struct View {
@@ -57,5 +59,18 @@ impl View {
                 Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
             }
         }
+    }
+
+    /// The bytes of a field that this view has read, to be read piece by piece.
+    pub fn stream(
+        self: &Arc<Self>,
+        field: &StateField,
+        range: Range<u64>,
+    ) -> Result<FieldStream, Error> {
+        FieldStream::new(self.clone(), field, range)
+    }
+
+    pub(crate) fn parts(&self) -> (&Reader, &db::View) {
+        (&self.reader, &self.at)
     }
 }

@@ -8,12 +8,13 @@ use std::process::{Child, Command as Process, Stdio};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
-    Command, Condition, Delete, Edit, Expiry, Put, RequestTag, Sweep, Write, WriteLimits,
+    Command, Condition, Delete, Edit, Expiry, Put, PutUpload, RequestTag, Sweep, Upload,
+    UploadStep, Write, WriteLimits,
 };
 use tempfile::TempDir;
 
 use crate::support::{
-    Node, append, bytes_field, noise, patch, pick, put, seed, write, write_range,
+    Node, append, bytes_field, noise, patch, pick, put, seed, uploaded, write, write_range,
 };
 
 pub const DIRECTORY: &str = "STATEHOUSE_CRASH_DIR";
@@ -48,7 +49,8 @@ fn command(random: &mut StdRng, time_ms: u64) -> Command {
         _ => Expiry::Keep,
     };
     let write = Write { condition, request, expiry, limits, ..write(&key) };
-    match pick(random, 0..10) {
+    match pick(random, 0..13) {
+        10..13 => upload_command(random, write),
         0 => Command::Delete(Delete { write }),
         1 => Command::Sweep(Sweep { now_ms: time_ms, limit: 10, cursor: None }),
         2..=4 => Command::Put(Put { write, fields: vec![bytes_field("f", bytes)] }),
@@ -56,6 +58,28 @@ fn command(random: &mut StdRng, time_ms: u64) -> Command {
         6 => patch(&key, vec![write_range(pick(random, 0..5_000) as u64, bytes)]),
         _ => patch(&key, vec![append(bytes, Some(800_000))]),
     }
+}
+
+/// A step of one of a few uploads, some of which fit what came before.
+fn upload_command(random: &mut StdRng, write: Write) -> Command {
+    const PART: usize = 150_000;
+    let (id, writer, idle_ms) = ([pick(random, 0..2) as u8; 16], 1, 30_000);
+    let target = write.target.clone();
+    let step = match pick(random, 0..12) {
+        0..2 => UploadStep::Begin { writer, fingerprint: 0, request: write.request, idle_ms },
+        2..8 => {
+            let bytes = noise(random.random(), PART);
+            let (offset, crc32) = ((pick(random, 0..3) * PART) as u64, crc32fast::hash(&bytes));
+            UploadStep::Part { writer, offset, bytes, crc32, idle_ms }
+        }
+        8 => UploadStep::Abort,
+        _ => {
+            let bytes = (pick(random, 1..4) * PART) as u64;
+            let fields = vec![uploaded("f", bytes - 10_000), uploaded("g", 10_000)];
+            return Command::PutUpload(PutUpload { write, id, writer, fields, crc32: None });
+        }
+    };
+    Command::Upload(Upload { target, id, step })
 }
 
 /// Not a test of its own: what the killed process does. Acknowledges on its standard output.

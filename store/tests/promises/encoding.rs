@@ -5,10 +5,11 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Body, CollectionId, Command, CommandBatch, Condition, DType, Delete, Edit, Entry, Expiry,
-    Field, ModelTag, Patch, Put, RequestTag, Sweep, Value, Write,
+    Field, FieldType, ModelTag, Patch, Put, PutUpload, RequestTag, Sweep, UploadStep,
+    UploadedField, Value, Write,
 };
 
-use crate::support::{bytes_field, noise, pick, seed, write};
+use crate::support::{bytes_field, finish, noise, part, pick, seed, upload, uploaded, write};
 
 fn full_write(key: &str) -> Write {
     Write {
@@ -47,7 +48,29 @@ fn every_command() -> Vec<Command> {
         Command::DropCollection { collection: CollectionId(u64::MAX) },
         Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: Some(Bytes::from_static(b"c")) }),
         Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: None }),
+        upload("k", 1, begin_with(None)),
+        upload("k", 1, begin_with(Some(RequestTag { id: [8; 16], fingerprint: 7 }))),
+        part("k", 1, 9, noise(4, 30)),
+        upload("k", 1, UploadStep::Abort),
+        finish("k", 1, vec![uploaded("a", 3)]),
+        Command::PutUpload(PutUpload {
+            write: full_write("key"),
+            id: [2; 16],
+            writer: 3,
+            fields: DType::ALL.map(tensor_of).into_iter().collect(),
+            crc32: Some(5),
+        }),
     ]
+}
+
+fn begin_with(request: Option<RequestTag>) -> UploadStep {
+    UploadStep::Begin { writer: 5, fingerprint: 6, request, idle_ms: 7 }
+}
+
+fn tensor_of(dtype: DType) -> UploadedField {
+    let (name, shape) = (format!("t-{dtype}"), vec![2, 3]);
+    let bytes = 6 * dtype.size_bytes() as u64;
+    UploadedField { name, field_type: FieldType::Tensor { dtype, shape }, bytes }
 }
 
 fn every_entry() -> Vec<Entry> {

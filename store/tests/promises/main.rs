@@ -17,3 +17,4 @@ mod scripts;
 mod size;
 mod support;
 mod transfer;
+mod uploads;

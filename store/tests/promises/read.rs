@@ -6,7 +6,7 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 use statehouse_store::{
-    Cached, Command, Config, DType, Error, Expiry, Field, FieldRange, Put, ReadPool, Reply,
+    Cached, Command, Config, DType, Error, Expiry, Field, FieldRange, Part, Put, ReadPool, Reply,
     RequestTag, Selection, Value, Write,
 };
 use tempfile::TempDir;
@@ -14,7 +14,8 @@ use tempfile::TempDir;
 use crate::support::{Node, USERS, bytes_field, noise, put, write};
 
 fn range(name: &str, range: Option<(u64, Option<u64>)>) -> Selection {
-    Selection::fields(vec![FieldRange { name: name.into(), range }])
+    let part = range.map_or(Part::Whole, |(offset, len)| Part::Bytes { offset, len });
+    Selection::fields(vec![FieldRange { name: name.into(), part }])
 }
 
 #[test]
@@ -71,9 +72,45 @@ fn a_selection_reads_what_it_names() {
     let past = read(&range("b", Some((u64::MAX, Some(9))))).unwrap_err();
     assert!(matches!(past, Error::RangePastEnd { end: u64::MAX, .. }), "{past}");
     let state = read(&range("t", Some((0, Some(4))))).unwrap().unwrap();
-    assert!(
-        matches!(&state.fields[0].value, Value::Tensor { shape, .. } if shape[..] == [10, 25_000])
-    );
+    assert!(matches!(state.fields[0].value, Value::Bytes(_)), "bytes of a tensor are bytes");
+}
+
+#[test]
+fn rows_of_a_tensor_are_a_tensor() {
+    let mut node = Node::new();
+    let field = |name: &str, dtype, shape: Vec<u64>, data| Field {
+        name: name.into(),
+        value: Value::Tensor { dtype, shape, data },
+    };
+    let data = noise(1, 1_000_000);
+    let fields = vec![
+        field("t", DType::F32, vec![10, 25_000], data.clone()),
+        field("one", DType::U8, vec![], noise(2, 1)),
+        field("none", DType::F32, vec![0, 4], noise(3, 0)),
+        bytes_field("b", "bytes"),
+    ];
+    node.run(vec![Command::Put(Put { write: write("k"), fields })]);
+    let rows = |name: &str, first, count| {
+        let part = Part::Rows { first, count };
+        let wanted = Selection::fields(vec![FieldRange { name: name.into(), part }]);
+        let state = node.reader.get_whole(USERS, b"k", &wanted, 0)?;
+        Ok::<_, Error>(state.unwrap().fields.remove(0).value)
+    };
+    let tensor =
+        |shape: &[u64], data| Value::Tensor { dtype: DType::F32, shape: shape.to_vec(), data };
+    let (two, last) = (data.slice(300_000..500_000), data.slice(900_000..));
+    assert_eq!(rows("t", 3, Some(2)).unwrap(), tensor(&[2, 25_000], two));
+    assert_eq!(rows("t", 9, None).unwrap(), tensor(&[1, 25_000], last));
+    assert_eq!(rows("t", 10, None).unwrap(), tensor(&[0, 25_000], noise(0, 0)));
+    assert_eq!(rows("none", 0, None).unwrap(), tensor(&[0, 4], noise(0, 0)));
+    for (name, first, count) in [("t", 11, None), ("t", 9, Some(2)), ("t", 1, Some(u64::MAX))] {
+        let past = rows(name, first, count).unwrap_err();
+        assert!(matches!(past, Error::RangePastEnd { .. }), "{past}");
+    }
+    for name in ["one", "b"] {
+        let refused = rows(name, 0, None).unwrap_err();
+        assert!(matches!(refused, Error::NoRows { .. }), "{refused}");
+    }
 }
 
 #[test]
@@ -183,7 +220,7 @@ fn bytes_outlive_the_state_and_the_store() {
 
 #[test]
 fn a_read_pool_refuses_what_it_can_not_queue_and_survives_panics() {
-    let pool = ReadPool::new(1, 2);
+    let pool = ReadPool::new("read", 1, 2);
     let (entered, is_held) = mpsc::channel();
     let (release, held) = mpsc::channel::<()>();
     pool.submit(Box::new(move || {

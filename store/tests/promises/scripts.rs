@@ -6,6 +6,8 @@
 //! > put k a=text:hi t=f32[2]:zeros         fields: text:, fill:LENGTH, DTYPE[SHAPE]:zeros
 //! > patch k set:a=text:x del:b write:a@3=text:yz append:a=fill:5 append:a<9=text:z
 //! > delete k    > drop    > sweep LIMIT    > get k    > census    > purge
+//! > begin k U asks=N     > part k U @3=text:abc    > abort k U    the upload named U
+//! > finish k U a=3 t=f32[2]:8 crc=text:abc         fields: LENGTH, DTYPE[SHAPE]:LENGTH
 //! ```
 //! Writes take `if=absent|v1.0|w5`, `ttl=keep|never|MS`, `id=NAME`, `asks=N` (fingerprint),
 //! `writer=N`, `model=NAME@N`, `max=BYTES`, `inline=BYTES`, `answer=TEXT`. Commands joined by
@@ -15,8 +17,8 @@ use std::path::Path;
 
 use bytes::Bytes;
 use statehouse_store::{
-    Command, Condition, DType, Delete, Edit, Expiry, Field, ModelTag, Patch, Payload, Put, Reply,
-    RequestTag, Sweep, Value, Write,
+    Command, Condition, DType, Delete, Edit, Expiry, Field, FieldType, ModelTag, Patch, Payload,
+    Put, PutUpload, Reply, RequestTag, Sweep, Upload, UploadStep, UploadedField, Value, Write,
 };
 
 use crate::support::{Node, USERS, write};
@@ -30,7 +32,7 @@ macro_rules! scripts {
     )* };
 }
 
-scripts! { conditions edits tensors limits repeats expiry collections }
+scripts! { conditions edits tensors limits repeats expiry collections uploads }
 
 fn check(path: &str) {
     let script = std::fs::read_to_string(Path::new(path)).unwrap();
@@ -69,8 +71,13 @@ impl Session {
             "census" => {
                 let census = self.node.shard.census().unwrap();
                 vec![format!(
-                    "states={} chunks={} requests={} expiries={} garbage={}",
-                    census.states, census.chunks, census.requests, census.expiries, census.garbage
+                    "states={} chunks={} requests={} expiries={} uploads={} garbage={}",
+                    census.states,
+                    census.chunks,
+                    census.requests,
+                    census.expiries,
+                    census.uploads,
+                    census.garbage
                 )]
             }
             "purge" => {
@@ -96,6 +103,9 @@ impl Session {
             _ => {}
         }
         let mut write = write(words.next().unwrap());
+        if let "begin" | "part" | "finish" | "abort" = verb {
+            return upload(verb, write, &words.collect::<Vec<_>>());
+        }
         let rest: Vec<&str> = words.filter(|word| !option(&mut write, word)).collect();
         match verb {
             "put" => {
@@ -134,6 +144,46 @@ impl Session {
         }
         shown
     }
+}
+
+/// A command of an upload. Streams are numbered by `writer=N`, from 1.
+fn upload(verb: &str, mut write: Write, words: &[&str]) -> Command {
+    let id = [words[0].as_bytes()[0]; 16];
+    let rest: Vec<&str> =
+        words[1..].iter().copied().filter(|word| !option(&mut write, word)).collect();
+    let writer = std::mem::take(&mut write.writer).max(1);
+    let step = match verb {
+        "begin" => {
+            let request = write.request;
+            let fingerprint = request.map_or(0, |request| request.fingerprint);
+            UploadStep::Begin { writer, fingerprint, request, idle_ms: 1_000 }
+        }
+        "part" => {
+            let (offset, given) = rest[0].strip_prefix('@').unwrap().split_once('=').unwrap();
+            let (offset, bytes) = (offset.parse().unwrap(), value(given).bytes().clone());
+            let crc32 = crc32fast::hash(&bytes);
+            UploadStep::Part { writer, offset, bytes, crc32, idle_ms: 1_000 }
+        }
+        "abort" => UploadStep::Abort,
+        _ => {
+            let (crc, fields): (Vec<&str>, _) =
+                rest.into_iter().partition(|word| word.starts_with("crc="));
+            let crc32 = crc.first().map(|word| crc32fast::hash(value(&word[4..]).bytes()));
+            let fields = fields.into_iter().map(uploaded).collect();
+            return Command::PutUpload(PutUpload { write, id, writer, fields, crc32 });
+        }
+    };
+    Command::Upload(Upload { target: write.target, id, step })
+}
+
+/// A field of an upload: its length, or a tensor and its length.
+fn uploaded(word: &str) -> UploadedField {
+    let (name, given) = word.split_once('=').unwrap();
+    let (field_type, bytes) = match given.split_once(':') {
+        None => (FieldType::Bytes, given),
+        Some((tensor, bytes)) => (value(&format!("{tensor}:zeros")).field_type(), bytes),
+    };
+    UploadedField { name: name.into(), field_type, bytes: bytes.parse().unwrap() }
 }
 
 /// Takes a word into the write if it is one of its options.
@@ -266,7 +316,16 @@ fn show_reply(reply: &Reply) -> String {
         Reply::TooLarge { bytes, max } => format!("too large: {bytes} of {max}"),
         Reply::RequestIdReused => "request id reused".into(),
         Reply::Dropped => "dropped".into(),
-        Reply::Swept { states } => format!("swept {states}"),
+        Reply::Swept { states, uploads: 0 } => format!("swept {states}"),
+        Reply::Swept { states, uploads } => format!("swept {states} and {uploads} uploads"),
+        Reply::Uploaded { bytes } => format!("uploaded {bytes}"),
+        Reply::UploadAborted => "aborted".into(),
+        Reply::UploadNotFound => "no such upload".into(),
+        Reply::UploadTaken => "taken over".into(),
+        Reply::UploadMismatch => "begun for something else".into(),
+        Reply::UploadIncomplete { bytes, expected } => format!("incomplete: {bytes} of {expected}"),
+        Reply::UploadCorrupt { .. } => "corrupt".into(),
+        Reply::TooManyUploads { max } => format!("more than {max} uploads"),
     }
 }
 

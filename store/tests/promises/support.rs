@@ -9,8 +9,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Body, Callback, CollectionId, Command, CommandBatch, Condition, Config, Edit, Entry, Error,
-    Expiry, Field, Log, Patch, Put, Reader, ReplicaId, Reply, Selection, Shard, Store, Target,
-    Value, WholeState, Write, WriteLimits,
+    Expiry, Field, FieldType, Log, Patch, Put, PutUpload, Reader, ReplicaId, Reply, Selection,
+    Shard, Store, Target, Upload, UploadStep, UploadedField, Value, WholeState, Write, WriteLimits,
 };
 use tempfile::TempDir;
 
@@ -171,6 +171,30 @@ pub fn write_range(offset: u64, bytes: impl Into<Bytes>) -> Edit {
 
 pub fn append(bytes: impl Into<Bytes>, max_bytes: Option<u64>) -> Edit {
     Edit::Append { name: "f".into(), bytes: bytes.into(), max_bytes }
+}
+
+pub fn uploaded(name: &str, bytes: u64) -> UploadedField {
+    UploadedField { name: name.into(), field_type: FieldType::Bytes, bytes }
+}
+
+/// A step of the upload `id` for a state of `key`.
+pub fn upload(key: &str, id: u8, step: UploadStep) -> Command {
+    Command::Upload(Upload { target: write(key).target, id: [id; 16], step })
+}
+
+pub fn begin(key: &str, id: u8) -> Command {
+    let (writer, fingerprint, idle_ms) = (1, 0, 60_000);
+    upload(key, id, UploadStep::Begin { writer, fingerprint, request: None, idle_ms })
+}
+
+pub fn part(key: &str, id: u8, offset: u64, bytes: Bytes) -> Command {
+    let (writer, crc32, idle_ms) = (1, crc32fast::hash(&bytes), 60_000);
+    upload(key, id, UploadStep::Part { writer, offset, bytes, crc32, idle_ms })
+}
+
+pub fn finish(key: &str, id: u8, fields: Vec<UploadedField>) -> Command {
+    let (write, id, writer, crc32) = (write(key), [id; 16], 1, None);
+    Command::PutUpload(PutUpload { write, id, writer, fields, crc32 })
 }
 
 /// Bytes that differ from place to place and from seed to seed.

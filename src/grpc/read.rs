@@ -1,0 +1,155 @@
+//! `State.Read`: a state's bytes as a stream of chunks, read as fast as they are taken.
+//!
+//! The next bytes are read while the last ones are on their way; no more. Who takes nothing for
+//! too long is cut off, since a state under reading holds up the disk's compaction.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use crc32fast::Hasher;
+use futures::{Stream, StreamExt as _};
+use statehouse_client::HOP;
+use statehouse_client::lanes::Lanes;
+use statehouse_client::retry::Effect;
+use statehouse_proto::v1;
+use statehouse_proto::v1::read_stream_response::Part;
+use statehouse_proto::v1::state_client::StateClient;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::metadata::MetadataValue;
+
+use super::caller::Caller;
+use super::{Calls, Transfers, convert, status};
+use crate::failure::{Failure, Reason};
+use crate::metrics::CallKind;
+use crate::router::Place;
+use crate::states::{Opened, Slice};
+
+/// Bytes that are read at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// Chunks that wait to be taken.
+const CHUNKS_WAITING_MAX: usize = 4;
+
+/// The chunks of one read.
+pub type Chunks = Pin<Box<dyn Stream<Item = Result<v1::ReadStreamResponse, Status>> + Send>>;
+
+/// Opens a state where it may be read, here or at another node.
+pub async fn read(
+    calls: &Calls,
+    request: v1::GetRequest,
+    caller: Caller<'static>,
+) -> Result<Chunks, Failure> {
+    let query = convert::get_query(request.clone())?;
+    let router = calls.router();
+    let shard = router.shard_of(&query.target.key);
+    if caller.hop {
+        let group = router.shards().group(shard);
+        let group = group.filter(|group| query.freshness.may_be_served_by(group));
+        let group = group.ok_or_else(|| router.refusal(shard))?;
+        return Ok(chunks(calls, calls.states().open(&group, &query).await?));
+    }
+    let mut route = router.route(shard, caller.deadline, Effect::None);
+    loop {
+        let outcome = match route.next(query.freshness) {
+            Place::Here(group) => {
+                calls.states().open(&group, &query).await.map(|opened| chunks(calls, opened))
+            }
+            Place::There(_, lanes) => from_another(calls, &lanes, request.clone()).await,
+            Place::Nowhere => Err(Failure::not_leader(shard, router.leader_of(shard))),
+        };
+        match outcome {
+            Ok(chunks) => {
+                route.served();
+                return Ok(chunks);
+            }
+            Err(failure) => tokio::time::sleep(route.failed(failure)?).await,
+        }
+    }
+}
+
+/// Passes on what another node reads.
+async fn from_another(
+    calls: &Calls,
+    lanes: &Lanes,
+    request: v1::GetRequest,
+) -> Result<Chunks, Failure> {
+    calls.router().counted().forwarded.inc();
+    let mut request = tonic::Request::new(request);
+    request.metadata_mut().insert(HOP, MetadataValue::from_static("1"));
+    let mut client = StateClient::new(lanes.bulk_channel())
+        .max_decoding_message_size(lanes.config().message_bytes_max);
+    let refused = |status: Status| {
+        let error = statehouse_client::Error::from_status(lanes.endpoint(), &status);
+        status::failure(error, Effect::None)
+    };
+    Ok(client.read(request).await.map_err(refused)?.into_inner().boxed())
+}
+
+/// The chunks of an opened state, read on a task of their own.
+fn chunks(calls: &Calls, opened: Opened) -> Chunks {
+    let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let calls = calls.clone();
+    tokio::spawn(async move {
+        let to = Sender { chunks: &sender, transfers: calls.transfers() };
+        let failed = feed(&calls, opened, &to).await;
+        if let Err(Some(failure)) = failed {
+            calls.counted().failed(CallKind::Read, &failure);
+            // Behind what waits already; nobody may be there to take it.
+            let _ = sender.send(Err(status::status(failure))).await;
+        }
+    });
+    ReceiverStream::new(receiver).boxed()
+}
+
+/// Why a read ended early; `None`: whoever read it has left.
+type Cut = Option<Failure>;
+
+struct Sender<'a> {
+    chunks: &'a mpsc::Sender<Result<v1::ReadStreamResponse, Status>>,
+    transfers: &'a Transfers,
+}
+
+impl Sender<'_> {
+    async fn send(&self, part: Part) -> Result<(), Cut> {
+        let message = v1::ReadStreamResponse { part: Some(part) };
+        let sent = self.chunks.send_timeout(Ok(message), self.transfers.stall_after()).await;
+        sent.map_err(|error| match error {
+            mpsc::error::SendTimeoutError::Closed(_) => None,
+            mpsc::error::SendTimeoutError::Timeout(_) => Some(self.transfers.stalled("taken")),
+        })
+    }
+}
+
+async fn feed(calls: &Calls, opened: Opened, sender: &Sender<'_>) -> Result<(), Cut> {
+    sender.send(Part::Header(convert::read_header(&opened))).await?;
+    let mut crc = Hasher::new();
+    for (field, slice) in (0u32..).zip(opened.slices) {
+        let mut reading = tokio::spawn(read_on(calls.clone(), slice));
+        loop {
+            let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
+            let read = reading.await.map_err(stopping).and_then(|read| read);
+            let (slice, pieces, _held) = read.map_err(Some)?;
+            if pieces.is_empty() {
+                break;
+            }
+            reading = tokio::spawn(read_on(calls.clone(), slice));
+            for data in pieces {
+                crc.update(&data);
+                sender.send(Part::Chunk(v1::ReadChunk { field, data })).await?;
+            }
+        }
+    }
+    sender.send(Part::End(v1::ReadEnd { crc32: crc.finalize() })).await
+}
+
+/// Reads on once there is room for it, which is given back with the last of the answer.
+async fn read_on(
+    calls: Calls,
+    slice: Slice,
+) -> Result<(Slice, Vec<Bytes>, OwnedSemaphorePermit), Failure> {
+    let held = calls.transfers().hold(READ_BYTES).await?;
+    let (slice, pieces) = calls.states().read_on(slice, READ_BYTES).await?;
+    Ok((slice, pieces, held))
+}

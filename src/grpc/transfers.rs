@@ -1,0 +1,83 @@
+//! What bounds large transfers: the bytes that they hold in this node's memory, all together, and
+//! how long one may stand still.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::failure::{Failure, Reason};
+
+/// What is counted: permits are 32 bits.
+const UNIT_BYTES: usize = 1 << 10;
+
+/// Streams that bring states, at a time.
+pub const STREAMS_MAX: usize = 32;
+
+/// The room for transfers. Cheap to clone.
+#[derive(Clone)]
+pub struct Transfers {
+    room: Arc<Semaphore>,
+    streams: Arc<Semaphore>,
+    units_max: usize,
+    stall_after: Duration,
+}
+
+impl Transfers {
+    /// Room for so many bytes. A transfer waits so long for its share, and for its other end.
+    pub fn new(bytes_max: usize, stall_after: Duration) -> Self {
+        let units_max = (bytes_max / UNIT_BYTES).max(1);
+        let room = Arc::new(Semaphore::new(units_max));
+        let streams = Arc::new(Semaphore::new(STREAMS_MAX));
+        Transfers { room, streams, units_max, stall_after }
+    }
+
+    /// A place for a stream that brings a state: what waits of all of them fits into the window of
+    /// a connection, so that small calls on the same one get through.
+    pub fn enter(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        self.streams.clone().try_acquire_owned().map_err(|_| {
+            Failure::overloaded(format!("{STREAMS_MAX} states are being written: the limit"))
+        })
+    }
+
+    /// Waits for room, which is given back when the answer is dropped.
+    pub async fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Failure> {
+        let units = bytes.div_ceil(UNIT_BYTES).clamp(1, self.units_max);
+        let held = self.room.clone().acquire_many_owned(units as u32);
+        match tokio::time::timeout(self.stall_after, held).await {
+            Ok(held) => Ok(held.expect("the semaphore is never closed")),
+            Err(_) => {
+                let bytes_max = self.units_max * UNIT_BYTES;
+                let message = format!("large transfers hold their limit of {bytes_max} bytes");
+                Err(Failure::overloaded(message))
+            }
+        }
+    }
+
+    /// How long the other end of a transfer may stand still.
+    pub fn stall_after(&self) -> Duration {
+        self.stall_after
+    }
+
+    /// The other end did stand still.
+    pub fn stalled(&self, what: &str) -> Failure {
+        let message = format!("nothing was {what} for {} s", self.stall_after.as_secs());
+        Failure::new(Reason::StreamStalled, message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_finds_no_room_waits_and_is_refused_in_the_end() {
+        let transfers = Transfers::new(100 << 10, Duration::from_millis(10));
+        let first = transfers.hold(60 << 10).await.unwrap();
+        let refused = transfers.hold(50 << 10).await.unwrap_err();
+        assert!(refused.retry_after.is_some(), "{refused}");
+        drop(first);
+        let all = transfers.hold(1 << 30).await.unwrap();
+        assert_eq!(all.num_permits(), 100, "one that is larger than all gets all");
+    }
+}
