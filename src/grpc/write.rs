@@ -30,7 +30,7 @@ const PART_BYTES: usize = 1 << 20;
 const CHUNK_BYTES_MAX: usize = 4 << 20;
 
 /// Parts of one stream that are sent and not acknowledged.
-const PARTS_IN_FLIGHT_MAX: usize = 4;
+const PARTS_IN_FLIGHT_MAX: usize = 8;
 
 /// How long parts are sent again and again without getting on.
 const STUCK_AFTER: Duration = Duration::from_secs(30);

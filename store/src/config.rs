@@ -47,7 +47,7 @@ impl Default for Config {
             commit_queue_entries_max: 65_536,
             commit_queue_bytes_max: 256 << 20,
             background_jobs: 2,
-            background_bytes_per_second: 200 << 20,
+            background_bytes_per_second: 600 << 20,
         }
     }
 }

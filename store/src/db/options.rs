@@ -84,10 +84,31 @@ fn leave_memtables(options: &mut Options) {
     }
 }
 
+/// Values of more bytes lie in blob files, which compaction does not write again: the chunks of
+/// large states do, records do not.
+const BLOB_BYTES_MIN: u64 = 64 << 10;
+
+/// Bytes of one blob file: what its garbage is counted by.
+const BLOB_FILE_BYTES: u64 = 64 << 20;
+
+/// Of the oldest blob files, this share is looked through when tables are compacted, and their
+/// live chunks moved; if so much of them is garbage, a compaction is made for it.
+const BLOB_GC_AGE: f64 = 0.25;
+const BLOB_GC_GARBAGE: f64 = 0.5;
+
 /// Options of a replica's column family: small records and 256 KiB chunks, read by key.
 pub(super) fn replica(memory: &Memory) -> Options {
     let mut options = family(memory, 8 << 10);
     options.set_write_buffer_size(16 << 20);
+    options.set_enable_blob_files(true);
+    options.set_min_blob_size(BLOB_BYTES_MIN);
+    options.set_blob_file_size(BLOB_FILE_BYTES);
+    options.set_blob_compression_type(DBCompressionType::None);
+    options.set_enable_blob_gc(true);
+    options.set_blob_gc_age_cutoff(BLOB_GC_AGE);
+    options.set_blob_gc_force_threshold(BLOB_GC_GARBAGE);
+    options.set_blob_compaction_readahead_size(2 << 20);
+    options.set_blob_cache(&memory.cache);
     // Most lookups of a write are for rows that are not there: a request's, a new state's.
     options.set_memtable_prefix_bloom_ratio(0.01);
     options.set_memtable_whole_key_filtering(true);
