@@ -9,7 +9,11 @@ use crate::raft::{Direction, Group, Groups};
 use crate::{Error, ShardId};
 
 /// What RocksDB says of a replica's size: its files, and what is not in files yet.
-const SIZES: [&str; 2] = ["rocksdb.live-sst-files-size", "rocksdb.cur-size-all-mem-tables"];
+const SIZES: [&str; 3] = [
+    "rocksdb.live-sst-files-size",
+    "rocksdb.live-blob-file-size",
+    "rocksdb.cur-size-all-mem-tables",
+];
 
 fn replica_of(groups: &Groups, shard: ShardId) -> Result<Arc<Group>, Error> {
     groups.get(shard).ok_or(Error::NotLeader { shard, leader: None })

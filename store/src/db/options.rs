@@ -96,6 +96,10 @@ const BLOB_FILE_BYTES: u64 = 64 << 20;
 const BLOB_GC_AGE: f64 = 0.25;
 const BLOB_GC_GARBAGE: f64 = 0.5;
 
+/// The share of deletions in a table from which on it is compacted by itself. Writes of states,
+/// which delete what they replace, stay below.
+const DELETIONS_COMPACTED_FROM: f64 = 0.5;
+
 /// Options of a replica's column family: small records and 256 KiB chunks, read by key.
 pub(super) fn replica(memory: &Memory) -> Options {
     let mut options = family(memory, 8 << 10);
@@ -109,6 +113,9 @@ pub(super) fn replica(memory: &Memory) -> Options {
     options.set_blob_gc_force_threshold(BLOB_GC_GARBAGE);
     options.set_blob_compaction_readahead_size(2 << 20);
     options.set_blob_cache(&memory.cache);
+    // What was deleted in bulk is given back though nobody writes any more: a table that is mostly
+    // deletions is compacted by itself.
+    options.add_compact_on_deletion_collector_factory(0, 0, DELETIONS_COMPACTED_FROM);
     // Most lookups of a write are for rows that are not there: a request's, a new state's.
     options.set_memtable_prefix_bloom_ratio(0.01);
     options.set_memtable_whole_key_filtering(true);

@@ -1,15 +1,18 @@
 //! A state that came in parts is seen whole or not at all, was written once, and leaves nothing.
 
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use statehouse_store::{Census, Command, Reply, UPLOADS_MAX, View};
+use statehouse_store::{Census, Command, Delete, Reply, UPLOADS_MAX, UploadStep, View};
 
 use crate::support::{
-    Node, USERS, begin, finish, noise, part, patch, pick, put, seed, uploaded, write_range,
+    Node, USERS, begin, finish, noise, part, patch, pick, put, seed, upload, uploaded, write,
+    write_range,
 };
 
 const MIB: usize = 1 << 20;
@@ -78,16 +81,8 @@ fn a_shard_holds_so_many_uploads_and_no_more() {
     };
     let replies = node.run(begin_many(0, UPLOADS_MAX));
     assert!(replies.iter().all(|reply| *reply == Reply::Uploaded { bytes: 0 }));
-    let other = crate::support::upload(
-        "one-more",
-        0,
-        statehouse_store::UploadStep::Begin {
-            writer: 1,
-            fingerprint: 0,
-            request: None,
-            idle_ms: 60_000,
-        },
-    );
+    let step = UploadStep::Begin { writer: 1, fingerprint: 0, request: None, idle_ms: 60_000 };
+    let other = upload("one-more", 0, step);
     let Command::Upload(mut other) = other else { unreachable!("it is an upload") };
     other.id[15] = 9;
     let replies = node.run(vec![Command::Upload(other)]);
@@ -111,6 +106,50 @@ fn a_patch_of_a_large_state_writes_its_own_bytes_alone() {
     let grown = node.shard.census().unwrap().chunk_bytes - before.chunk_bytes;
     assert_eq!(grown, 100 * 4_096, "nothing but the changes was written");
     assert_eq!(node.field("k", "f"), expected);
+}
+
+/// Bytes of the files in a directory and below, RocksDB's write-ahead log apart: that one is
+/// bounded by itself.
+fn disk_bytes(dir: &Path) -> u64 {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        // A file may go while it is looked at.
+        let Ok(found) = entry.metadata() else { continue };
+        let path = entry.path();
+        bytes += match found.is_dir() {
+            true => disk_bytes(&path),
+            false if path.extension().is_some_and(|extension| extension == "log") => 0,
+            false => found.len(),
+        };
+    }
+    bytes
+}
+
+#[test]
+fn the_space_of_states_that_are_gone_comes_back_though_nobody_writes() {
+    let mut node = Node::new();
+    let bytes = noise(6, 4 * MIB);
+    for number in 0..30 {
+        let key = format!("k{number}");
+        upload_in_parts(&mut node, &key, number, &bytes, MIB);
+        node.run(vec![finish(&key, number, vec![uploaded("f", bytes.len() as u64)])]);
+    }
+    node.purge_all();
+    let full = disk_bytes(&node.dir);
+    assert!(full > 120 << 20, "{full}");
+    let delete = |number| Command::Delete(Delete { write: write(&format!("k{number}")) });
+    node.run((0..28).map(delete).collect());
+    node.purge_all();
+    // The chunks went with the purge; their deletions are in memory until the next flush.
+    node.purge_all();
+    let started = Instant::now();
+    while disk_bytes(&node.dir) > 40 << 20 {
+        let left = disk_bytes(&node.dir) >> 20;
+        assert!(started.elapsed() < Duration::from_secs(60), "{left} MiB of {full} are left");
+        std::thread::yield_now();
+    }
+    println!("given back after {:?}", started.elapsed());
+    assert_eq!(node.field("k29", "f"), bytes);
 }
 
 #[test]
