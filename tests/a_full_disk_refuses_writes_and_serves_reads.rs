@@ -8,7 +8,9 @@ mod harness;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use bytes::Bytes;
 use harness::{House, bytes_field, create, field_bytes, get, put, reason};
+use statehouse_client::{Source, WriteError, v1};
 
 /// A small file system of memory; needs root.
 struct SmallDisk(PathBuf);
@@ -76,6 +78,62 @@ async fn a_disk_that_fills_up() {
     let client = node.client().await;
     for n in 0..written {
         client.get(get("c", &format!("{n}"))).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_finds_the_disk_full_is_given_up_and_its_space_comes_back() {
+    let mut house = House::new();
+    let Some(disk) = SmallDisk::mount(&house.path("disk"), 512) else {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    };
+    house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (128u64 << 20).to_string()));
+    // The write-ahead log holds up to twice as much.
+    house.env.push(("STATEHOUSE_MEMTABLE_BYTES_MAX".into(), (16u64 << 20).to_string()));
+    let node = house.try_start_at("127.0.0.1:0", &disk.0.join("data")).unwrap();
+    let client = node.client().await;
+    create(&client, "c").await;
+    client.put(put("c", "kept", vec![bytes_field("v", vec![1; 1 << 20])])).await.unwrap();
+    let free = || {
+        let disk = rustix::fs::statvfs(&disk.0).unwrap();
+        disk.f_bavail * disk.f_frsize
+    };
+    let before = free();
+    let bytes = 600u64 << 20;
+    let header = v1::WriteHeader {
+        collection: "c".into(),
+        key: "large".into(),
+        fields: vec![v1::FieldHeader { name: "v".into(), bytes, ..Default::default() }],
+        upload_id: "u".into(),
+        ..Default::default()
+    };
+    let refused = client.write(header, &mut Zeros(bytes), |_| {}).await.unwrap_err();
+    let WriteError::Refused(refused) = &refused else { panic!("{refused}") };
+    assert_eq!(refused.reason(), Some("DISK_FULL"), "{refused}");
+    let look =
+        v1::GetUploadRequest { collection: "c".into(), key: "large".into(), upload_id: "u".into() };
+    let gone = client.state().get_upload(look).await.unwrap_err();
+    assert_eq!(client.error(&gone).reason(), Some("UPLOAD_NOT_FOUND"), "{gone}");
+    assert_eq!(field_bytes(&client.get(get("c", "kept")).await.unwrap(), "v").len(), 1 << 20);
+    let back = async {
+        while free() + (64 << 20) < before {
+            tokio::task::yield_now().await;
+        }
+    };
+    let came_back = tokio::time::timeout(harness::PATIENCE, back).await;
+    let missing = before.saturating_sub(free()) >> 20;
+    assert!(came_back.is_ok(), "{missing} MiB of the upload are still taken");
+    client.put(put("c", "next", vec![bytes_field("v", "taken again")])).await.unwrap();
+}
+
+/// So many bytes of nothing.
+struct Zeros(u64);
+
+impl Source for Zeros {
+    async fn read(&mut self, offset: u64, bytes_max: usize) -> std::io::Result<Bytes> {
+        let left = self.0.saturating_sub(offset).min(bytes_max as u64);
+        Ok(Bytes::from(vec![0; left as usize]))
     }
 }
 

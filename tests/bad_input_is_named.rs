@@ -11,7 +11,7 @@ use harness::{
     House, bank_model, bank_score, bytes_field, create, create_with, f32_field, f32_tensor, get,
     push, put, reason,
 };
-use statehouse_client::v1::{self, ScoreMode};
+use statehouse_client::v1::{self, ScoreMode, edit};
 use statehouse_client::{Client, Error};
 
 async fn bank(house: &House) -> (harness::Node, Client) {
@@ -119,6 +119,36 @@ async fn keys_values_and_tensors_out_of_bounds() {
     }
     let request = v1::CreateCollectionRequest { name: "c".to_owned(), ..Default::default() };
     refused(client.create_collection(request).await, "COLLECTION_EXISTS", "\"c\"");
+}
+
+#[tokio::test]
+async fn patches_that_contradict_themselves() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    client.put(put("c", "k", vec![bytes_field("f", "0123456789")])).await.unwrap();
+    let write = |offset, data: &str| {
+        let (field, data) = ("f".to_owned(), Bytes::copy_from_slice(data.as_bytes()));
+        edit::Edit::WriteRange(edit::WriteRange { field, offset, data })
+    };
+    let patch = |edits: Vec<edit::Edit>| v1::PatchRequest {
+        collection: "c".into(),
+        key: "k".into(),
+        edits: edits.into_iter().map(|edit| v1::Edit { edit: Some(edit) }).collect(),
+        options: None,
+    };
+    let overlapping = patch(vec![write(0, "abc"), write(5, "xyz"), write(2, "d")]);
+    let says = "edits 0 and 2 overwrite the same bytes of \"f\"";
+    refused(client.patch(overlapping).await, "INVALID_REQUEST", says);
+    let past = patch(vec![write(0, "abc"), write(9, "xy")]);
+    refused(client.patch(past).await, "RANGE_PAST_END", "byte 11");
+    let found = client.get(get("c", "k")).await.unwrap();
+    assert_eq!(harness::field_bytes(&found, "f"), "0123456789", "all edits or none");
+    let set = edit::Edit::Set(bytes_field("f", "......"));
+    client.patch(patch(vec![write(0, "abc"), write(3, "d"), set, write(1, "x")])).await.unwrap();
+    let found = client.get(get("c", "k")).await.unwrap();
+    assert_eq!(harness::field_bytes(&found, "f"), ".x....");
 }
 
 fn bad_model(name: &str) -> PathBuf {

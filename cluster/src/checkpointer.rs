@@ -3,7 +3,8 @@
 //! What a replica has applied is in memory until RocksDB flushes its column family, which it does
 //! by its own measure: when memtables are full. A replica of few or idle writes would hold its
 //! log for ever, and one of large payloads a long one. One thread looks at all replicas of a store
-//! and flushes those whose unflushed entries are too many or too old.
+//! and flushes those whose unflushed entries are too many or too old. So it does with one whose log
+//! was purged of much: the space of what that deleted comes back after a flush.
 //!
 //! Knows nothing of shards or quorums, and purges nothing: that is up to whoever drives the log.
 
@@ -30,6 +31,8 @@ pub struct Limits {
     pub node_bytes_max: u64,
     /// How long an entry may wait to be flushed.
     pub age_max: Duration,
+    /// Bytes of large fields that purges of a replica's log have deleted.
+    pub freed_bytes_max: u64,
 }
 
 impl Default for Limits {
@@ -38,6 +41,7 @@ impl Default for Limits {
             replica_bytes_max: 32 << 20,
             node_bytes_max: 256 << 20,
             age_max: Duration::from_secs(60),
+            freed_bytes_max: 8 << 20,
         }
     }
 }
@@ -55,6 +59,8 @@ struct Standing {
     bytes: u64,
     /// How long at least the oldest entry waits.
     age: Duration,
+    /// Bytes deleted by purges.
+    freed: u64,
 }
 
 /// Entries up to an index were applied when they were looked at.
@@ -89,6 +95,11 @@ impl Checkpointer {
 fn run(store: &Store, limits: Limits, stopped: &Receiver<()>) {
     let mut marks = HashMap::new();
     while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+        let limits = match store.check_space() {
+            Ok(()) => limits,
+            // What is deleted already takes its space until it is flushed, purged, flushed.
+            Err(_) => Limits { age_max: LOOK_INTERVAL, freed_bytes_max: 0, ..limits },
+        };
         let flushed = look(store, &mut marks).and_then(|standings| {
             for replica in plan(standings, limits) {
                 // A flush takes a moment, and whoever stops us waits.
@@ -119,8 +130,11 @@ fn look(
     for replica in replicas {
         // One that is dropped meanwhile has nothing to flush.
         let (Ok(log), Ok(reader)) = (store.log(replica), store.reader(replica)) else { continue };
+        let freed = log.freed_bytes();
+        let idle = Standing { replica, bytes: 0, age: Duration::ZERO, freed };
         if log.unflushed_bytes() == 0 {
             marks.remove(&replica);
+            standings.push(idle);
             continue;
         }
         let applied = reader.applied_index();
@@ -131,6 +145,7 @@ fn look(
         };
         if applied <= flushed {
             marks.remove(&replica);
+            standings.push(idle);
             continue;
         }
         let now = Instant::now();
@@ -139,7 +154,7 @@ fn look(
             *mark = Mark { applied, at: now };
         }
         let age = now - mark.at;
-        standings.push(Standing { replica, bytes: log.unflushed_bytes(), age });
+        standings.push(Standing { replica, bytes: log.unflushed_bytes(), age, freed });
     }
     Ok(standings)
 }
@@ -149,9 +164,10 @@ fn plan(mut standings: Vec<Standing>, limits: Limits) -> Vec<ReplicaId> {
     standings.sort_by_key(|standing| std::cmp::Reverse(standing.bytes));
     let mut held: u64 = standings.iter().map(|standing| standing.bytes).sum();
     let mut due = Vec::new();
-    for Standing { replica, bytes, age } in standings {
-        let too_long = held > limits.node_bytes_max || bytes > limits.replica_bytes_max;
-        if too_long || age >= limits.age_max {
+    for Standing { replica, bytes, age, freed } in standings {
+        let too_long =
+            (bytes > 0 && held > limits.node_bytes_max) || bytes > limits.replica_bytes_max;
+        if too_long || age >= limits.age_max || freed > limits.freed_bytes_max {
             held -= bytes;
             due.push(replica);
         }
@@ -167,14 +183,19 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { replica_bytes_max: 10, node_bytes_max: 25, age_max: Duration::from_secs(60) };
+    const LIMITS: Limits = Limits {
+        replica_bytes_max: 10,
+        node_bytes_max: 25,
+        age_max: Duration::from_secs(60),
+        freed_bytes_max: 100,
+    };
 
     fn check(standings: &[(u64, u64, u64)], due: &[u64]) {
         let standing = |&(replica, bytes, seconds)| Standing {
             replica: ReplicaId(replica),
             bytes,
             age: Duration::from_secs(seconds),
+            freed: 0,
         };
         let planned = plan(standings.iter().map(standing).collect(), LIMITS);
         assert_eq!(planned, due.iter().copied().map(ReplicaId).collect::<Vec<_>>());
@@ -189,6 +210,18 @@ mod tests {
         // Together too much: the longest go until the rest is short enough.
         check(&[(1, 8, 0), (2, 9, 0), (3, 7, 0), (4, 6, 0)], &[2]);
         check(&[(1, 8, 0), (2, 9, 0), (3, 10, 0), (4, 7, 0), (5, 6, 60)], &[3, 2, 5]);
+    }
+
+    #[test]
+    fn a_replica_that_freed_much_is_flushed_though_nothing_was_applied() {
+        let standing = |replica, freed| Standing {
+            replica: ReplicaId(replica),
+            bytes: 0,
+            age: Duration::ZERO,
+            freed,
+        };
+        let due = plan(vec![standing(1, 100), standing(2, 101), standing(3, 0)], LIMITS);
+        assert_eq!(due, [ReplicaId(2)]);
     }
 
     /// A replica with one applied entry of some bytes; its log.

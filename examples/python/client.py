@@ -5,6 +5,7 @@
 
 import sys
 import uuid
+import zlib
 from pathlib import Path
 
 import grpc
@@ -13,7 +14,8 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 from statehouse.v1 import models_pb2, models_pb2_grpc, pipeline_pb2, pipeline_pb2_grpc
-from statehouse.v1 import score_pb2, score_pb2_grpc, state_pb2, state_pb2_grpc, types_pb2
+from statehouse.v1 import score_pb2, score_pb2_grpc, state_pb2, state_pb2_grpc
+from statehouse.v1 import stream_pb2, types_pb2
 
 ADDRESS = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:7070"
 BANK = Path(__file__).parent.parent / "bank"
@@ -76,6 +78,45 @@ def keep_a_state(states):
     print("delete: existed", states.Delete(state_pb2.DeleteRequest(**ada), timeout=CALL_S).existed)
 
 
+def stream_a_state(states):
+    """A state that is larger than a message: written and read in chunks of 1 MiB and less."""
+    cache = np.arange(2_000_000, dtype="<f4").reshape(500, 4_000)
+    data = memoryview(cache).cast("B")
+    upload_id = uuid.uuid4().bytes
+    header = stream_pb2.WriteHeader(collection=COLLECTION, key=b"ada", upload_id=upload_id)
+    header.fields.add(name="cache", dtype=types_pb2.DATA_TYPE_F32, shape=cache.shape)
+
+    def messages(first, last, end):
+        header.offset = first
+        yield stream_pb2.WriteStreamRequest(header=header)
+        for at in range(first, last, 1 << 20):
+            chunk = bytes(data[at : min(at + (1 << 20), last)])
+            chunk = {"data": chunk, "crc32": zlib.crc32(chunk)}
+            yield stream_pb2.WriteStreamRequest(chunk=chunk)
+        if end:
+            yield stream_pb2.WriteStreamRequest(end={"crc32": zlib.crc32(data)})
+
+    # A stream that stops halfway, as one does whose connection breaks; another one goes on.
+    states.Write(messages(0, 3 << 20, end=False), timeout=CALL_S)
+    upload = {"collection": COLLECTION, "key": b"ada", "upload_id": upload_id}
+    upload = states.GetUpload(stream_pb2.GetUploadRequest(**upload), timeout=CALL_S)
+    rest = messages(upload.received_bytes, len(data), end=True)
+    print(f"write: {upload.received_bytes} bytes, then version", end=" ")
+    print(states.Write(rest, timeout=CALL_S).version)
+
+    rows = state_pb2.GetRequest(collection=COLLECTION, key=b"ada")
+    rows.fields.add(name="cache", first_row=100, rows=300)
+    read = bytearray()
+    for answer in states.Read(rows, timeout=CALL_S):
+        if answer.HasField("header"):
+            shape = answer.header.fields[0].shape
+        read += answer.chunk.data
+    assert answer.end.crc32 == zlib.crc32(read)
+    found = np.frombuffer(read, "<f4").reshape(shape)
+    assert np.array_equal(found, cache[100:400])
+    print("read: rows", found.shape)
+
+
 def push_request():
     """A header, then the files in parts: a message has at most 64 MiB."""
     yield models_pb2.PushModelRequest(header={"activate": True})
@@ -130,6 +171,7 @@ with grpc.insecure_channel(ADDRESS) as channel:
     create = state_pb2.CreateCollectionRequest(name=COLLECTION, if_not_exists=True)
     states.CreateCollection(create, timeout=CALL_S)
     keep_a_state(states)
+    stream_a_state(states)
     pushed = models_pb2_grpc.ModelsStub(channel).Push(push_request(), timeout=PUSH_S)
     print(f"pushed {pushed.model.name} version {pushed.version}")
     score_events(score_pb2_grpc.ScoreStub(channel))

@@ -1,5 +1,6 @@
 //! Writes: checked, turned into one command, proposed, and the reply into an answer.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -326,7 +327,33 @@ fn check_edits(edits: &[Edit]) -> Result<(), Failure> {
         Edit::Remove { name } | Edit::WriteRange { name, .. } | Edit::Append { name, .. } => {
             check_field_name(name)
         }
-    })
+    })?;
+    check_overlaps(edits)
+}
+
+/// Ranges of one field that are written by one patch must not overlap: which of them was meant
+/// can't be told. What sets, removes or grows the field between them begins anew.
+fn check_overlaps(edits: &[Edit]) -> Result<(), Failure> {
+    let mut ranges: HashMap<&str, Vec<(usize, u64, u64)>> = HashMap::new();
+    for (at, edit) in edits.iter().enumerate() {
+        let (name, start, end) = match edit {
+            Edit::WriteRange { name, offset, bytes } => {
+                (name, *offset, offset.saturating_add(bytes.len() as u64))
+            }
+            Edit::Set(Field { name, .. }) | Edit::Remove { name } | Edit::Append { name, .. } => {
+                ranges.remove(name.as_str());
+                continue;
+            }
+        };
+        let others = ranges.entry(name).or_default();
+        let overlap = others.iter().find(|(_, from, until)| start < *until && *from < end);
+        if let Some((other, ..)) = overlap {
+            let message = format!("edits {other} and {at} overwrite the same bytes of {name:?}");
+            return Err(Failure::new(Reason::InvalidRequest, message).with("field", name));
+        }
+        others.push((at, start, end));
+    }
+    Ok(())
 }
 
 fn edit_bytes(edit: &Edit) -> usize {

@@ -97,6 +97,8 @@ pub(crate) struct Replica {
     pub dropped: AtomicBool,
     /// What was applied since the last flush that we know of.
     pub unflushed: Mutex<Unflushed>,
+    /// Bytes of chunks that purges have deleted since the last flush that we know of.
+    pub freed_bytes: AtomicU64,
 }
 
 impl Replica {
@@ -136,6 +138,7 @@ impl Replica {
             taken: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             unflushed: Mutex::default(),
+            freed_bytes: AtomicU64::new(0),
         })
     }
 

@@ -11,12 +11,15 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::db::{Family, Mutation};
-use crate::extent::{BlobId, ChunkSpan};
+use crate::extent::{BlobId, CHUNK_BYTES, ChunkSpan};
 use crate::ids::CollectionId;
 use crate::keys;
 
 /// Beyond this many chunks a range deletion is cheaper than one deletion for each.
 const CHUNKS_DELETED_SINGLY_MAX: u32 = 32;
+
+/// What a dropped collection counts for: enough to have its deletions flushed.
+const COLLECTION_BYTES: u64 = 1 << 30;
 
 const FORMAT: u8 = 1;
 const SPAN: u8 = 0;
@@ -37,6 +40,14 @@ impl Garbage {
         match self {
             Garbage::Span(_, span) => span.blob.index,
             Garbage::Collection(_, end) => end.index,
+        }
+    }
+
+    /// About how many bytes are deleted, as far as that is known.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Garbage::Span(_, span) => u64::from(span.end - span.first) * CHUNK_BYTES,
+            Garbage::Collection(..) => COLLECTION_BYTES,
         }
     }
 

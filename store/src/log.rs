@@ -156,6 +156,12 @@ impl Log {
         self.replica.unflushed.lock().bytes()
     }
 
+    /// About how many bytes of large fields purges have deleted since the last flush that is known
+    /// of. RocksDB gives their space back after the next one.
+    pub fn freed_bytes(&self) -> u64 {
+        self.replica.freed_bytes.load(Ordering::Relaxed)
+    }
+
     /// Keeps a vote; `done` fires when it is synced.
     pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
         let mut log = self.replica.log.lock();
@@ -394,6 +400,7 @@ impl Log {
             let garbage = Garbage::decode(Bytes::copy_from_slice(value))
                 .map_err(|error| Error::corrupt("garbage row", error))?;
             garbage.delete(family, out);
+            self.replica.freed_bytes.fetch_add(garbage.bytes(), Ordering::Relaxed);
             out.push(Mutation::Delete { family: family.clone(), key: key.to_vec() });
             Ok(ControlFlow::Continue(()))
         })?;

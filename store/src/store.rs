@@ -217,6 +217,8 @@ impl Store {
         for id in ids {
             disk.check()?;
             let Some(replica) = disk.replicas.read().get(id).cloned() else { continue };
+            // Before: what is freed meanwhile may miss this flush.
+            replica.freed_bytes.store(0, Ordering::Relaxed);
             if let Err(error) = disk.db.flush(&replica.generation().family)
                 && replica.check().is_ok()
             {

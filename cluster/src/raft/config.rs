@@ -31,6 +31,9 @@ pub struct Config {
     pub purge_interval: Duration,
     /// Entries kept behind what is flushed, for followers that are a little behind.
     pub log_entries_kept: u64,
+    /// The same in bytes, whichever is less: what entries brought that is no state's any more lies
+    /// on disk for as long.
+    pub log_bytes_kept: u64,
     /// Bytes of a log kept for followers that are alive and behind; beyond, they get a snapshot.
     pub log_bytes_kept_max: u64,
     /// Nothing is kept for a follower whose node was not heard for so long.
@@ -57,6 +60,7 @@ impl Default for Config {
             checkpoints: checkpointer::Limits::default(),
             purge_interval: Duration::from_secs(5),
             log_entries_kept: 1_024,
+            log_bytes_kept: 4 << 20,
             log_bytes_kept_max: 64 << 20,
             follower_away_max: Duration::from_secs(10),
             transfers_max: 2,

@@ -54,7 +54,8 @@ impl Group {
             (entry_id_or_default(metrics.snapshot), entry_id_or_default(metrics.purged))
         };
         let kept = self.config.log_entries_kept;
-        let mut needed = durable.index.saturating_sub(kept);
+        let heavy = self.retained.lock().index_before(self.config.log_bytes_kept);
+        let mut needed = durable.index.saturating_sub(kept).max(heavy.min(durable.index));
         let status = self.status();
         for (replica, node) in status.voters.iter().chain(&status.learners) {
             let follower = status.role == super::Role::Leader && *replica != self.replica;
@@ -66,7 +67,7 @@ impl Group {
         let over_budget = self.retained.lock().index_before(self.config.log_bytes_kept_max);
         let through = needed.max(over_budget.min(durable.index));
         // In runs, not entry by entry; a long log goes at once.
-        let run = through >= purged.index + kept || over_budget > purged.index;
+        let run = through >= purged.index + kept || heavy.max(over_budget) > purged.index;
         (run && through > purged.index).then_some(through)
     }
 }

@@ -93,7 +93,7 @@ const BLOB_FILE_BYTES: u64 = 64 << 20;
 
 /// Of the oldest blob files, this share is looked through when tables are compacted, and their
 /// live chunks moved; if so much of them is garbage, a compaction is made for it.
-const BLOB_GC_AGE: f64 = 0.25;
+const BLOB_GC_AGE: f64 = 0.1;
 const BLOB_GC_GARBAGE: f64 = 0.5;
 
 /// The share of deletions in a table from which on it is compacted by itself. Writes of states,
