@@ -58,7 +58,7 @@ bench: needs
 # The promises of a cluster, for long: kill -9, pauses, cuts, moves, restarts, repeated requests.
 # Writes benches/results/soak.md. SEED=N repeats a run's choices.
 SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
-SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60
+SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60
 
 soak: needs
 	@{ echo '# Soak'; echo; \

@@ -4,7 +4,7 @@
 //! only told of: an orchestrator may set some of its own. Every limit here has a default.
 
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU64};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -93,9 +93,9 @@ pub struct Config {
     /// Bytes of large transfers on their way through the node, all together.
     pub transfer_bytes_max: usize,
     /// Seconds after which a stream is cut whose other end neither sends nor takes anything.
-    pub stream_stall_s: u64,
+    pub stream_stall_s: NonZeroU64,
     /// Seconds for which an upload is kept that nobody continues.
-    pub upload_idle_s: u64,
+    pub upload_idle_s: NonZeroU64,
     /// Seconds between sweeps of expired states and old request ids.
     pub sweep_interval_s: u64,
     /// Seconds that calls under way get when the node stops.
@@ -136,8 +136,8 @@ impl Default for Config {
             streams_per_connection_max: 1_024,
             pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
             transfer_bytes_max: 64 << 20,
-            stream_stall_s: 30,
-            upload_idle_s: 900,
+            stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
+            upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
@@ -302,6 +302,7 @@ mod tests {
     #[test]
     fn a_wrong_value_is_refused() {
         assert!(load("shards = 0", &[]).is_err());
+        assert!(load("stream_stall_s = 0", &[]).is_err());
         assert!(load("device = \"tpu\"", &[]).is_err());
     }
 }

@@ -116,7 +116,7 @@ impl Node {
         let models = Models::new(catalog.clone(), worker.clone(), store.clone());
         models.load_active().await;
 
-        let upload_idle = Duration::from_secs(config.upload_idle_s);
+        let upload_idle = Duration::from_secs(config.upload_idle_s.get());
         let states = States::new(shards.clone(), catalog, upload_idle);
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::new(shards.foreground().clone());
@@ -126,7 +126,7 @@ impl Node {
         let max = config.message_bytes_max;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
         let router = Router::new(shards.clone(), routing, routed);
-        let stall_after = Duration::from_secs(config.stream_stall_s);
+        let stall_after = Duration::from_secs(config.stream_stall_s.get());
         let transfers = Transfers::new(config.transfer_bytes_max, stall_after);
         let calls = Calls::new(states, scorer, router.clone(), transfers, counted);
 

@@ -57,6 +57,53 @@ fn tensors_come_from_and_go_to_npy_files() {
 }
 
 #[test]
+fn large_states_come_from_files_and_go_to_files() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["collection", "create", "users"]);
+    let path = |name: &str| house.path(name).to_str().unwrap().to_owned();
+    let bytes: Vec<u8> = (0..5u32 << 20).map(|n| (n % 251) as u8).collect();
+    std::fs::write(path("raw"), &bytes).unwrap();
+    // A tensor of 3 MiB in a .npy file, by way of the store.
+    node.ok(&["put", "users", "seed", "t:u8=[[1, 2, 3, 4]]"]);
+    node.ok(&["get", "users", "seed", "--field", "t", "--out", &path("t.npy")]);
+    let front = std::fs::read(path("t.npy")).unwrap();
+    let shape = |rows: &str, pad: &str| {
+        let text = String::from_utf8_lossy(&front[10..front.len() - 4]).into_owned();
+        let header = text.replace("(1, 4)", &format!("({rows}, 4)")).replacen(pad, "", 1);
+        [&front[..10], header.as_bytes()].concat()
+    };
+    let tensor = [shape("786432", "     "), bytes[..3 << 20].to_vec()].concat();
+    std::fs::write(path("t.npy"), &tensor).unwrap();
+
+    let (raw, npy) = (format!("raw=@{}", path("raw")), format!("t=@{}", path("t.npy")));
+    let write = ["write", "users", "ada", &raw, &npy, "note=text:hi", "--upload-id", "u"];
+    let written = node.json(&write);
+    assert_eq!((&written["bytes"], &written["repeated"]), (&(8 << 20 | 2).into(), &false.into()));
+    let again = node.json(&write);
+    assert_eq!((&again["version"], &again["repeated"]), (&written["version"], &true.into()));
+
+    node.ok(&["read", "users", "ada", "--out", &path("all")]);
+    assert!(std::fs::read(path("all/raw.bin")).unwrap() == bytes);
+    assert!(std::fs::read(path("all/t.npy")).unwrap() == tensor);
+    assert_eq!(std::fs::read(path("all/note.bin")).unwrap(), b"hi");
+    let read = ["read", "users", "ada", "--out", &path("part.npy"), "--field"];
+    node.ok(&[&read[..], &["t#786430+2"]].concat());
+    let part = std::fs::read(path("part.npy")).unwrap();
+    assert!(part.ends_with(&bytes[(3 << 20) - 8..3 << 20]));
+    node.ok(&["put", "users", "part", &format!("t=@{}", path("part.npy"))]);
+    let fields = node.json(&["get", "users", "part"]);
+    assert_eq!(fields["fields"]["t"]["shape"], serde_json::json!([2, 4]));
+    node.ok(&[&read[..], &["raw@1000000+5"]].concat());
+    assert_eq!(std::fs::read(path("part.npy")).unwrap(), bytes[1_000_000..1_000_005]);
+    let out = node.run(&[&read[..], &["raw@5242880+1"]].concat());
+    let said = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(said.contains("RANGE_PAST_END"), "{said}");
+    let out = node.run(&["read", "users", "nobody", "--out", &path("nobody")]);
+    assert_eq!(out.status.code(), Some(4), "not found");
+}
+
+#[test]
 fn exit_codes_tell_what_happened() {
     let house = House::new();
     let node = house.start();

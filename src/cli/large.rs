@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use statehouse_client::v1::field::Value;
 use statehouse_client::{Source, StateStream, WriteError, v1};
 
 use super::output::print_json;
-use super::state::{self, Target, Write};
+use super::state::{Query, Target, Write};
 use super::{Remote, field, npy, text};
 
 /// What `write` takes.
@@ -163,14 +162,7 @@ impl Source for Files {
 #[derive(Debug, clap::Args)]
 pub struct ReadArgs {
     #[command(flatten)]
-    target: Target,
-    /// A field to read, or bytes or rows of it: NAME, NAME@OFFSET+LENGTH or NAME#FIRST+ROWS.
-    /// Repeat for more; none: all.
-    #[arg(long = "field")]
-    fields: Vec<String>,
-    /// Read from any replica that lags by no more, such as 100ms; none: the newest state.
-    #[arg(long, value_parser = text::duration)]
-    max_lag: Option<Duration>,
+    query: Query,
     /// A file for one field (.npy for a tensor with its type and shape, - for standard output), or
     /// a directory, made if need be, with a file for each.
     #[arg(long)]
@@ -181,19 +173,7 @@ pub struct ReadArgs {
 
 /// Runs `read`.
 pub async fn read(args: ReadArgs) -> anyhow::Result<()> {
-    let (consistency, max_lag_ms) = args.max_lag.map(state::bounded).unwrap_or_default();
-    let request = v1::GetRequest {
-        collection: args.target.collection.clone(),
-        key: args.target.key(),
-        fields: args
-            .fields
-            .iter()
-            .map(|text| state::selector(text))
-            .collect::<anyhow::Result<_>>()?,
-        consistency,
-        max_lag_ms,
-    };
-    let mut stream = args.remote.connect().await?.open(request).await?;
+    let mut stream = args.remote.connect().await?.open(args.query.request()?).await?;
     let header = stream.header().clone();
     let to_stdout = args.out == Path::new("-");
     let outs = outs(&header, &args.out)?;
@@ -259,7 +239,8 @@ async fn save(stream: &mut StateStream, outs: &[PathBuf], bar: &ProgressBar) -> 
                 Box::new(file)
             }
         };
-        if out.extension().is_some_and(|extension| extension == "npy") {
+        let is_tensor = header.dtype != v1::DataType::Unspecified as i32;
+        if is_tensor && out.extension().is_some_and(|extension| extension == "npy") {
             file.write_all(&npy::front(header.dtype, &header.shape)?)?;
         }
         files.push(file);

@@ -57,18 +57,39 @@ impl Write {
     }
 }
 
-/// What `get` takes.
+/// What is read of which state.
 #[derive(Debug, clap::Args)]
-pub struct GetArgs {
+pub struct Query {
     #[command(flatten)]
     target: Target,
     /// A field to read, or bytes or rows of it: NAME, NAME@OFFSET+LENGTH or NAME#FIRST+ROWS.
-    /// Repeat for more.
+    /// Repeat for more; none: all.
     #[arg(long = "field")]
     fields: Vec<String>,
     /// Read from any replica that lags by no more, such as 100ms; none: the newest state.
     #[arg(long, value_parser = text::duration)]
     max_lag: Option<Duration>,
+}
+
+impl Query {
+    /// As a request says it.
+    pub fn request(&self) -> anyhow::Result<v1::GetRequest> {
+        let (consistency, max_lag_ms) = self.max_lag.map(bounded).unwrap_or_default();
+        Ok(v1::GetRequest {
+            collection: self.target.collection.clone(),
+            key: self.target.key(),
+            fields: self.fields.iter().map(|text| selector(text)).collect::<anyhow::Result<_>>()?,
+            consistency,
+            max_lag_ms,
+        })
+    }
+}
+
+/// What `get` takes.
+#[derive(Debug, clap::Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    query: Query,
     /// Write the one field read to this file; a tensor as .npy if the name ends so.
     #[arg(long)]
     out: Option<std::path::PathBuf>,
@@ -78,15 +99,7 @@ pub struct GetArgs {
 
 /// Runs `get`.
 pub async fn get(args: GetArgs) -> anyhow::Result<()> {
-    let (consistency, max_lag_ms) = args.max_lag.map(bounded).unwrap_or_default();
-    let request = v1::GetRequest {
-        collection: args.target.collection.clone(),
-        key: args.target.key(),
-        fields: args.fields.iter().map(|text| selector(text)).collect::<anyhow::Result<_>>()?,
-        consistency,
-        max_lag_ms,
-    };
-    let answer = args.remote.connect().await?.read(request).await?;
+    let answer = args.remote.connect().await?.read(args.query.request()?).await?;
     let state = answer.state.context("a state")?;
     if let Some(path) = &args.out {
         let [field] = &state.fields[..] else {
@@ -105,7 +118,7 @@ pub async fn get(args: GetArgs) -> anyhow::Result<()> {
     }
     if args.remote.json {
         let mut json = state_json(&state);
-        if args.max_lag.is_some() {
+        if args.query.max_lag.is_some() {
             json["lag_ms"] = answer.lag_ms.into();
         }
         print_json(&json);
@@ -121,7 +134,7 @@ pub fn bounded(max_lag: Duration) -> (i32, u64) {
 }
 
 /// A field, or a part of it: `NAME`, `NAME@OFFSET+LENGTH` or `NAME#FIRST+ROWS`.
-pub fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
+fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
     let Some(at) = text.find(['@', '#']) else {
         return Ok(v1::FieldSelector { name: text.to_owned(), ..Default::default() });
     };

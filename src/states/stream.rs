@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use statehouse_cluster::catalog::Missing;
 use statehouse_cluster::raft::Group;
-use statehouse_store::{FieldStream, FieldType, ModelTag, Part, Reader, Selection, StateField};
+use statehouse_store::{FieldStream, FieldType, ModelTag, Reader};
 
 use super::read::{failure, no_state};
 use super::{GetQuery, States, check_key};
@@ -50,10 +50,9 @@ impl States {
             let view = Arc::new(reader.view()?);
             let Some(state) = view.get(id, &key, unix_now_ms())? else { return Ok(None) };
             let mut slices = Vec::new();
-            for (field, part) in chosen(&state.fields, &selection)? {
-                let (range, field_type) = field.slice(part)?;
+            for statehouse_store::Slice { field, range, field_type } in state.select(&selection)? {
+                let stream = view.stream(field, range.clone())?;
                 let (name, bytes) = (field.name.clone(), range.end - range.start);
-                let stream = view.stream(field, range)?;
                 slices.push(Slice { name, field_type, bytes, stream });
             }
             Ok(Some((state, slices)))
@@ -102,20 +101,4 @@ impl States {
         let stopping = || Failure::new(Reason::Unavailable, "the node is stopping");
         receiver.await.map_err(|_| stopping())?.map_err(failure)
     }
-}
-
-/// The fields that a selection names, and which part of each.
-fn chosen<'a>(
-    fields: &'a [StateField],
-    selection: &Selection,
-) -> Result<Vec<(&'a StateField, Part)>, statehouse_store::Error> {
-    let Some(wanted) = &selection.fields else {
-        return Ok(fields.iter().map(|field| (field, Part::Whole)).collect());
-    };
-    let find = |name: &str| fields.iter().find(|field| field.name == name);
-    let unknown = |name: &str| statehouse_store::Error::UnknownField { name: name.to_owned() };
-    wanted
-        .iter()
-        .map(|wanted| Ok((find(&wanted.name).ok_or_else(|| unknown(&wanted.name))?, wanted.part)))
-        .collect()
 }

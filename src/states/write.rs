@@ -294,6 +294,11 @@ pub fn reply_failure(reply: Reply) -> Failure {
             Reason::ChecksumMismatch,
             format!("the bytes' CRC-32 is {found:#010x}, expected {expected:#010x}: begin anew"),
         ),
+        Reply::TooManyParts { max } => {
+            let message =
+                format!("the upload came in {max} parts, the most: begin anew, in larger");
+            Failure::new(Reason::InvalidRequest, message)
+        }
         Reply::TooManyUploads { max } => {
             let message = format!("the shard holds {max} unfinished uploads: that is its limit");
             Failure::overloaded(message)

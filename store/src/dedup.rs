@@ -59,6 +59,7 @@ pub(crate) fn encode(tag: &RequestTag, reply: &Reply) -> Option<Vec<u8>> {
         | Reply::UploadMismatch
         | Reply::UploadIncomplete { .. }
         | Reply::UploadCorrupt { .. }
+        | Reply::TooManyParts { .. }
         | Reply::TooManyUploads { .. } => return None,
     };
     let mut out = Writer::with_capacity(20 + answer.len());

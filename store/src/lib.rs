@@ -103,6 +103,7 @@ pub use pool::{Read, ReadPool};
 pub use read::{Reader, SweepStart, UploadProgress};
 pub use receive::{Incoming, Received};
 pub use reply::Reply;
+pub use selected::Slice;
 pub use shard::Shard;
 pub use state::{
     BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,

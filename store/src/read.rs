@@ -357,7 +357,10 @@ impl Reader {
             Outcome::Gone => return Ok(Outcome::Gone),
         };
         let mut fields = Vec::with_capacity(record.fields.len());
-        for Slice { field, range, field_type } in selected(&record, selection)? {
+        let slices = selected(&record.fields, selection, |field| {
+            (&field.name, &field.field_type, field.content.len())
+        });
+        for Slice { field, range, field_type } in slices? {
             let loaded = match &field.content {
                 Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
                 Content::Blobs(extents) => {

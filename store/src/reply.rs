@@ -96,6 +96,11 @@ pub enum Reply {
         /// The CRC-32 of what is there.
         found: u32,
     },
+    /// The upload has as many parts as one may have, and is not whole.
+    TooManyParts {
+        /// How many.
+        max: usize,
+    },
     /// The shard holds as many uploads as it may.
     TooManyUploads {
         /// How many.

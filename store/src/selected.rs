@@ -5,32 +5,36 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::error::Error;
-use crate::record::{Record, RecordField};
 use crate::state::{FieldRange, Part, Selection};
 use crate::value::FieldType;
 
 /// A field that is read, which of its bytes, and what these are.
-pub(crate) struct Slice<'a> {
-    pub field: &'a RecordField,
+#[derive(Debug)]
+pub struct Slice<'a, F> {
+    /// The field.
+    pub field: &'a F,
+    /// Bytes of it. May end behind it: reading them says so.
     pub range: Range<u64>,
+    /// Type and shape of these bytes.
     pub field_type: FieldType,
 }
 
-/// The parts of fields that a selection names.
-pub(crate) fn selected<'a>(
-    record: &'a Record,
+/// The parts of fields that a selection names. `of` says name, type and bytes of a field.
+pub(crate) fn selected<'a, F>(
+    fields: &'a [F],
     selection: &Selection,
-) -> Result<Vec<Slice<'a>>, Error> {
-    let slice = |field: &'a RecordField, part| {
-        let (name, bytes) = (&field.name, field.content.len());
-        let (range, field_type) = slice_of(name, &field.field_type, bytes, part)?;
+    of: impl Fn(&'a F) -> (&'a str, &'a FieldType, u64),
+) -> Result<Vec<Slice<'a, F>>, Error> {
+    let slice = |field: &'a F, part| {
+        let (name, field_type, bytes) = of(field);
+        let (range, field_type) = slice_of(name, field_type, bytes, part)?;
         Ok(Slice { field, range, field_type })
     };
     let Some(wanted) = &selection.fields else {
-        return record.fields.iter().map(|field| slice(field, Part::Whole)).collect();
+        return fields.iter().map(|field| slice(field, Part::Whole)).collect();
     };
     let found = wanted.iter().filter_map(|FieldRange { name, part }| {
-        match record.fields.iter().find(|field| field.name == *name) {
+        match fields.iter().find(|field| of(field).0 == name) {
             Some(field) => Some(slice(field, *part)),
             None if selection.if_present => None,
             None => Some(Err(Error::UnknownField { name: name.clone() })),
@@ -41,7 +45,7 @@ pub(crate) fn selected<'a>(
 
 /// Which bytes of a field a part is, and what type these have. The range may end behind the
 /// field.
-pub(crate) fn slice_of(
+fn slice_of(
     name: &str,
     field_type: &FieldType,
     bytes: u64,

@@ -2,7 +2,6 @@
 //!
 //! [`State`] refers to large fields; [`WholeState`] has the bytes that were asked for.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -12,7 +11,7 @@ use crate::error::Error;
 use crate::extent::Extent;
 use crate::ids::CollectionId;
 use crate::record::{Content, Record, RecordField};
-use crate::selected::{check_range, slice_of};
+use crate::selected::{Slice, selected};
 use crate::value::{Field, FieldType};
 
 /// What a read that may not wait for the disk comes to.
@@ -176,6 +175,11 @@ impl State {
         self.fields.iter().find(|field| field.name == name)
     }
 
+    /// The parts of fields that a selection names.
+    pub fn select(&self, selection: &Selection) -> Result<Vec<Slice<'_, StateField>>, Error> {
+        selected(&self.fields, selection, |field| (&field.name, &field.field_type, field.bytes_len))
+    }
+
     /// Bytes of all fields.
     pub fn bytes_len(&self) -> u64 {
         self.fields.iter().map(|field| field.bytes_len).sum()
@@ -183,14 +187,6 @@ impl State {
 }
 
 impl StateField {
-    /// Which of its bytes a part is, and what type these have. `NoRows` or `RangePastEnd` if the
-    /// field has no such part.
-    pub fn slice(&self, part: Part) -> Result<(Range<u64>, FieldType), Error> {
-        let (range, field_type) = slice_of(&self.name, &self.field_type, self.bytes_len, part)?;
-        check_range(&self.name, self.bytes_len, &range)?;
-        Ok((range, field_type))
-    }
-
     fn of(field: &RecordField, collection: CollectionId) -> StateField {
         let payload = match &field.content {
             Content::Inline(bytes) => Payload::Inline(bytes.clone()),

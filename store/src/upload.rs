@@ -276,8 +276,11 @@ pub(crate) fn step(
                 return refused(Reply::UploadTaken);
             }
             let there = kept.bytes();
-            if *offset != there || kept.parts.len() >= UPLOAD_PARTS_MAX {
+            if *offset != there {
                 return refused(Reply::Uploaded { bytes: there });
+            }
+            if kept.parts.len() >= UPLOAD_PARTS_MAX {
+                return refused(Reply::TooManyParts { max: UPLOAD_PARTS_MAX });
             }
             kept.expires_at_ms = moment.time_ms.saturating_add(*idle_ms);
             kept.crc32 = joined_crc32((kept.crc32, there), (*crc32, bytes.len() as u64));
@@ -401,6 +404,17 @@ mod tests {
         assert_eq!(kept(again).fingerprint, 8);
         let full = step(&begin(1, 9), None, None, moment(5, 100), || true);
         assert_eq!(full.reply, Reply::TooManyUploads { max: UPLOADS_MAX });
+    }
+
+    #[test]
+    fn an_upload_of_crumbs_is_refused_by_name() {
+        let mut held = kept(step(&begin(1, 9), None, None, moment(1, 0), || false));
+        held.parts = (0..UPLOAD_PARTS_MAX as u64).map(|index| blob(index + 2, 1)).collect();
+        let there = held.bytes();
+        let next = part(1, there, b"x");
+        let refused = step(&next, Some(held), Some(blob(9_999, 1)), moment(9_999, 0), || false);
+        assert_eq!(refused.reply, Reply::TooManyParts { max: UPLOAD_PARTS_MAX });
+        assert_eq!((refused.next, refused.freed), (Next::Same, vec![blob(9_999, 1)]));
     }
 
     #[test]

@@ -7,12 +7,9 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use statehouse_client::{Client, Config, v1};
 
 use crate::harness::cluster::{Cluster, await_some};
-use crate::harness::{create, get, seed};
+use crate::harness::{create, get, report, scale, seed};
 
 const MIB: usize = 1 << 20;
-
-/// Uploads that lose a node on their way; `UPLOADS` asks for more.
-const UPLOADS_DEFAULT: usize = 6;
 
 fn header(key: &str, bytes: usize) -> v1::WriteHeader {
     let field = v1::FieldHeader { name: "o".into(), bytes: bytes as u64, ..Default::default() };
@@ -39,8 +36,9 @@ async fn read(client: &Client, key: &str) -> Result<(u64, Vec<u8>), String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_survives_the_death_of_any_node_at_any_step() {
-    let uploads = std::env::var("UPLOADS").map_or(UPLOADS_DEFAULT, |n| n.parse().unwrap());
-    let mut random = StdRng::seed_from_u64(seed());
+    let uploads = scale("UPLOADS", 6);
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
     let mut cluster = Cluster::start(3).await;
     create(&cluster.client(1).await, "large").await;
     for upload in 0..uploads {
@@ -79,4 +77,8 @@ async fn an_upload_survives_the_death_of_any_node_at_any_step() {
         println!("node {victim} died at byte {at} of {}", data.len());
     }
     cluster.level().await;
+    report(
+        "large writes",
+        &format!("seed {seed}, {uploads} uploads that lost a node on their way"),
+    );
 }

@@ -325,6 +325,7 @@ fn show_reply(reply: &Reply) -> String {
         Reply::UploadMismatch => "begun for something else".into(),
         Reply::UploadIncomplete { bytes, expected } => format!("incomplete: {bytes} of {expected}"),
         Reply::UploadCorrupt { .. } => "corrupt".into(),
+        Reply::TooManyParts { max } => format!("more than {max} parts"),
         Reply::TooManyUploads { max } => format!("more than {max} uploads"),
     }
 }
