@@ -87,8 +87,8 @@ impl Summed {
 
 impl Client {
     /// Writes a state from a source; `progress` is told how many bytes are on their way or there.
-    /// Every field of the header says its bytes. Without an upload id it gets a random one. What a stream before had sent under the
-    /// same id is not sent again.
+    /// Every field of the header says its bytes. Without an upload id it gets a random one. What a
+    /// stream before had sent under the same id is not sent again.
     pub async fn write(
         &self,
         mut header: v1::WriteHeader,

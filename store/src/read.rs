@@ -8,6 +8,8 @@
 //! through a [`View`] (`view.rs`) never sees that; a whole read retries, and takes a view in the
 //! end.
 
+mod uploads;
+
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -29,9 +31,10 @@ use crate::record::{Content, Record};
 use crate::reply::Reply;
 use crate::selected::{Slice, check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
-use crate::upload::{Kept, UploadId};
 use crate::value::Field;
 use crate::view::View;
+
+pub use uploads::UploadProgress;
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;
@@ -57,15 +60,6 @@ pub struct Reader {
 pub struct SweepStart {
     /// For `Sweep::cursor`.
     pub cursor: Option<Bytes>,
-}
-
-/// How much there is of an upload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct UploadProgress {
-    /// Bytes, from the beginning.
-    pub bytes: u64,
-    /// Unix milliseconds; each part puts it off.
-    pub expires_at_ms: u64,
 }
 
 /// What a read with a look comes to.
@@ -221,35 +215,6 @@ impl Reader {
         let requests = self.first_row(keys::requests_before(dedup::oldest_kept(now_ms)))?;
         let sweepable = requests.is_some() || self.upload_expired(now_ms)?;
         Ok(sweepable.then_some(SweepStart { cursor: None }))
-    }
-
-    /// Whether an upload has expired. There are few.
-    fn upload_expired(&self, now_ms: u64) -> Result<bool, Error> {
-        let mut expired = false;
-        let family = &self.generation().family;
-        self.disk.db.walk(family, keys::all_uploads(), Walk::Few, &mut |_, row| {
-            let upload = Kept::decode(Bytes::copy_from_slice(row));
-            expired = upload.map_err(|e| Error::corrupt("upload row", e))?.expired(now_ms);
-            Ok(if expired { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        Ok(expired)
-    }
-
-    /// How much there is of an upload that has not expired. May wait for the disk.
-    pub fn upload(
-        &self,
-        collection: CollectionId,
-        id: &UploadId,
-        now_ms: u64,
-    ) -> Result<Option<UploadProgress>, Error> {
-        self.replica.check()?;
-        let family = &self.generation().family;
-        let Some(row) = self.disk.db.fetch(family, &keys::upload(collection, id))? else {
-            return Ok(None);
-        };
-        let kept = Kept::decode(row).map_err(|error| Error::corrupt("upload row", error))?;
-        let progress = UploadProgress { bytes: kept.bytes(), expires_at_ms: kept.expires_at_ms };
-        Ok(Some(progress).filter(|_| !kept.expired(self.now_ms(now_ms))))
     }
 
     /// The first row of the expiry index up to a time. Begins where the last walk ended: in front
