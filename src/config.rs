@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::memory::{Chosen, Plan};
+use crate::size::ByteSize;
+
 /// How log lines look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -68,12 +71,26 @@ pub struct Config {
     pub device: DeviceChoice,
     /// Which CUDA device.
     pub device_index: usize,
-    /// Bytes of RocksDB's block cache, memtables within it.
-    pub block_cache_bytes: usize,
-    /// Bytes of decoded states kept in memory.
-    pub state_cache_bytes: usize,
-    /// Bytes of all memtables together.
-    pub memtable_bytes_max: usize,
+    /// All memory of the process.
+    pub memory_max: ByteSize,
+    /// Its parts, by name; `None`: a share of it.
+    pub block_cache_bytes: Option<ByteSize>,
+    /// Decoded states kept in memory.
+    pub state_cache_bytes: Option<ByteSize>,
+    /// All memtables together.
+    pub memtable_bytes_max: Option<ByteSize>,
+    /// The newest entries of all logs.
+    pub log_tail_bytes_max: Option<ByteSize>,
+    /// Calls under way: their requests, what they read, their answers.
+    pub request_bytes_max: Option<ByteSize>,
+    /// Large transfers on their way through the node, all together.
+    pub transfer_bytes_max: Option<ByteSize>,
+    /// Rows of one batch on the device.
+    pub batch_bytes_max: Option<ByteSize>,
+    /// Entries sent to one other node and not answered.
+    pub append_bytes_max: Option<ByteSize>,
+    /// One gRPC message.
+    pub message_bytes_max: Option<ByteSize>,
     /// Free bytes on the disk below which writes are refused.
     pub disk_reserve_bytes: u64,
     /// Threads that wait for the disk on cold reads.
@@ -84,14 +101,10 @@ pub struct Config {
     pub score_queue_rows_max: usize,
     /// Proposals that may wait in one shard.
     pub proposals_waiting_max: usize,
-    /// Bytes of one gRPC message.
-    pub message_bytes_max: usize,
     /// Streams of one connection.
     pub streams_per_connection_max: u32,
     /// Calls under way on one pipeline.
     pub pipeline_calls_max: usize,
-    /// Bytes of large transfers on their way through the node, all together.
-    pub transfer_bytes_max: usize,
     /// Seconds after which a stream is cut whose other end neither sends nor takes anything.
     pub stream_stall_s: NonZeroU64,
     /// Seconds for which an upload is kept that nobody continues.
@@ -124,18 +137,23 @@ impl Default for Config {
             log_format: LogFormat::Text,
             device: DeviceChoice::Auto,
             device_index: 0,
-            block_cache_bytes: 256 << 20,
-            state_cache_bytes: 128 << 20,
-            memtable_bytes_max: 64 << 20,
+            memory_max: ByteSize::mib(1_024),
+            block_cache_bytes: None,
+            state_cache_bytes: None,
+            memtable_bytes_max: None,
+            log_tail_bytes_max: None,
+            request_bytes_max: None,
+            transfer_bytes_max: None,
+            batch_bytes_max: None,
+            append_bytes_max: None,
+            message_bytes_max: None,
             disk_reserve_bytes: 512 << 20,
             read_threads: 8,
             read_queue_max: 4_096,
             score_queue_rows_max: 16_384,
             proposals_waiting_max: 16_384,
-            message_bytes_max: 64 << 20,
             streams_per_connection_max: 1_024,
             pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
-            transfer_bytes_max: 64 << 20,
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
@@ -163,18 +181,23 @@ const KEYS: &[&str] = &[
     "log_format",
     "device",
     "device_index",
+    "memory_max",
     "block_cache_bytes",
     "state_cache_bytes",
     "memtable_bytes_max",
+    "log_tail_bytes_max",
+    "request_bytes_max",
+    "transfer_bytes_max",
+    "batch_bytes_max",
+    "append_bytes_max",
+    "message_bytes_max",
     "disk_reserve_bytes",
     "read_threads",
     "read_queue_max",
     "score_queue_rows_max",
     "proposals_waiting_max",
-    "message_bytes_max",
     "streams_per_connection_max",
     "pipeline_calls_max",
-    "transfer_bytes_max",
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",
@@ -220,6 +243,22 @@ impl Config {
 }
 
 impl Config {
+    /// How the node's memory is shared out.
+    pub fn memory(&self) -> anyhow::Result<Plan> {
+        let chosen = Chosen {
+            block_cache: self.block_cache_bytes,
+            memtables: self.memtable_bytes_max,
+            state_cache: self.state_cache_bytes,
+            log_tails: self.log_tail_bytes_max,
+            requests: self.request_bytes_max,
+            transfers: self.transfer_bytes_max,
+            batch: self.batch_bytes_max,
+            appends: self.append_bytes_max,
+            message: self.message_bytes_max,
+        };
+        Plan::new(self.memory_max, &chosen)
+    }
+
     /// Where to listen for other nodes.
     pub fn peer_listener(&self) -> SocketAddr {
         self.peer_listen.unwrap_or_else(|| {
@@ -304,5 +343,17 @@ mod tests {
         assert!(load("shards = 0", &[]).is_err());
         assert!(load("stream_stall_s = 0", &[]).is_err());
         assert!(load("device = \"tpu\"", &[]).is_err());
+        assert!(load("memory_max = \"much\"", &[]).is_err());
+    }
+
+    #[test]
+    fn memory_is_told_in_units_or_bytes() {
+        let config = load("memory_max = \"2GiB\"", &[]).unwrap();
+        assert_eq!(config.memory_max, ByteSize::mib(2_048));
+        let env =
+            [("STATEHOUSE_MEMORY_MAX", "512MiB"), ("STATEHOUSE_STATE_CACHE_BYTES", "1048576")];
+        let config = load("memory_max = 2147483648", &env).unwrap();
+        assert_eq!(config.memory_max, ByteSize::mib(512));
+        assert_eq!(config.memory().unwrap().state_cache, 1 << 20);
     }
 }

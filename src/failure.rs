@@ -73,6 +73,8 @@ reasons! {
     RequestIdReused = "REQUEST_ID_REUSED", InvalidArgument;
     /// The state would be larger than its collection allows.
     StateTooLarge = "STATE_TOO_LARGE", InvalidArgument;
+    /// The answer would be larger than one message may be.
+    AnswerTooLarge = "ANSWER_TOO_LARGE", OutOfRange;
     /// A key of no or too many bytes.
     InvalidKey = "INVALID_KEY", InvalidArgument;
     /// A request that says something that can't be.

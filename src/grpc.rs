@@ -5,6 +5,7 @@
 //! `routed.rs` and `scatter.rs` send what this node doesn't lead to those who do.
 
 mod admin;
+mod arriving;
 mod caller;
 mod calls;
 mod cluster;
@@ -22,10 +23,11 @@ mod upload;
 mod write;
 
 pub use admin::AdminService;
+pub use arriving::Arriving;
 pub use calls::Calls;
 pub use cluster::ClusterService;
 pub use models::ModelsService;
-pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PipelineService};
+pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PIPELINE_REQUEST_BYTES_MAX, PipelineService};
 pub use score::ScoreService;
 pub use state::StateService;
 pub use transfers::{STREAMS_MAX, Transfers};

@@ -7,6 +7,9 @@
 //! |---|---|
 //! | `node` | composes the rooms in order, stops them in reverse |
 //! | `config` | what a node is told: file, environment, flags |
+//! | `memory` | one limit for all of a node's memory, and its parts |
+//! | `admission` | a call's share of it, taken before the work |
+//! | `size` | sizes as people write them |
 //! | `router` | which node serves a call |
 //! | `states` | the State use case |
 //! | `chain` | keeps the writes and steps of a key in order |
@@ -20,8 +23,9 @@
 //! | `bench` | load and what it cost |
 //! | `cli` | one file per subcommand |
 //!
-//! Not done: streaming reads and writes of large states, TLS.
+//! Not done: TLS.
 
+pub mod admission;
 pub mod bench;
 pub mod chain;
 pub mod cli;
@@ -31,6 +35,7 @@ pub mod dtype;
 pub mod failure;
 pub mod grpc;
 pub mod http;
+pub mod memory;
 pub mod metrics;
 pub mod models;
 pub mod node;
@@ -38,6 +43,7 @@ pub mod replay;
 pub mod router;
 pub mod scheduling;
 pub mod score;
+pub mod size;
 pub mod states;
 pub mod svg;
 pub mod telemetry;

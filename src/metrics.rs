@@ -2,20 +2,17 @@
 //! scrape so that they cost nothing on the way of a request.
 
 mod calls;
+mod memory;
 mod models;
 mod rooms;
 mod routing;
 
-use std::sync::Arc;
-
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
-use statehouse_cluster::Shards;
-use statehouse_inference::Handle;
 
 pub use calls::{CallKind, CallMetrics};
-use rooms::Rooms;
+pub use rooms::Rooms;
 pub use routing::RoutingMetrics;
 
 /// A node's metrics.
@@ -27,8 +24,7 @@ impl Metrics {
     /// Over the counters of a node's rooms, and of its calls.
     pub fn new(
         device: &str,
-        shards: Arc<Shards>,
-        worker: Handle,
+        rooms: Rooms,
         (calls, routing): (&CallMetrics, &RoutingMetrics),
     ) -> Self {
         let mut registry = Registry::with_prefix("statehouse");
@@ -39,7 +35,7 @@ impl Metrics {
         registry.register("build", "What runs here", Info::new(labels));
         calls.register(&mut registry);
         routing.register(&mut registry);
-        registry.register_collector(Box::new(Rooms::new(shards, worker)));
+        registry.register_collector(Box::new(rooms));
         Metrics { registry }
     }
 

@@ -22,13 +22,15 @@ use tokio::task::JoinHandle;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
+use crate::admission::Admission;
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    AdminService, Calls, ClusterService, ModelsService, PipelineService, STREAMS_MAX, ScoreService,
-    StateService, Transfers,
+    AdminService, Arriving, Calls, ClusterService, ModelsService, PIPELINE_REQUEST_BYTES_MAX,
+    PipelineService, STREAMS_MAX, ScoreService, StateService, Transfers,
 };
 use crate::http;
-use crate::metrics::{CallMetrics, Metrics, RoutingMetrics};
+use crate::memory::{Governor, Plan};
+use crate::metrics::{CallMetrics, Metrics, Rooms, RoutingMetrics};
 use crate::models::Models;
 use crate::router::{self, Router};
 use crate::score::Scorer;
@@ -77,6 +79,8 @@ pub struct Node {
     pub id: u64,
     /// The device that scores.
     pub device: String,
+    /// Holds the process to its memory.
+    pub memory: Governor,
     config: Config,
     store: Store,
     shards: Arc<Shards>,
@@ -95,21 +99,23 @@ impl Node {
         let peer_listener = bind(config.peer_listener()).await?;
         let (address, http_address) = (listener.local_addr()?, http_listener.local_addr()?);
         let peer_address = peer_listener.local_addr()?;
+        let memory = config.memory()?;
         let (stop, stopped) = watch::channel(false);
         let readiness = Readiness::default();
 
-        let (store, failed) = open_store(&config).await?;
+        let (store, failed) = open_store(&config, &memory).await?;
         let addresses = Addresses {
             client: advertised(config.advertise.as_deref(), address),
             peer: advertised(config.peer_advertise.as_deref(), peer_address),
         };
-        let shards = cluster_config(&config);
+        let shards = cluster_config(&config, &memory);
         let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
         let device = open_device(config.device, config.device_index)?;
         let device_name = device.name();
         let worker_config = inference::Config {
             queue_rows_max: config.score_queue_rows_max,
+            batch_bytes_max: memory.batch as usize,
             ..inference::Config::default()
         };
         let worker = inference::Worker::start(device, worker_config)?;
@@ -121,18 +127,31 @@ impl Node {
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::new(shards.foreground().clone());
         let routed = RoutingMetrics::default();
-        let all = (&counted, &routed);
-        let metrics = Arc::new(Metrics::new(&device_name, shards.clone(), worker.clone(), all));
-        let max = config.message_bytes_max;
+        let admission = Admission::new(&memory);
+        let stall_after = Duration::from_secs(config.stream_stall_s.get());
+        let transfers = Transfers::new(memory.transfers as usize, stall_after);
+        let governor = Governor::start(memory, store.clone(), admission.clone())?;
+        let metrics = Arc::new(Metrics::new(
+            &device_name,
+            Rooms {
+                shards: shards.clone(),
+                worker: worker.clone(),
+                memory,
+                admission: admission.clone(),
+                transfers: transfers.clone(),
+                taken: governor.taken_bytes(),
+            },
+            (&counted, &routed),
+        ));
+        let max = memory.message as usize;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
         let router = Router::new(shards.clone(), routing, routed);
-        let stall_after = Duration::from_secs(config.stream_stall_s.get());
-        let transfers = Transfers::new(config.transfer_bytes_max, stall_after);
-        let calls = Calls::new(states, scorer, router.clone(), transfers, counted);
+        let room = (transfers, admission);
+        let calls = Calls::new(states, scorer, router.clone(), room, counted);
 
         let mut tasks = Vec::new();
         let services = (calls, router, AdminService::new(shards.clone()));
-        tasks.push(serve_grpc(&config, listener, services, models, stopped.clone()).await?);
+        tasks.push(serve_grpc(&config, max, listener, services, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,
             metrics,
@@ -148,6 +167,7 @@ impl Node {
             peer_address,
             id: shards.me().0,
             device: device_name,
+            memory: governor,
             config,
             store,
             shards,
@@ -202,11 +222,15 @@ async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Opens the disk, off the async threads.
-async fn open_store(config: &Config) -> anyhow::Result<(Store, watch::Receiver<Option<String>>)> {
+async fn open_store(
+    config: &Config,
+    memory: &Plan,
+) -> anyhow::Result<(Store, watch::Receiver<Option<String>>)> {
     let store_config = store::Config {
-        block_cache_bytes: config.block_cache_bytes,
-        state_cache_bytes: config.state_cache_bytes,
-        memtable_bytes_max: config.memtable_bytes_max,
+        block_cache_bytes: memory.block_cache as usize,
+        state_cache_bytes: memory.state_cache as usize,
+        memtable_bytes_max: memory.memtables as usize,
+        log_tail_bytes_max: memory.log_tails as usize,
         disk_reserve_bytes: config.disk_reserve_bytes,
         read_threads: config.read_threads,
         read_queue_max: config.read_queue_max,
@@ -224,11 +248,13 @@ async fn open_store(config: &Config) -> anyhow::Result<(Store, watch::Receiver<O
     .await?
 }
 
-fn cluster_config(config: &Config) -> cluster::Config {
+fn cluster_config(config: &Config, memory: &Plan) -> cluster::Config {
     cluster::Config {
         shards: config.shards,
         replicas: config.replicas,
         proposals_waiting_max: config.proposals_waiting_max,
+        proposals_waiting_bytes_max: memory.requests as usize,
+        append_bytes_in_flight_max: memory.appends as usize,
         transfer_bytes_per_second: config.transfer_bytes_per_second,
         foreground_p99_max: Duration::from_millis(config.move_pause_p99_ms),
         controller: cluster::controller::Config {
@@ -255,12 +281,13 @@ fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Dev
 
 async fn serve_grpc(
     config: &Config,
+    max: usize,
     listener: TcpListener,
     (calls, router, admin): (Calls, Router, AdminService),
     models: Arc<Models>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let max = config.message_bytes_max;
+    let admission = calls.admission().clone();
     let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -269,7 +296,7 @@ async fn serve_grpc(
         .max_encoding_message_size(max);
     let pipeline = PipelineService::new(calls, config.pipeline_calls_max, stopped.clone());
     let pipeline = v1::pipeline_server::PipelineServer::new(pipeline)
-        .max_decoding_message_size(max)
+        .max_decoding_message_size(PIPELINE_REQUEST_BYTES_MAX.min(max))
         .max_encoding_message_size(max);
     let models = v1::models_server::ModelsServer::new(ModelsService::new(models))
         .max_decoding_message_size(max);
@@ -298,10 +325,10 @@ async fn serve_grpc(
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(state)
-        .add_service(score)
-        .add_service(pipeline)
-        .add_service(models)
+        .add_service(Arriving::new(state, admission.clone(), max))
+        .add_service(Arriving::new(score, admission.clone(), max))
+        .add_service(Arriving::new(pipeline, admission.clone(), max))
+        .add_service(Arriving::new(models, admission, max))
         .add_service(v1::admin_server::AdminServer::new(admin))
         .add_service(cluster)
         .add_service(reflection)

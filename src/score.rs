@@ -19,6 +19,7 @@ use statehouse_inference as inference;
 use statehouse_inference::{Request, Tensor};
 use statehouse_store::{Command, Condition, Edit, ModelTag, Patch, RequestTag};
 
+use crate::admission::Charge;
 use crate::chain::{Tail, Turn};
 use crate::failure::{Failure, Reason};
 use crate::models::{Models, Version};
@@ -26,6 +27,10 @@ use crate::states::{self, Freshness, StateKey, States, WriteOptions, Written};
 
 /// How often a step is run when the state changes under it.
 const STEP_ATTEMPTS_MAX: u32 = 16;
+
+/// How often a row's states are in memory while it is scored: as they are read, in a batch, in the
+/// batch's result, and on their way to the log.
+const STATE_COPIES: u64 = 4;
 
 /// What to score.
 #[derive(Debug, Clone)]
@@ -115,6 +120,7 @@ struct Job {
     outputs: Vec<usize>,
     deadline: Option<Instant>,
     request: Option<RequestTag>,
+    charge: Arc<Charge>,
 }
 
 impl Scorer {
@@ -132,16 +138,26 @@ impl Scorer {
     }
 
     /// Scores one event, on this node's replica of the key's shard.
-    pub async fn score(&self, group: &Arc<Group>, query: ScoreQuery) -> Result<Scored, Failure> {
+    pub async fn score(
+        &self,
+        group: &Arc<Group>,
+        query: ScoreQuery,
+        charge: &Arc<Charge>,
+    ) -> Result<Scored, Failure> {
         let mode = query.mode;
-        let job = self.locate(group, query).await?;
+        let job = self.locate(group, query, charge.clone()).await?;
         match mode {
             Mode::Peek => self.peek(&job).await,
             Mode::Step => self.step(&job).await,
         }
     }
 
-    async fn locate(&self, group: &Arc<Group>, query: ScoreQuery) -> Result<Job, Failure> {
+    async fn locate(
+        &self,
+        group: &Arc<Group>,
+        query: ScoreQuery,
+        charge: Arc<Charge>,
+    ) -> Result<Job, Failure> {
         states::check_key(&query.target.key)?;
         let collection = self.states.collection(&query.target.collection).await?;
         let model = self.models.find(&query.model, query.model_version).await?;
@@ -164,6 +180,7 @@ impl Scorer {
             outputs,
             deadline: query.deadline,
             request,
+            charge,
         })
     }
 
@@ -236,7 +253,7 @@ impl Scorer {
         let writer = self.next_writer();
         let command = self.patch(job, condition, writer, &answer.states, &scored)?;
         // Proposed before the next step may start: entries keep the order of the steps.
-        let commit = states::propose(&job.group, command, turn.begin());
+        let commit = states::propose(&job.group, command, turn.begin(), &job.charge);
         turn.leave(Some(Tail {
             model: job.model.loaded.name().to_owned(),
             model_version: job.model.version,
@@ -263,12 +280,14 @@ impl Scorer {
 
     async fn read(&self, job: &Job) -> Result<bind::Base, Failure> {
         let names = bind::field_names(&job.model.loaded);
-        let found =
-            self.states.read_present(&job.collection, (&job.target.key, &job.group), names).await?;
+        let key = (&job.target.key, &*job.group);
+        let found = self.states.read_present(&job.collection, key, names, &job.charge).await?;
         bind::base(&job.model.loaded, found)
     }
 
     async fn infer(&self, job: &Job, states: Vec<Tensor>) -> Result<inference::Answer, Failure> {
+        let state_bytes: usize = states.iter().map(|state| state.data.len()).sum();
+        job.charge.states(STATE_COPIES * state_bytes as u64)?;
         let (sender, receiver) = tokio::sync::oneshot::channel();
         self.models.worker().submit(Request {
             model: job.model.loaded.clone(),

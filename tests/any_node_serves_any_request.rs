@@ -106,6 +106,7 @@ async fn every_node_takes_every_call() {
         batches(&cluster, node, &client).await;
         scores(&cluster, node).await;
         in_order(&cluster, node).await;
+        large(&cluster, node).await;
     }
     maps_agree(&cluster).await;
     refusals_name_the_leader(&cluster).await;
@@ -257,6 +258,34 @@ async fn in_order(cluster: &Cluster, node: u64) {
 }
 
 /// All nodes give the same map, and know who leads what they have a replica of.
+/// What is too large for a pipeline, as one call and in batches, whoever leads the keys.
+async fn large(cluster: &Cluster, node: u64) {
+    const BYTES: usize = 3 << 20;
+    let mut state = StateClient::new(channel(cluster, node)).max_decoding_message_size(16 << 20);
+    let data = |n: usize| Bytes::from(vec![n as u8 ^ node as u8; BYTES]);
+    for n in 0..4 {
+        let request = put("users", &format!("large-{n}"), vec![bytes_field("f", data(n))]);
+        state.put(request).await.unwrap();
+    }
+    let keys = (0..4).map(|n| Bytes::from(format!("large-{n}"))).collect();
+    let request = v1::BatchGetRequest { collection: "users".into(), keys, ..Default::default() };
+    let items = state.batch_get(request).await.unwrap().into_inner().items;
+    for (n, item) in items.into_iter().enumerate() {
+        let Some(v1::batch_get_response::item::Result::State(found)) = item.result else {
+            panic!("key {n}: {item:?}");
+        };
+        assert_eq!(field_bytes(&found, "f"), data(n));
+        let got = state.get(get("users", &format!("large-{n}"))).await.unwrap().into_inner();
+        assert_eq!(field_bytes(&got.state.unwrap(), "f"), data(n));
+        // A pipeline does not carry it, and goes on.
+        let pipeline = pipeline(cluster, node);
+        let refused = ask(&pipeline, Call::Get(get("users", &format!("large-{n}")))).await;
+        assert_eq!(refused.unwrap_err().reason(), Some("ANSWER_TOO_LARGE"));
+        let absent = ask(&pipeline, Call::Get(get("users", "nobody"))).await;
+        assert_eq!(absent.unwrap_err().reason(), Some("STATE_NOT_FOUND"));
+    }
+}
+
 async fn maps_agree(cluster: &Cluster) {
     let mut shards = BTreeSet::new();
     for node in cluster.nodes() {

@@ -2,7 +2,8 @@
 //!
 //! A call goes out on the lane that its caller names, always the same one for the same key, so
 //! that calls of a key keep their order. Nothing is waited for before a call has its place in a
-//! lane's queue. What is large has a lane of its own, so that nothing small waits behind it.
+//! lane's queue. What is large has a lane of its own, so that nothing small waits behind it; single
+//! calls that are large go by themselves (`alone.rs`).
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use statehouse_proto::v1::pipeline_request::Call;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::alone::{Again, Alone, is_large};
 use crate::pipeline::Pending;
 use crate::{Error, Pipeline};
 
@@ -45,6 +47,7 @@ pub struct Lanes {
     config: Config,
     lanes: Vec<Lane>,
     bulk: Lane,
+    alone: Alone,
     made: Instant,
     /// Milliseconds from `made`: until then it is passed over.
     down_until: AtomicU64,
@@ -71,8 +74,14 @@ impl Lanes {
         let lane = |_| Lane { channel: made.connect_lazy(), pipeline: Mutex::new(None) };
         let lanes = (0..config.streams.max(1)).map(lane).collect();
         let (endpoint, bulk) = (endpoint.to_owned(), lane(0));
+        let alone = Alone {
+            channel: bulk.channel.clone(),
+            endpoint: endpoint.as_str().into(),
+            hop: config.hop,
+            message_bytes_max: config.message_bytes_max,
+        };
         let (made, down_until) = (Instant::now(), AtomicU64::new(0));
-        Ok(Lanes { endpoint, config, lanes, bulk, made, down_until })
+        Ok(Lanes { endpoint, config, lanes, bulk, alone, made, down_until })
     }
 
     /// Where the node is.
@@ -101,15 +110,20 @@ impl Lanes {
     }
 
     /// Sends a call on a lane, `lane` modulo their number. Takes its place in the queue when first
-    /// polled, and waits only if the queue is full. The timeout travels with the call.
+    /// polled, and waits only if the queue is full. The timeout travels with the call. One that is
+    /// large goes by itself.
     pub async fn send(
         &self,
         lane: u64,
         call: Call,
         timeout: Option<Duration>,
     ) -> Result<Pending, Error> {
+        if is_large(&call) {
+            return Ok(self.alone.send(call, timeout));
+        }
         let lane = &self.lanes[(lane % self.lanes.len() as u64) as usize];
-        self.pipeline(lane).start(call, timeout).await
+        let again = Again::of(&self.alone, &call, timeout);
+        Ok(self.pipeline(lane).start(call, timeout).await?.or_again(again))
     }
 
     /// As [`Lanes::send`], on the lane for what is large.

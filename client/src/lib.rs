@@ -14,14 +14,17 @@
 //! | `nodes.rs` | the nodes there are, and whom to ask |
 //! | `map.rs` | key → slot → shard → nodes |
 //! | `lanes.rs`, `pipeline.rs` | streams to one node, and one of them |
+//! | `alone.rs` | calls too large for a stream that others share |
 //! | `retry.rs` *, `budget.rs` | what may be sent again, when, how often |
 //! | `batch.rs` * | batches taken apart and put together |
 //! | `request_ids.rs` | what makes a write repeatable |
 //!
 //! Files marked * are pure; a node forwards with them too.
 //!
-//! Not done: TLS; the order of a key's calls across a change of its shard's leader.
+//! Not done: TLS; the order of a key's calls across a change of its shard's leader, and of calls
+//! with more than 256 KiB among others.
 
+mod alone;
 pub mod batch;
 mod budget;
 mod client;

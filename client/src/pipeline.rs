@@ -18,6 +18,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::Error;
+use crate::alone::Again;
 
 /// Calls that may lie between the caller and the connection.
 const QUEUE_MAX: usize = 1_024;
@@ -53,15 +54,38 @@ pub struct Answered {
 pub struct Pending {
     endpoint: Arc<str>,
     receiver: oneshot::Receiver<Result<Answered, Error>>,
+    again: Option<Again>,
 }
 
 impl Pending {
     /// Waits for the answer. Safe to drop and call again.
     pub async fn answer(&mut self) -> Result<Answered, Error> {
-        match (&mut self.receiver).await {
-            Ok(answer) => answer,
-            Err(_) => Err(ended(&self.endpoint, true)),
+        loop {
+            let answer = match (&mut self.receiver).await {
+                Ok(answer) => answer,
+                Err(_) => Err(ended(&self.endpoint, true)),
+            };
+            match answer {
+                Err(error) if Again::helps(&error) => match self.again.take() {
+                    Some(again) => *self = again.send(),
+                    None => return Err(error),
+                },
+                answer => return answer,
+            }
         }
+    }
+
+    /// Of a call that went by itself.
+    pub(crate) fn alone(
+        endpoint: Arc<str>,
+        receiver: oneshot::Receiver<Result<Answered, Error>>,
+    ) -> Pending {
+        Pending { endpoint, receiver, again: None }
+    }
+
+    /// Goes again by itself if its answer is too large for a pipeline.
+    pub(crate) fn or_again(self, again: Option<Again>) -> Pending {
+        Pending { again, ..self }
     }
 }
 
@@ -136,7 +160,7 @@ impl Pipeline {
         let timeout_ms = timeout.map_or(0, |t| t.as_millis().clamp(1, u32::MAX.into()) as u32);
         place.send(v1::PipelineRequest { id, timeout_ms, call: Some(call) });
         drop(waiting);
-        Ok(Pending { endpoint: self.endpoint.clone(), receiver })
+        Ok(Pending { endpoint: self.endpoint.clone(), receiver, again: None })
     }
 
     /// Sends a call and awaits its answer.

@@ -55,6 +55,8 @@ pub struct Config {
     pub proposals_waiting_max: usize,
     /// Bytes of proposals that may wait in one shard.
     pub proposals_waiting_bytes_max: usize,
+    /// Bytes of entries sent to one other node and not answered; one entry may be larger.
+    pub append_bytes_in_flight_max: usize,
     /// What replicas may have applied and not flushed: bounds their logs.
     pub checkpoints: checkpointer::Limits,
     /// Of snapshots that this node sends, per second.
@@ -73,6 +75,7 @@ impl Default for Config {
             replicas: NonZeroU16::new(3).expect("3 is not zero"),
             proposals_waiting_max: limits.waiting_max,
             proposals_waiting_bytes_max: limits.waiting_bytes_max,
+            append_bytes_in_flight_max: transport::Config::default().append_bytes_in_flight_max,
             checkpoints: checkpointer::Limits::default(),
             transfer_bytes_per_second: raft::Config::default().transfer_bytes_per_second,
             foreground_p99_max: raft::Config::default().foreground_p99_max,
@@ -82,6 +85,11 @@ impl Default for Config {
 }
 
 impl Config {
+    fn transport(&self) -> transport::Config {
+        let append_bytes_in_flight_max = self.append_bytes_in_flight_max;
+        transport::Config { append_bytes_in_flight_max, ..transport::Config::default() }
+    }
+
     fn raft(&self) -> raft::Config {
         raft::Config {
             limits: Limits {
@@ -132,7 +140,7 @@ impl Shards {
                 founder
             }
         };
-        let peers = Peers::new(identity.cluster, identity.node, transport::Config::default());
+        let peers = Peers::new(identity.cluster, identity.node, config.transport());
         peers.set_addresses(identity.peers.clone());
         let groups = Groups::open(store.clone(), peers, config.raft()).await?;
         let stop = watch::Sender::new(false);

@@ -113,6 +113,13 @@ impl Queue {
             .map(|(_, key)| key)
     }
 
+    /// Bytes of a row of a lane: all have the same shapes.
+    pub fn row_bytes(&self, key: &LaneKey) -> usize {
+        let first = self.lanes[key].first_key_value();
+        let tensors = first.map(|(_, row)| row.inputs.iter().chain(&row.states));
+        tensors.into_iter().flatten().map(|tensor| tensor.data.len()).sum()
+    }
+
     /// What to run of a lane.
     pub fn decide(&self, key: &LaneKey, now: Instant, rules: Rules, cost: &Cost) -> Cut {
         let lane = &self.lanes[key];

@@ -28,13 +28,15 @@ use std::time::{Duration, Instant};
 pub struct Config {
     /// Rows that may wait, over all models.
     pub queue_rows_max: usize,
+    /// Bytes of one batch: its rows' inputs and states, and as many results. One row may have more.
+    pub batch_bytes_max: usize,
     /// Models that may be loaded at a time.
     pub models_max: usize,
 }
 
 impl Default for Config {
     fn default() -> Config {
-        Config { queue_rows_max: 4096, models_max: 256 }
+        Config { queue_rows_max: 4096, batch_bytes_max: 256 << 20, models_max: 256 }
     }
 }
 

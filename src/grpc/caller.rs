@@ -1,5 +1,7 @@
-//! What comes with a call beside its message: its deadline, and whether it was forwarded already.
+//! What comes with a call beside its message: its deadline, whether it was forwarded already, and
+//! what it may hold of the node's memory.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -8,11 +10,13 @@ use statehouse_cluster::NodeId;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 
+use super::Calls;
 use super::status::status;
+use crate::admission::{Admission, Charge};
 use crate::failure::{Failure, Reason};
 
 /// What a call's caller said of it, or wants to learn.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone)]
 pub struct Caller<'a> {
     /// When the answer is worthless.
     pub deadline: Option<Instant>,
@@ -20,12 +24,21 @@ pub struct Caller<'a> {
     pub hop: bool,
     /// Where the node that answered is put, if that is another one.
     pub forwarded_to: Option<&'a AtomicU64>,
+    /// What the call holds.
+    pub charge: Arc<Charge>,
 }
 
 impl Caller<'_> {
-    /// Of a unary call.
-    fn of(metadata: &MetadataMap) -> Caller<'static> {
-        Caller { deadline: deadline(metadata), hop: is_hop(metadata), forwarded_to: None }
+    /// Of a call that comes alone, and what it holds until its answer is gone.
+    fn of<Q>(request: &mut Request<Q>, admission: &Admission) -> Caller<'static> {
+        let charge = request.extensions_mut().remove::<Arc<Charge>>();
+        let metadata = request.metadata();
+        Caller {
+            deadline: deadline(metadata),
+            hop: is_hop(metadata),
+            forwarded_to: None,
+            charge: charge.unwrap_or_else(|| admission.charge()),
+        }
     }
 
     /// Another node has answered.
@@ -55,15 +68,16 @@ pub fn late() -> Failure {
     Failure::new(Reason::DeadlineExceeded, "no answer before the deadline")
 }
 
-/// Runs a unary call within its caller's deadline.
+/// Runs a call that comes alone within its caller's deadline.
 pub async fn unary<Q, A, F>(
-    request: Request<Q>,
+    calls: &Calls,
+    mut request: Request<Q>,
     call: impl FnOnce(Q, Caller<'static>) -> F,
 ) -> Result<Response<A>, Status>
 where
     F: Future<Output = Result<A, Failure>>,
 {
-    let caller = Caller::of(request.metadata());
+    let caller = Caller::of(&mut request, calls.admission());
     let answer = within(caller.deadline, call(request.into_inner(), caller)).await;
     answer.map(Response::new).map_err(status)
 }

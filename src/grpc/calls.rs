@@ -3,19 +3,23 @@
 //!
 //! A call does what orders it (queueing a step, proposing a write, taking its place in the stream
 //! to the node that leads) the first time it is polled, before it waits for anything: so calls
-//! polled in order take effect in order.
+//! polled in order take effect in order. Before that it takes the bytes of its request from the
+//! room for calls, or is refused.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::future::join_all;
+use prost::Message;
 use statehouse_client::batch::{Batch, Item};
 use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
 
 use super::caller::Caller;
+use super::routed::Routed;
 use super::transfers::Transfers;
 use super::{convert, status};
+use crate::admission::Admission;
 use crate::failure::{Failure, Reason};
 use crate::metrics::{CallKind, CallMetrics};
 use crate::router::Router;
@@ -32,6 +36,7 @@ pub struct Calls {
     scorer: Scorer,
     router: Router,
     transfers: Transfers,
+    admission: Admission,
     counted: CallMetrics,
 }
 
@@ -41,10 +46,10 @@ impl Calls {
         states: States,
         scorer: Scorer,
         router: Router,
-        transfers: Transfers,
+        (transfers, admission): (Transfers, Admission),
         counted: CallMetrics,
     ) -> Self {
-        Calls { states, scorer, router, transfers, counted }
+        Calls { states, scorer, router, transfers, admission, counted }
     }
 
     pub(super) fn states(&self) -> &States {
@@ -64,6 +69,11 @@ impl Calls {
         &self.counted
     }
 
+    /// The room for calls.
+    pub fn admission(&self) -> &Admission {
+        &self.admission
+    }
+
     /// The room for large transfers.
     pub(super) fn transfers(&self) -> &Transfers {
         &self.transfers
@@ -74,7 +84,7 @@ impl Calls {
         request: v1::GetRequest,
         caller: Caller<'_>,
     ) -> Result<v1::GetResponse, Failure> {
-        self.counted.count(CallKind::Get, self.routed(request, caller)).await
+        self.counted.count(CallKind::Get, self.admitted(request, caller)).await
     }
 
     pub(super) async fn put(
@@ -82,7 +92,7 @@ impl Calls {
         request: v1::PutRequest,
         caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Put, self.routed(request, caller)).await
+        self.counted.count(CallKind::Put, self.admitted(request, caller)).await
     }
 
     pub(super) async fn patch(
@@ -90,7 +100,7 @@ impl Calls {
         request: v1::PatchRequest,
         caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Patch, self.routed(request, caller)).await
+        self.counted.count(CallKind::Patch, self.admitted(request, caller)).await
     }
 
     pub(super) async fn delete(
@@ -98,7 +108,7 @@ impl Calls {
         request: v1::DeleteRequest,
         caller: Caller<'_>,
     ) -> Result<v1::DeleteResponse, Failure> {
-        self.counted.count(CallKind::Delete, self.routed(request, caller)).await
+        self.counted.count(CallKind::Delete, self.admitted(request, caller)).await
     }
 
     pub(super) async fn score(
@@ -106,7 +116,26 @@ impl Calls {
         request: v1::ScoreRequest,
         caller: Caller<'_>,
     ) -> Result<v1::ScoreResponse, Failure> {
-        self.counted.count(CallKind::Score, self.routed(request, caller)).await
+        self.counted.count(CallKind::Score, self.admitted(request, caller)).await
+    }
+
+    /// A call on one key, once there is room for it.
+    async fn admitted<R: Routed + Message>(
+        &self,
+        request: R,
+        caller: Caller<'_>,
+    ) -> Result<R::Answer, Failure> {
+        caller.charge.request(request.encoded_len())?;
+        self.routed(request, caller).await
+    }
+
+    /// A step of an upload whose bytes a stream to this node holds.
+    pub(super) async fn part(
+        &self,
+        request: v1::UploadRequest,
+        caller: Caller<'_>,
+    ) -> Result<v1::UploadResponse, Failure> {
+        self.counted.count(CallKind::Upload, self.routed(request, caller)).await
     }
 
     /// One step of an upload.
@@ -115,7 +144,7 @@ impl Calls {
         request: v1::UploadRequest,
         caller: Caller<'_>,
     ) -> Result<v1::UploadResponse, Failure> {
-        self.counted.count(CallKind::Upload, self.routed(request, caller)).await
+        self.counted.count(CallKind::Upload, self.admitted(request, caller)).await
     }
 
     pub(super) async fn batch_get(
@@ -132,6 +161,7 @@ impl Calls {
         caller: Caller<'_>,
     ) -> Result<v1::BatchGetResponse, Failure> {
         use v1::batch_get_response::{Item as Got, item};
+        caller.charge.request(request.encoded_len())?;
         check_batch("keys", request.keys.len())?;
         let freshness = convert::freshness(request.consistency, request.max_lag_ms)?;
         let collection = self.states.collection(&request.collection).await?;
@@ -145,7 +175,8 @@ impl Calls {
                     Err(failure) => item::Result::Error(status::error(failure)),
                 }),
             };
-            let found = self.states.get_many(&collection, &keys, &selection).await;
+            let charge = &caller.charge;
+            let found = self.states.get_many(&collection, &keys, &selection, charge).await;
             let items = found.into_iter().map(got).collect();
             return Ok(v1::BatchGetResponse { items, lag_ms: 0 });
         }
@@ -194,9 +225,10 @@ impl Calls {
         caller: Caller<'_>,
     ) -> Result<v1::BatchPutResponse, Failure> {
         use v1::batch_put_response::{Item as Put, item};
+        caller.charge.request(request.encoded_len())?;
         check_batch("puts", request.puts.len())?;
         if self.router.is_alone() {
-            let puts = request.puts.into_iter().map(|put| self.routed(put, caller));
+            let puts = request.puts.into_iter().map(|put| self.routed(put, caller.clone()));
             let put = |written| Put {
                 result: Some(match written {
                     Ok(written) => item::Result::Written(written),
@@ -231,9 +263,10 @@ impl Calls {
         caller: Caller<'_>,
     ) -> Result<v1::ScoreBatchResponse, Failure> {
         use v1::score_batch_response::{Item as Score, item};
+        caller.charge.request(request.encoded_len())?;
         check_batch("scores", request.scores.len())?;
         if self.router.is_alone() {
-            let scores = request.scores.into_iter().map(|score| self.routed(score, caller));
+            let scores = request.scores.into_iter().map(|score| self.routed(score, caller.clone()));
             let score = |scored| Score {
                 result: Some(match scored {
                     Ok(scored) => item::Result::Scored(scored),

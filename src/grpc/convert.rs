@@ -4,6 +4,7 @@ mod stream;
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use statehouse_cluster::catalog::{Collection, Missing, Settings};
 use statehouse_inference::Tensor;
 use statehouse_proto::v1;
@@ -29,6 +30,9 @@ pub const INLINE_BYTES_MAX_DEFAULT: u32 = 16 << 10;
 
 /// The largest inline limit, in bytes.
 const INLINE_BYTES_MAX_MAX: u32 = 64 << 10;
+
+/// What is kept is copied up to so many bytes.
+const COPIED_BYTES_MAX: usize = 64 << 10;
 
 type Result<T> = std::result::Result<T, Failure>;
 
@@ -107,17 +111,26 @@ fn field_out(field: Field) -> v1::Field {
 
 fn field_in(field: v1::Field) -> Result<Field> {
     let value = match field.value {
-        Some(v1::field::Value::Bytes(bytes)) => Value::Bytes(bytes),
+        Some(v1::field::Value::Bytes(bytes)) => Value::Bytes(kept(bytes)),
         Some(v1::field::Value::Tensor(tensor)) => Value::Tensor {
             dtype: dtype_in(&field.name, tensor.dtype)?,
             shape: tensor.shape,
-            data: tensor.data,
+            data: kept(tensor.data),
         },
         None => {
             return Err(invalid(format!("field {:?} needs a tensor or bytes", field.name)));
         }
     };
     Ok(Field { name: field.name, value })
+}
+
+/// What outlives its call by a place in a log. A small part of what came in one piece of memory with
+/// other messages must not keep all of that.
+fn kept(bytes: Bytes) -> Bytes {
+    match bytes.len() <= COPIED_BYTES_MAX {
+        true => Bytes::copy_from_slice(&bytes),
+        false => bytes,
+    }
 }
 
 fn dtype_in(name: &str, number: i32) -> Result<statehouse_store::DType> {
@@ -155,10 +168,12 @@ fn edit(edit: v1::Edit) -> Result<Edit> {
         Some(v1::edit::Edit::Set(field)) => Ok(Edit::Set(field_in(field)?)),
         Some(v1::edit::Edit::Remove(name)) => Ok(Edit::Remove { name }),
         Some(v1::edit::Edit::WriteRange(range)) => {
-            Ok(Edit::WriteRange { name: range.field, offset: range.offset, bytes: range.data })
+            let bytes = kept(range.data);
+            Ok(Edit::WriteRange { name: range.field, offset: range.offset, bytes })
         }
         Some(v1::edit::Edit::Append(append)) => {
-            Ok(Edit::Append { name: append.field, bytes: append.data, max_bytes: append.max_bytes })
+            let (bytes, max_bytes) = (kept(append.data), append.max_bytes);
+            Ok(Edit::Append { name: append.field, bytes, max_bytes })
         }
         None => Err(invalid("an edit is one of set, remove, write_range or append")),
     }

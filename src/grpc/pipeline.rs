@@ -7,12 +7,14 @@
 //! calls under way are answered; requests not taken by then had no effect.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use prost::Message as _;
 use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
@@ -22,10 +24,19 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Caller, is_hop};
 use super::{Calls, status};
+use crate::admission::Charge;
 use crate::failure::{Failure, Reason};
+use crate::size::ByteSize;
 
 /// Calls under way on one stream, unless configured.
 pub const CALLS_IN_FLIGHT_MAX_DEFAULT: usize = 4_096;
+
+/// Bytes of one request on a pipeline, a part of an upload's most of all: both ends keep room for the
+/// largest message as long as the stream is open. What is larger goes by itself.
+pub const PIPELINE_REQUEST_BYTES_MAX: usize = (1 << 20) + (64 << 10);
+
+/// Bytes of the answer of a read on a pipeline, for the same reason.
+const READ_ANSWER_BYTES_MAX: usize = 256 << 10;
 
 /// Serves pipelines.
 pub struct PipelineService {
@@ -55,6 +66,7 @@ impl Pipeline for PipelineService {
             hop: is_hop(request.metadata()),
             requests: Some(request.into_inner()),
             under_way: FuturesUnordered::new(),
+            sending: None,
             in_flight_max: self.in_flight_max,
             stopped: Box::pin(stopping(self.stopped.clone())),
         }))
@@ -66,7 +78,10 @@ async fn stopping(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-type UnderWay = Pin<Box<dyn Future<Output = v1::PipelineResponse> + Send>>;
+/// An answer, and what its call holds until it is sent.
+type Answered = (v1::PipelineResponse, Arc<Charge>);
+
+type UnderWay = Pin<Box<dyn Future<Output = Answered> + Send>>;
 
 /// The answers of one stream, in the order they are ready.
 pub struct Answers {
@@ -76,6 +91,8 @@ pub struct Answers {
     /// `None` once the client has sent its last.
     requests: Option<Streaming<v1::PipelineRequest>>,
     under_way: FuturesUnordered<UnderWay>,
+    /// Of the answer that was given last: the next one is asked for once that is on its way.
+    sending: Option<Arc<Charge>>,
     in_flight_max: usize,
     /// Ready once the node stops.
     stopped: Pin<Box<dyn Future<Output = ()> + Send>>,
@@ -89,8 +106,9 @@ impl Stream for Answers {
         if this.requests.is_some() && this.stopped.as_mut().poll(cx).is_ready() {
             this.requests = None;
         }
-        if let Poll::Ready(Some(answer)) = this.under_way.poll_next_unpin(cx) {
-            return Poll::Ready(Some(Ok(answer)));
+        this.sending = None;
+        if let Poll::Ready(Some(answered)) = this.under_way.poll_next_unpin(cx) {
+            return this.send(answered);
         }
         while this.under_way.len() < this.in_flight_max {
             let Some(requests) = &mut this.requests else { break };
@@ -99,7 +117,7 @@ impl Stream for Answers {
                 Poll::Ready(Some(Ok(request))) => {
                     let mut call: UnderWay = Box::pin(run(this.calls.clone(), request, this.hop));
                     match call.as_mut().poll(cx) {
-                        Poll::Ready(answer) => return Poll::Ready(Some(Ok(answer))),
+                        Poll::Ready(answered) => return this.send(answered),
                         // Pushed woken: the set registers its own waker at the next poll.
                         Poll::Pending => this.under_way.push(call),
                     }
@@ -112,21 +130,32 @@ impl Stream for Answers {
             }
         }
         match this.under_way.poll_next_unpin(cx) {
-            Poll::Ready(Some(answer)) => Poll::Ready(Some(Ok(answer))),
+            Poll::Ready(Some(answered)) => this.send(answered),
             Poll::Ready(None) if this.requests.is_none() => Poll::Ready(None),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }
 }
 
-async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> v1::PipelineResponse {
-    let id = request.id;
+impl Answers {
+    fn send(
+        &mut self,
+        (answer, charge): Answered,
+    ) -> Poll<Option<Result<v1::PipelineResponse, Status>>> {
+        self.sending = Some(charge);
+        Poll::Ready(Some(Ok(answer)))
+    }
+}
+
+async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> Answered {
+    let (id, charge) = (request.id, calls.admission().charge());
     let deadline = match request.timeout_ms {
         0 => None,
         timeout_ms => Some(Instant::now() + Duration::from_millis(u64::from(timeout_ms))),
     };
     let forwarded_to = AtomicU64::new(0);
-    let caller = Caller { deadline, hop, forwarded_to: Some(&forwarded_to) };
+    let caller =
+        Caller { deadline, hop, forwarded_to: Some(&forwarded_to), charge: charge.clone() };
     let answer = match deadline {
         None => call(&calls, request.call, caller).await,
         Some(at) => {
@@ -137,8 +166,25 @@ async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> v1::Pipel
             })
         }
     };
+    let answer = answer.and_then(fitting);
     let result = answer.unwrap_or_else(|failure| Answer::Error(status::error(failure)));
-    v1::PipelineResponse { id, result: Some(result), forwarded_to: forwarded_to.into_inner() }
+    let forwarded_to = forwarded_to.into_inner();
+    (v1::PipelineResponse { id, result: Some(result), forwarded_to }, charge)
+}
+
+/// Refuses the answer of a read that is too large for a pipeline.
+fn fitting(answer: Answer) -> Result<Answer, Failure> {
+    let bytes = match &answer {
+        Answer::Get(got) => got.encoded_len(),
+        Answer::BatchGet(got) => got.encoded_len(),
+        _ => 0,
+    };
+    if bytes <= READ_ANSWER_BYTES_MAX {
+        return Ok(answer);
+    }
+    let max = ByteSize(READ_ANSWER_BYTES_MAX as u64);
+    let message = format!("on a pipeline a read answers up to {max}, got {bytes}: ask by itself");
+    Err(Failure::new(Reason::AnswerTooLarge, message))
 }
 
 async fn call(calls: &Calls, call: Option<Call>, caller: Caller<'_>) -> Result<Answer, Failure> {

@@ -15,8 +15,11 @@ use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
 
+use prost::Message as _;
+
 use super::caller::{Caller, late};
 use super::{Calls, convert, status};
+use crate::admission::Charge;
 use crate::failure::{Failure, Reason};
 use crate::router::{Place, Route};
 use crate::states::Freshness;
@@ -91,9 +94,10 @@ impl Calls {
         let mut route = router.route(shard, caller.deadline, request.effect());
         loop {
             let outcome = match route.next(freshness) {
-                Place::Here(group) => request.clone().here(self, &group, caller).await,
+                Place::Here(group) => request.clone().here(self, &group, caller.clone()).await,
                 Place::There(node, lanes) => {
-                    let answer = self.ask(&route, &lanes, request.clone().into_call()).await;
+                    let call = request.clone().into_call();
+                    let answer = self.ask(&route, &lanes, call, &caller.charge).await;
                     caller.answered_by(node);
                     answer.and_then(|answer| R::of(answer).ok_or_else(not_its_answer))
                 }
@@ -116,6 +120,7 @@ impl Calls {
         route: &Route,
         lanes: &Lanes,
         call: Call,
+        charge: &Charge,
     ) -> Result<Answer, Failure> {
         self.router().counted().forwarded.inc();
         let effect = route.effect();
@@ -128,8 +133,9 @@ impl Calls {
         loop {
             let wait = LOOK_INTERVAL.min(route.left());
             if let Ok(answer) = tokio::time::timeout(wait, pending.answer()).await {
-                let answer = answer.map(|answered| answered.answer);
-                return answer.map_err(|error| status::failure(error, effect));
+                let answer = answer.map_err(|error| status::failure(error, effect))?.answer;
+                charge.take(bytes_of(&answer))?;
+                return Ok(answer);
             }
             if route.left().is_zero() {
                 return Err(late());
@@ -142,6 +148,15 @@ impl Calls {
                 return Err(Failure::new(reason, "no answer, and another node leads by now"));
             }
         }
+    }
+}
+
+/// Bytes of an answer that another node gave, if they may be many.
+fn bytes_of(answer: &Answer) -> u64 {
+    match answer {
+        Answer::Get(got) => got.encoded_len() as u64,
+        Answer::BatchGet(got) => got.encoded_len() as u64,
+        _ => 0,
     }
 }
 
@@ -168,9 +183,10 @@ impl Routed for v1::GetRequest {
         self,
         calls: &Calls,
         group: &Arc<Group>,
-        _: Caller<'_>,
+        caller: Caller<'_>,
     ) -> Result<v1::GetResponse, Failure> {
-        let (found, lag) = calls.states().get(group, &convert::get_query(self)?).await?;
+        let query = convert::get_query(self)?;
+        let (found, lag) = calls.states().get(group, &query, &caller.charge).await?;
         let (state, lag_ms) = (Some(convert::state(found)), convert::lag_ms(lag));
         Ok(v1::GetResponse { state, lag_ms })
     }
@@ -199,9 +215,9 @@ impl Routed for v1::PutRequest {
         self,
         calls: &Calls,
         group: &Arc<Group>,
-        _: Caller<'_>,
+        caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        let written = calls.states().put(group, convert::put(self)?).await?;
+        let written = calls.states().put(group, convert::put(self)?, &caller.charge).await?;
         Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
     }
 
@@ -229,9 +245,10 @@ impl Routed for v1::PatchRequest {
         self,
         calls: &Calls,
         group: &Arc<Group>,
-        _: Caller<'_>,
+        caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        let written = calls.states().patch(group, convert::patch(self)?).await?;
+        let patch = convert::patch(self)?;
+        let written = calls.states().patch(group, patch, &caller.charge).await?;
         Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
     }
 
@@ -259,9 +276,10 @@ impl Routed for v1::DeleteRequest {
         self,
         calls: &Calls,
         group: &Arc<Group>,
-        _: Caller<'_>,
+        caller: Caller<'_>,
     ) -> Result<v1::DeleteResponse, Failure> {
-        let (existed, repeated) = calls.states().delete(group, convert::delete(self)?).await?;
+        let delete = convert::delete(self)?;
+        let (existed, repeated) = calls.states().delete(group, delete, &caller.charge).await?;
         Ok(v1::DeleteResponse { existed, repeated_request: repeated })
     }
 
@@ -296,7 +314,7 @@ impl Routed for v1::ScoreRequest {
         caller: Caller<'_>,
     ) -> Result<v1::ScoreResponse, Failure> {
         let query = convert::score_query(self, caller.deadline)?;
-        Ok(convert::scored(calls.scorer().score(group, query).await?))
+        Ok(convert::scored(calls.scorer().score(group, query, &caller.charge).await?))
     }
 
     fn into_call(self) -> Call {

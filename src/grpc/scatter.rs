@@ -20,6 +20,7 @@ use statehouse_proto::v1;
 use super::caller::Caller;
 use super::routed::{Routed, not_its_answer};
 use super::{Calls, convert, status};
+use crate::admission::Charge;
 use crate::failure::{Failure, Reason};
 use crate::router::{Place, Route};
 use crate::states::{Freshness, KeyHere};
@@ -98,6 +99,7 @@ impl Calls {
         get: &v1::BatchGetRequest,
         freshness: Freshness,
         here: &[ItemHere],
+        charge: &Arc<Charge>,
     ) -> Came {
         let asked = async {
             let selection = convert::selection(get.fields.clone())?;
@@ -133,7 +135,7 @@ impl Calls {
                 Err(failure) => came.push((*at, Err(failure.clone()))),
             }
         }
-        let found = self.states().get_many(&collection, &keys, &selection).await;
+        let found = self.states().get_many(&collection, &keys, &selection, charge).await;
         let item =
             |found: Result<_, Failure>| found.map(|state| Item::State(convert::state(state)));
         came.extend(ready.into_iter().zip(found.into_iter().map(item)));
@@ -204,23 +206,23 @@ impl Scatter<'_> {
 
     /// Runs items on this node's replicas.
     async fn run_here(&self, here: Vec<ItemHere>) -> Came {
-        let (calls, caller) = (self.calls, self.caller);
+        let (calls, caller) = (self.calls, &self.caller);
         match self.batch {
             Batch::Get(_) if here.is_empty() => (Vec::new(), 0),
             Batch::Get(get) => {
                 let freshness = self.freshness.unwrap_or(Freshness::Linearizable);
-                calls.get_here(get, freshness, &here).await
+                calls.get_here(get, freshness, &here, &caller.charge).await
             }
             Batch::Put(puts) => {
                 let put = |(at, group): ItemHere| async move {
-                    let written = puts[at].clone().here(calls, &group, caller).await;
+                    let written = puts[at].clone().here(calls, &group, caller.clone()).await;
                     (at, written.map(Item::Written))
                 };
                 (join_all(here.into_iter().map(put)).await, 0)
             }
             Batch::Score(scores) => {
                 let score = |(at, group): ItemHere| async move {
-                    let scored = scores[at].clone().here(calls, &group, caller).await;
+                    let scored = scores[at].clone().here(calls, &group, caller.clone()).await;
                     (at, scored.map(Item::Scored))
                 };
                 (join_all(here.into_iter().map(score)).await, 0)
@@ -235,7 +237,8 @@ impl Scatter<'_> {
         let route = self.calls.router().route(part.shard, self.caller.deadline, effect);
         let route = route.to(part.node);
         let call = self.batch.pick(&part.items);
-        let answer = self.calls.ask(&route, &part.lanes, call).await.and_then(|answer| {
+        let charge = &self.caller.charge;
+        let answer = self.calls.ask(&route, &part.lanes, call, charge).await.and_then(|answer| {
             self.batch.taken_apart(answer, part.items.len()).ok_or_else(not_its_answer)
         });
         let at = part.items.iter().copied();

@@ -25,13 +25,13 @@ impl Score for ScoreService {
         &self,
         request: Request<v1::ScoreRequest>,
     ) -> Result<Response<v1::ScoreResponse>, Status> {
-        unary(request, |score, caller| self.calls.score(score, caller)).await
+        unary(&self.calls, request, |score, caller| self.calls.score(score, caller)).await
     }
 
     async fn score_batch(
         &self,
         request: Request<v1::ScoreBatchRequest>,
     ) -> Result<Response<v1::ScoreBatchResponse>, Status> {
-        unary(request, |scores, caller| self.calls.score_batch(scores, caller)).await
+        unary(&self.calls, request, |scores, caller| self.calls.score_batch(scores, caller)).await
     }
 }

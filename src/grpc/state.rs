@@ -29,42 +29,42 @@ impl State for StateService {
         &self,
         request: Request<v1::GetRequest>,
     ) -> Result<Response<v1::GetResponse>, Status> {
-        unary(request, |request, caller| self.calls.get(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.get(request, caller)).await
     }
 
     async fn batch_get(
         &self,
         request: Request<v1::BatchGetRequest>,
     ) -> Result<Response<v1::BatchGetResponse>, Status> {
-        unary(request, |request, caller| self.calls.batch_get(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.batch_get(request, caller)).await
     }
 
     async fn put(
         &self,
         request: Request<v1::PutRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        unary(request, |request, caller| self.calls.put(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.put(request, caller)).await
     }
 
     async fn batch_put(
         &self,
         request: Request<v1::BatchPutRequest>,
     ) -> Result<Response<v1::BatchPutResponse>, Status> {
-        unary(request, |request, caller| self.calls.batch_put(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.batch_put(request, caller)).await
     }
 
     async fn patch(
         &self,
         request: Request<v1::PatchRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
-        unary(request, |request, caller| self.calls.patch(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.patch(request, caller)).await
     }
 
     async fn delete(
         &self,
         request: Request<v1::DeleteRequest>,
     ) -> Result<Response<v1::DeleteResponse>, Status> {
-        unary(request, |request, caller| self.calls.delete(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.delete(request, caller)).await
     }
 
     async fn write(
@@ -75,7 +75,7 @@ impl State for StateService {
             let written = write::write(&self.calls, chunks, caller);
             self.calls.counted().count(CallKind::Write, written)
         };
-        unary(request, write).await
+        unary(&self.calls, request, write).await
     }
 
     async fn get_upload(
@@ -90,7 +90,7 @@ impl State for StateService {
                 self.calls.upload(request, caller).await?;
             Ok(v1::Upload { received_bytes, expires_at_ms })
         };
-        unary(request, look).await
+        unary(&self.calls, request, look).await
     }
 
     async fn abort_upload(
@@ -104,7 +104,7 @@ impl State for StateService {
             self.calls.upload(request, caller).await?;
             Ok(v1::AbortUploadResponse {})
         };
-        unary(request, abort).await
+        unary(&self.calls, request, abort).await
     }
 
     type ReadStream = read::Chunks;
@@ -116,7 +116,7 @@ impl State for StateService {
         let read = |request, caller| {
             self.calls.counted().count(CallKind::Read, read::read(&self.calls, request, caller))
         };
-        unary(request, read).await
+        unary(&self.calls, request, read).await
     }
 
     async fn create_collection(

@@ -54,6 +54,11 @@ impl Transfers {
         }
     }
 
+    /// Bytes held now.
+    pub fn held_bytes(&self) -> u64 {
+        ((self.units_max - self.room.available_permits()) * UNIT_BYTES) as u64
+    }
+
     /// How long the other end of a transfer may stand still.
     pub fn stall_after(&self) -> Duration {
         self.stall_after

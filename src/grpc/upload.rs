@@ -33,9 +33,10 @@ impl Routed for v1::UploadRequest {
         self,
         calls: &Calls,
         group: &Arc<Group>,
-        _: Caller<'_>,
+        caller: Caller<'_>,
     ) -> Result<v1::UploadResponse, Failure> {
-        Ok(convert::uploaded(calls.states().upload(group, convert::upload(self)?).await?))
+        let step = convert::upload(self)?;
+        Ok(convert::uploaded(calls.states().upload(group, step, &caller.charge).await?))
     }
 
     fn into_call(self) -> Call {

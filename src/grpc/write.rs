@@ -176,11 +176,11 @@ impl<'a> Uploading<'a> {
         let request = v1::UploadRequest { collection, key, upload_id, step: Some(step) };
         let latest = Instant::now() + PART_TIMEOUT;
         let deadline = self.caller.deadline.map_or(latest, |deadline| deadline.min(latest));
-        let caller = Caller { deadline: Some(deadline), ..self.caller };
+        let caller = Caller { deadline: Some(deadline), ..self.caller.clone() };
         let calls = self.calls.clone();
-        Box::pin(async move {
-            super::caller::within(Some(deadline), calls.upload(request, caller)).await
-        })
+        Box::pin(
+            async move { super::caller::within(Some(deadline), calls.part(request, caller)).await },
+        )
     }
 
     /// Begins or continues. Answers at once if the same upload was ended before.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
@@ -11,10 +12,24 @@ use prometheus_client::registry::Unit;
 use statehouse_cluster::Shards;
 use statehouse_inference::Handle;
 
+use crate::admission::Admission;
+use crate::grpc::Transfers;
+use crate::memory::Plan;
+
 /// Reads every room at a scrape.
 pub struct Rooms {
-    shards: Arc<Shards>,
-    worker: Handle,
+    /// With the store beneath.
+    pub shards: Arc<Shards>,
+    /// Of the device.
+    pub worker: Handle,
+    /// How memory is shared out.
+    pub memory: Plan,
+    /// What calls hold of it.
+    pub admission: Admission,
+    /// What large transfers hold of it.
+    pub transfers: Transfers,
+    /// What the block cache does without.
+    pub taken: Arc<AtomicU64>,
 }
 
 impl fmt::Debug for Rooms {
@@ -24,10 +39,6 @@ impl fmt::Debug for Rooms {
 }
 
 impl Rooms {
-    pub fn new(shards: Arc<Shards>, worker: Handle) -> Self {
-        Rooms { shards, worker }
-    }
-
     fn store(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.shards.store().stats();
         let bytes = Some(&Unit::Bytes);
@@ -52,18 +63,6 @@ impl Rooms {
         let (hits, misses) = (stats.state_cache_hits, stats.state_cache_misses);
         counter(out, "state_cache_hits", "States found decoded in memory", None, hits)?;
         counter(out, "state_cache_misses", "States not found decoded", None, misses)?;
-        let memory = stats.memory;
-        gauge(out, "block_cache", "Block cache", bytes, memory.block_cache_bytes)?;
-        gauge(
-            out,
-            "block_cache_pinned",
-            "Of the block cache, held by readers",
-            bytes,
-            memory.block_cache_pinned_bytes,
-        )?;
-        gauge(out, "state_cache", "Decoded states", bytes, memory.state_cache_bytes)?;
-        gauge(out, "memtables", "Memtables", bytes, memory.memtable_bytes)?;
-        gauge(out, "log_tail", "Log entries in memory", bytes, memory.log_tail_bytes)?;
         if let Some(free) = stats.disk_free_bytes {
             gauge(out, "disk_free", "Free on the disk", bytes, free)?;
         }
@@ -94,11 +93,6 @@ impl Rooms {
         gauge(out, "transfers", "Replicas on their way to and from this node", None, under_way)?;
         gauge(out, "transfers_paused", "Those that wait because callers do", None, paused)
     }
-
-    fn process(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let Some(resident) = resident_bytes() else { return Ok(()) };
-        gauge(out, "resident", "Memory of the process", Some(&Unit::Bytes), resident)
-    }
 }
 
 impl Collector for Rooms {
@@ -106,11 +100,11 @@ impl Collector for Rooms {
         self.store(&mut out)?;
         self.shards(&mut out)?;
         super::models::encode(&self.worker, &mut out)?;
-        self.process(&mut out)
+        super::memory::encode(self, &mut out)
     }
 }
 
-fn gauge_type() -> prometheus_client::metrics::MetricType {
+pub(super) fn gauge_type() -> prometheus_client::metrics::MetricType {
     prometheus_client::metrics::MetricType::Gauge
 }
 
@@ -156,11 +150,4 @@ pub(super) fn encode_in<const N: usize>(
     value: u64,
 ) -> fmt::Result {
     ConstGauge::new(value as i64).encode(family.encode_family(labels)?)
-}
-
-/// Resident bytes of this process, as Linux tells them.
-fn resident_bytes() -> Option<u64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as u64)
 }

@@ -1,4 +1,5 @@
-//! Reads: inline when everything lies in memory, else on the read pool.
+//! Reads: inline when everything lies in memory, else on the read pool, and what is long apart
+//! from what is not. Room in memory is taken before anything is brought from disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,11 +8,15 @@ use bytes::Bytes;
 use futures::future::join_all;
 use statehouse_cluster::catalog::{Collection, Missing};
 use statehouse_cluster::raft::Group;
-use statehouse_store::{Cached, Reader, Selection, WholeState};
+use statehouse_store::{Cached, ReadPool, Reader, Selection, State, StateField, WholeState};
 
 use super::{Freshness, States, check_key};
+use crate::admission::Charge;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
+
+/// Reads of more bytes go to the threads for long stretches: no small one waits behind them.
+const LONG_READ_BYTES: u64 = 1 << 20;
 
 /// One state's address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -42,10 +47,12 @@ impl States {
         &self,
         group: &Arc<Group>,
         query: &GetQuery,
+        charge: &Arc<Charge>,
     ) -> Result<(WholeState, Duration), Failure> {
         let collection = self.collection(&query.target.collection).await?;
         let lag = query.freshness.reached_by(group).await?;
-        let found = self.get_in(&collection, (&query.target.key, group), &query.selection).await?;
+        let key = (&query.target.key, &**group);
+        let found = self.get_in(&collection, key, &query.selection, charge).await?;
         Ok((found, lag))
     }
 
@@ -56,12 +63,13 @@ impl States {
         collection: &Collection,
         keys: &[KeyHere<'_>],
         selection: &Selection,
+        charge: &Arc<Charge>,
     ) -> Vec<Result<WholeState, Failure>> {
         // What lies in memory is taken at once; only what does not is waited for, together.
         let mut found: Vec<Option<Result<WholeState, Failure>>> =
-            keys.iter().map(|key| cached(collection, *key, selection)).collect();
+            keys.iter().map(|key| cached(collection, *key, selection, charge)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
-        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], selection));
+        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], selection, charge));
         for (at, state) in missing.iter().zip(join_all(waits).await) {
             found[*at] = Some(state);
         }
@@ -73,14 +81,14 @@ impl States {
         collection: &Collection,
         (key, group): KeyHere<'_>,
         selection: &Selection,
+        charge: &Arc<Charge>,
     ) -> Result<WholeState, Failure> {
-        if let Some(found) = cached(collection, (key, group), selection) {
+        if let Some(found) = cached(collection, (key, group), selection, charge) {
             return found;
         }
-        let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
-        let selection = selection.clone();
-        let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);
-        let found = self.on_disk(group.reader(), wait).await?;
+        let charge = charge.clone();
+        let take = move |bytes| charge.answer(bytes);
+        let found = self.whole(collection, (key, group), selection.clone(), take).await?;
         answer(collection, key, found)
     }
 
@@ -90,16 +98,51 @@ impl States {
         collection: &Collection,
         (key, group): KeyHere<'_>,
         names: Vec<String>,
+        charge: &Arc<Charge>,
     ) -> Result<Option<WholeState>, Failure> {
-        let (id, now_ms) = (collection.id, unix_now_ms());
         let selection = Selection::if_present(names);
         let reader = group.reader();
-        match reader.try_get_whole(id, key, &selection, now_ms).map_err(failure)? {
+        let found = reader.try_get_whole(collection.id, key, &selection, unix_now_ms());
+        match found.map_err(failure)? {
             Cached::Ready(found) => Ok(found),
             Cached::NeedsDisk => {
+                let charge = charge.clone();
+                let take = move |bytes| charge.states(bytes);
+                self.whole(collection, (key, group), selection, take).await
+            }
+        }
+    }
+
+    /// Reads a state from disk, once `take` has taken room for its bytes.
+    async fn whole(
+        &self,
+        collection: &Collection,
+        (key, group): KeyHere<'_>,
+        selection: Selection,
+        take: impl FnOnce(u64) -> Result<(), Failure> + Send + 'static,
+    ) -> Result<Option<WholeState>, Failure> {
+        let (id, now_ms) = (collection.id, unix_now_ms());
+        let (owned, wanted) = (key.clone(), selection.clone());
+        let short = move |reader: &Reader| {
+            let state = reader.get(id, &owned, now_ms).map_err(failure)?;
+            let Some(state) = state else { return Ok(Length::Short(None)) };
+            let bytes = selected_bytes(&state, &wanted)?;
+            take(bytes)?;
+            if bytes > LONG_READ_BYTES {
+                return Ok(Length::Long);
+            }
+            let whole = reader.get_whole(id, &owned, &wanted, now_ms).map_err(failure)?;
+            Ok(Length::Short(whole))
+        };
+        let reader = group.reader();
+        match self.on_disk(reader, short).await? {
+            Length::Short(found) => Ok(found),
+            Length::Long => {
                 let key = key.clone();
-                let wait = move |reader: &Reader| reader.get_whole(id, &key, &selection, now_ms);
-                self.on_disk(reader, wait).await
+                let long = move |reader: &Reader| {
+                    reader.get_whole(id, &key, &selection, now_ms).map_err(failure)
+                };
+                on(self.shards.store().stream_pool(), reader, long).await
             }
         }
     }
@@ -108,19 +151,41 @@ impl States {
     pub(super) async fn on_disk<T: Send + 'static>(
         &self,
         reader: &Reader,
-        read: impl FnOnce(&Reader) -> Result<T, statehouse_store::Error> + Send + 'static,
+        read: impl FnOnce(&Reader) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let reader = reader.clone();
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        self.shards.store().read_pool().submit(Box::new(move || {
-            // The caller may have given up meanwhile.
-            let _ = sender.send(read(&reader));
-        }))?;
-        receiver
-            .await
-            .map_err(|_| Failure::new(Reason::Unavailable, "the node is stopping"))?
-            .map_err(failure)
+        on(self.shards.store().read_pool(), reader, read).await
     }
+}
+
+/// What a read from disk comes to at first.
+enum Length {
+    Short(Option<WholeState>),
+    /// It belongs on other threads.
+    Long,
+}
+
+/// Runs a read on a pool's threads.
+async fn on<T: Send + 'static>(
+    pool: &ReadPool,
+    reader: &Reader,
+    read: impl FnOnce(&Reader) -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    let reader = reader.clone();
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    pool.submit(Box::new(move || {
+        // The caller may have given up meanwhile.
+        let _ = sender.send(read(&reader));
+    }))?;
+    receiver.await.map_err(|_| Failure::new(Reason::Unavailable, "the node is stopping"))?
+}
+
+/// Bytes of a state that a selection names.
+fn selected_bytes(state: &State, selection: &Selection) -> Result<u64, Failure> {
+    let slices = state.select(selection).map_err(failure)?;
+    let bytes = |slice: &statehouse_store::Slice<'_, StateField>| {
+        slice.range.end.min(slice.field.bytes_len).saturating_sub(slice.range.start)
+    };
+    Ok(slices.iter().map(bytes).sum())
 }
 
 /// A state that lies in memory; `None` if the disk must be asked.
@@ -128,12 +193,17 @@ fn cached(
     collection: &Collection,
     (key, group): KeyHere<'_>,
     selection: &Selection,
+    charge: &Charge,
 ) -> Option<Result<WholeState, Failure>> {
     if let Err(failure) = check_key(key) {
         return Some(Err(failure));
     }
     match group.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
-        Ok(Cached::Ready(found)) => Some(answer(collection, key, found)),
+        Ok(Cached::Ready(found)) => {
+            let bytes = found.as_ref().map_or(0, |state| state.bytes_len());
+            let taken = charge.answer(bytes);
+            Some(taken.and_then(|()| answer(collection, key, found)))
+        }
         Ok(Cached::NeedsDisk) => None,
         Err(error) => Some(Err(failure(error))),
     }

@@ -47,11 +47,13 @@ impl States {
         let (id, key, selection) =
             (collection.id, query.target.key.clone(), query.selection.clone());
         let open = move |reader: &Reader| {
-            let view = Arc::new(reader.view()?);
-            let Some(state) = view.get(id, &key, unix_now_ms())? else { return Ok(None) };
+            let view = Arc::new(reader.view().map_err(failure)?);
+            let state = view.get(id, &key, unix_now_ms()).map_err(failure)?;
+            let Some(state) = state else { return Ok(None) };
             let mut slices = Vec::new();
-            for statehouse_store::Slice { field, range, field_type } in state.select(&selection)? {
-                let stream = view.stream(field, range.clone())?;
+            let selected = state.select(&selection).map_err(failure)?;
+            for statehouse_store::Slice { field, range, field_type } in selected {
+                let stream = view.stream(field, range.clone()).map_err(failure)?;
                 let (name, bytes) = (field.name.clone(), range.end - range.start);
                 slices.push(Slice { name, field_type, bytes, stream });
             }

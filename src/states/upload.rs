@@ -16,6 +16,7 @@ use super::write::{fingerprint, hash_part, propose, request_tag};
 use super::{
     Freshness, REQUEST_ID_BYTES_MAX, StateKey, States, WriteOptions, check_key, reply_failure,
 };
+use crate::admission::Charge;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
@@ -101,6 +102,7 @@ impl States {
         &self,
         group: &Arc<Group>,
         command: UploadCommand,
+        charge: &Arc<Charge>,
     ) -> Result<Uploaded, Failure> {
         let UploadCommand { target, upload_id, action } = command;
         check_key(&target.key)?;
@@ -128,7 +130,7 @@ impl States {
                 write.request = Some(tag);
                 let put = PutUpload { write, id, writer, fields, crc32 };
                 let turn = self.chains().enter(collection.id, &key)?.await?;
-                let commit = propose(group, Command::PutUpload(put), turn.begin());
+                let commit = propose(group, Command::PutUpload(put), turn.begin(), charge);
                 turn.leave(None);
                 uploaded(commit.await?)
             }
@@ -140,7 +142,7 @@ impl States {
                 let Names { id, .. } = names(&collection, &target.key, &upload_id, 0)?;
                 Freshness::Linearizable.reached_by(group).await?;
                 let look = move |reader: &statehouse_store::Reader| {
-                    reader.upload(collection.id, &id, unix_now_ms())
+                    reader.upload(collection.id, &id, unix_now_ms()).map_err(Failure::from)
                 };
                 let found = self.on_disk(group.reader(), look).await?;
                 let there = found.ok_or_else(|| reply_failure(Reply::UploadNotFound))?;

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::limits::{check_field, check_field_name, check_fields};
 use super::{EDITS_MAX, REQUEST_ID_BYTES_MAX, StateKey, States, check_key};
+use crate::admission::Charge;
 use crate::chain::Uncommitted;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
@@ -83,7 +84,12 @@ pub struct Answer {
 
 impl States {
     /// Replaces a state.
-    pub async fn put(&self, group: &Arc<Group>, put: PutCommand) -> Result<Written, Failure> {
+    pub async fn put(
+        &self,
+        group: &Arc<Group>,
+        put: PutCommand,
+        charge: &Arc<Charge>,
+    ) -> Result<Written, Failure> {
         check_fields(&put.fields)?;
         let collection = self.collection(&put.target.collection).await?;
         let fingerprint = fingerprint(b"put", |hash| {
@@ -95,11 +101,16 @@ impl States {
         let bytes = put.fields.iter().map(|field| field.value.bytes().len() as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Put(Put { write, fields: put.fields });
-        self.write_in_turn(&collection, (&put.target.key, group), command).await
+        self.write_in_turn(&collection, (&put.target.key, group), command, charge).await
     }
 
     /// Changes parts of a state.
-    pub async fn patch(&self, group: &Arc<Group>, patch: PatchCommand) -> Result<Written, Failure> {
+    pub async fn patch(
+        &self,
+        group: &Arc<Group>,
+        patch: PatchCommand,
+        charge: &Arc<Charge>,
+    ) -> Result<Written, Failure> {
         check_edits(&patch.edits)?;
         let collection = self.collection(&patch.target.collection).await?;
         let fingerprint = fingerprint(b"patch", |hash| {
@@ -111,7 +122,7 @@ impl States {
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
-        self.write_in_turn(&collection, (&patch.target.key, group), command).await
+        self.write_in_turn(&collection, (&patch.target.key, group), command, charge).await
     }
 
     /// Deletes a state; answers whether there was one, and whether the request is a repeat.
@@ -119,13 +130,14 @@ impl States {
         &self,
         group: &Arc<Group>,
         delete: DeleteCommand,
+        charge: &Arc<Charge>,
     ) -> Result<(bool, bool), Failure> {
         let collection = self.collection(&delete.target.collection).await?;
         let fingerprint = fingerprint(b"delete", |_| {});
         let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
         let command = Command::Delete(Delete { write });
         let turn = self.chains().enter(collection.id, &delete.target.key)?.await?;
-        let commit = propose(group, command, turn.begin());
+        let commit = propose(group, command, turn.begin(), charge);
         turn.leave(None);
         match commit.await? {
             Reply::Deleted { existed, repeated, .. } => Ok((existed, repeated)),
@@ -139,9 +151,10 @@ impl States {
         collection: &Collection,
         (key, group): (&Bytes, &Arc<Group>),
         command: Command,
+        charge: &Arc<Charge>,
     ) -> Result<Written, Failure> {
         let turn = self.chains().enter(collection.id, key)?.await?;
-        let commit = propose(group, command, turn.begin());
+        let commit = propose(group, command, turn.begin(), charge);
         turn.leave(None);
         written(commit.await?).map(|answer| answer.written)
     }
@@ -161,7 +174,8 @@ impl States {
             .default_ttl_ms
             .map_or(Expiry::Never, |ttl_ms| Expiry::At(unix_now_ms().saturating_add(ttl_ms)));
         Ok(Write {
-            target: Target { collection: collection.id, key: key.clone() },
+            // Not a part of the message that it came with.
+            target: Target { collection: collection.id, key: Bytes::copy_from_slice(key) },
             condition: options.condition,
             request: request_tag(collection, key, &options.request_id, fingerprint)?,
             expiry: options.expiry.unwrap_or(default),
@@ -177,18 +191,21 @@ impl States {
 }
 
 /// Proposes a command at once; the future that comes back has the reply. The chain of its key
-/// learns how it ended even if nobody awaits that.
+/// learns how it ended even if nobody awaits that, and what the call holds is held until then.
 pub fn propose(
     group: &Arc<Group>,
     command: Command,
     uncommitted: Uncommitted,
+    charge: &Arc<Charge>,
 ) -> impl Future<Output = Result<Reply, Failure>> + use<> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
+    let held = charge.clone();
     let done = move |reply: Result<Reply, statehouse_cluster::Error>| {
         // Of a repeat, what the caller made of it is not what is stored.
         let stored =
             matches!(reply, Ok(Reply::Written { repeated: false, .. } | Reply::Deleted { .. }));
         uncommitted.settle(stored);
+        drop(held);
         // The caller may have given up; the write stands all the same.
         let _ = sender.send(reply);
     };

@@ -47,6 +47,11 @@ pub(crate) struct Commit {
 /// How long the thread waits for jobs to gather: this part of what the last batch took.
 const GATHER_SHARE: u32 = 2;
 
+/// How long a batch waits at most while memtables are far beyond their limit, so that flushes
+/// catch up; and between two looks. Not for ever: a flush may wait for what a batch brings.
+const BEHIND_WAIT_MAX: Duration = Duration::from_millis(100);
+const BEHIND_LOOK_INTERVAL: Duration = Duration::from_millis(2);
+
 /// What the thread did last.
 #[derive(Default)]
 struct Last {
@@ -222,6 +227,9 @@ impl Shared {
             batch.add(mutation);
         }
         if !batch.is_empty() {
+            while db.is_behind() && started.elapsed() < BEHIND_WAIT_MAX {
+                std::thread::sleep(BEHIND_LOOK_INTERVAL);
+            }
             db.write(batch)?;
         }
         if jobs.iter().any(|job| job.sync) {

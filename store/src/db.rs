@@ -361,6 +361,16 @@ impl Db {
         self.rocks.cancel_all_background_work(false);
     }
 
+    /// Has the cache keep so many bytes of blocks from now on.
+    pub fn set_block_cache_bytes(&self, bytes: usize) {
+        self.memory.set_block_cache_bytes(bytes);
+    }
+
+    /// Whether flushes fall behind what is written.
+    pub fn is_behind(&self) -> bool {
+        self.memory.memtables_are_behind()
+    }
+
     pub fn memory_use(&self) -> MemoryUse {
         MemoryUse {
             cache_bytes: self.memory.cache.get_usage() as u64,

@@ -27,7 +27,7 @@ use crate::error::Error;
 use crate::extent::{BlobId, CHUNK_BYTES, Extent, Pieces};
 use crate::ids::CollectionId;
 use crate::keys;
-use crate::record::{Content, Record};
+use crate::record::{Content, Record, RecordField};
 use crate::reply::Reply;
 use crate::selected::{Slice, check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
@@ -41,6 +41,10 @@ const RETRIES_MAX: usize = 3;
 
 /// Extents of more bytes are read ahead.
 const READ_AHEAD_FROM_BYTES: u64 = 4 * CHUNK_BYTES;
+
+/// What lies in memory is put together at once up to so many bytes: whoever looks must not be held
+/// up.
+const CACHED_BYTES_MAX: u64 = 256 << 10;
 
 /// A field of more than this share of the block cache passes it by.
 const CACHE_SHARE: u64 = 8;
@@ -325,7 +329,13 @@ impl Reader {
         let slices = selected(&record.fields, selection, |field| {
             (&field.name, &field.field_type, field.content.len())
         });
-        for Slice { field, range, field_type } in slices? {
+        let slices = slices?;
+        if let Look::Cached = look
+            && copied_bytes(&slices) > CACHED_BYTES_MAX
+        {
+            return Ok(Outcome::NeedsDisk);
+        }
+        for Slice { field, range, field_type } in slices {
             let loaded = match &field.content {
                 Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
                 Content::Blobs(extents) => {
@@ -448,6 +458,17 @@ impl Reader {
         })?;
         Ok(if next == span.end { Loaded::Found(Bytes::new()) } else { Loaded::Gone })
     }
+}
+
+/// Bytes that are put together from chunks.
+fn copied_bytes(slices: &[Slice<'_, RecordField>]) -> u64 {
+    let of_blobs =
+        |slice: &&Slice<'_, RecordField>| matches!(slice.field.content, Content::Blobs(_));
+    slices
+        .iter()
+        .filter(of_blobs)
+        .map(|slice| slice.range.end.saturating_sub(slice.range.start))
+        .sum()
 }
 
 fn outcome(loaded: Loaded) -> Outcome<Bytes> {

@@ -95,6 +95,11 @@ impl WholeState {
         }
     }
 
+    /// Bytes of the fields that are here.
+    pub fn bytes_len(&self) -> u64 {
+        self.fields.iter().map(|field| field.value.bytes().len() as u64).sum()
+    }
+
     /// A state without fields that nobody has written.
     pub fn empty() -> Self {
         WholeState::default()

@@ -248,17 +248,10 @@ impl Store {
     /// Figures as of now.
     pub fn stats(&self) -> Stats {
         let disk = &self.inner.disk;
-        let memory = disk.db.memory_use();
         let (state_cache_hits, state_cache_misses) = disk.cache.hits_and_misses();
         Stats {
             commit: disk.commit.stats(),
-            memory: MemoryStats {
-                block_cache_bytes: memory.cache_bytes,
-                block_cache_pinned_bytes: memory.cache_pinned_bytes,
-                state_cache_bytes: disk.cache.bytes(),
-                memtable_bytes: memory.memtable_bytes,
-                log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
-            },
+            memory: self.memory(),
             state_cache_hits,
             state_cache_misses,
             replicas: disk.replicas.read().len(),
@@ -266,6 +259,25 @@ impl Store {
             commands_applied: disk.commands_applied.load(Ordering::Relaxed),
             disk_free_bytes: self.inner.space.free().ok(),
         }
+    }
+
+    /// What is held in memory now.
+    pub fn memory(&self) -> MemoryStats {
+        let disk = &self.inner.disk;
+        let memory = disk.db.memory_use();
+        MemoryStats {
+            block_cache_bytes: memory.cache_bytes,
+            block_cache_pinned_bytes: memory.cache_pinned_bytes,
+            state_cache_bytes: disk.cache.bytes(),
+            memtable_bytes: memory.memtable_bytes,
+            log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Has the block cache keep so many bytes from now on: fewer than configured, to make room
+    /// for something else, or as many again. What is too much goes as other blocks come.
+    pub fn set_block_cache_bytes(&self, bytes: usize) {
+        self.inner.disk.db.set_block_cache_bytes(bytes);
     }
 
     /// A counter of RocksDB by its name, such as `rocksdb.block.cache.hit`.

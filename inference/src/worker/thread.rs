@@ -115,7 +115,8 @@ impl Thread {
                 unreachable!("rows wait only for loaded models");
             };
             let limits = entry.model.limits();
-            let rules = Rules { rows_max: limits.batch_rows_max, wait_max: limits.batch_wait_max };
+            let rows_max = self.rows_max(state.queue.row_bytes(&key), limits.batch_rows_max);
+            let rules = Rules { rows_max, wait_max: limits.batch_wait_max };
             match state.queue.decide(&key, now, rules, &entry.cost) {
                 Cut::Wait(until) => wait.push((key, until)),
                 Cut::Run { dropped, rows, reason } => {
@@ -128,6 +129,12 @@ impl Thread {
                 }
             }
         }
+    }
+
+    /// How many rows of so many bytes a batch may have.
+    fn rows_max(&self, row_bytes: usize, batch_rows_max: usize) -> usize {
+        let bytes_max = self.shared.config.batch_bytes_max;
+        batch_rows_max.min(bytes_max / row_bytes.saturating_mul(2).max(1)).max(1)
     }
 
     fn batch(&mut self, key: &LaneKey, taken: Taken) {

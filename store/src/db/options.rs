@@ -18,10 +18,14 @@ const WAL_PER_MEMTABLE: u64 = 2;
 /// Table files held open; more are opened when needed.
 const OPEN_FILES_MAX: i32 = 4_096;
 
+/// Memtables of so many times what they should have say that flushes fall behind.
+const BEHIND_FACTOR: usize = 2;
+
 /// The cache and the memtable budget that all column families share.
 pub(super) struct Memory {
     pub cache: Cache,
     pub memtables: WriteBufferManager,
+    memtable_bytes_max: usize,
 }
 
 impl Memory {
@@ -36,7 +40,17 @@ impl Memory {
             false,
             cache.clone(),
         );
-        Memory { cache, memtables }
+        Memory { cache, memtables, memtable_bytes_max: config.memtable_bytes_max }
+    }
+
+    /// Has the cache keep so many bytes of blocks.
+    pub fn set_block_cache_bytes(&self, bytes: usize) {
+        self.cache.clone().set_capacity(bytes + self.memtable_bytes_max);
+    }
+
+    /// Whether memtables have far more than they should: flushes fall behind.
+    pub fn memtables_are_behind(&self) -> bool {
+        self.memtables.get_usage() > BEHIND_FACTOR * self.memtable_bytes_max
     }
 }
 
