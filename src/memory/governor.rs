@@ -3,8 +3,8 @@
 //! Parts are counted as well as they can be, but an allocator keeps more than it was asked for,
 //! and some things nobody counts. So several times a second this looks at the resident memory of
 //! the process. Near the limit the block cache gives way, the one part that is only there for
-//! speed; it gets its memory back when there is room again. Beyond the limit no calls come in but
-//! small ones.
+//! speed; it gets its memory back when there is room again. At the limit no calls come in but small
+//! ones.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,6 +24,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// In thousandths of the limit: the block cache gives way above, gets back below.
 const HIGH_PER_MILLE: u64 = 950;
 const LOW_PER_MILLE: u64 = 900;
+
+/// Above, only small calls come in: what was admitted may need more yet.
+const PRESSED_PER_MILLE: u64 = 985;
 
 /// Of the block cache, so much stays whatever happens, in thousandths.
 const CACHE_KEPT_PER_MILLE: u64 = 200;
@@ -56,7 +59,7 @@ impl Governor {
                     store.set_block_cache_bytes((plan.block_cache - balance.taken) as usize);
                     told.store(balance.taken, Relaxed);
                 }
-                admission.press(resident > plan.memory_max);
+                admission.press(resident > plan.memory_max / 1_000 * PRESSED_PER_MILLE);
             }
         };
         let thread = std::thread::Builder::new().name("memory".into()).spawn(run)?;
