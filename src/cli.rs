@@ -7,6 +7,7 @@ mod admin;
 mod bench;
 mod collection;
 mod demo;
+mod expiry;
 mod field;
 mod init;
 mod large;

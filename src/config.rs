@@ -109,7 +109,7 @@ pub struct Config {
     pub stream_stall_s: NonZeroU64,
     /// Seconds for which an upload is kept that nobody continues.
     pub upload_idle_s: NonZeroU64,
-    /// Seconds between sweeps of expired states and old request ids.
+    /// Seconds between sweeps of expired states and fields, and old request ids.
     pub sweep_interval_s: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,

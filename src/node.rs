@@ -36,7 +36,7 @@ use crate::router::{self, Router};
 use crate::score::Scorer;
 use crate::states::States;
 
-/// States that one sweep of a shard deletes.
+/// States that one sweep of a shard deletes, as a whole or fields of them.
 const SWEEP_STATES_MAX: u32 = 1_024;
 
 /// HTTP/2 windows: one stream fills a loopback or a data-centre link, and all streams that bring
@@ -345,7 +345,7 @@ async fn serve_grpc(
     }))
 }
 
-/// Deletes expired states and old request ids, shard by shard.
+/// Deletes expired states and fields and old request ids, shard by shard.
 async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

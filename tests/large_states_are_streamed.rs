@@ -31,7 +31,7 @@ fn opaque(name: &str, bytes: usize) -> v1::FieldHeader {
 fn f32s(name: &str, shape: &[u64]) -> v1::FieldHeader {
     let bytes = 4 * shape.iter().product::<u64>();
     let dtype = v1::DataType::F32 as i32;
-    v1::FieldHeader { name: name.into(), dtype, shape: shape.to_vec(), bytes }
+    v1::FieldHeader { name: name.into(), dtype, shape: shape.to_vec(), bytes, expiry: None }
 }
 
 fn header(key: &str, id: &str, fields: Vec<v1::FieldHeader>) -> v1::WriteHeader {

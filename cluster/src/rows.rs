@@ -106,7 +106,7 @@ pub async fn put<T: Serialize>(
     condition: Condition,
 ) -> Result<Option<u64>, Error> {
     let json = serde_json::to_vec(value).expect("catalog rows become JSON");
-    let fields = vec![Field { name: FIELD.into(), value: Value::Bytes(Bytes::from(json)) }];
+    let fields = vec![Field::new(FIELD, Value::Bytes(Bytes::from(json)))];
     put_fields(shards, collection, key, fields, condition).await
 }
 

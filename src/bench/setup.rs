@@ -40,6 +40,7 @@ pub async fn prepare(
             fields.push(v1::Field {
                 name: state.field.clone(),
                 value: Some(v1::field::Value::Tensor(zeros(state.dtype, &state.shape)?)),
+                expiry: None,
             });
         }
         for input in &version.inputs {
@@ -53,7 +54,7 @@ pub async fn prepare(
     };
     if rest > 0 {
         let rest = v1::field::Value::Bytes(value.slice(..rest));
-        fields.push(v1::Field { name: "value".to_owned(), value: Some(rest) });
+        fields.push(v1::Field { name: "value".to_owned(), value: Some(rest), expiry: None });
     }
     Ok(Payload { fields, value, model: model.unwrap_or_default().to_owned(), inputs })
 }

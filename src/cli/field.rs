@@ -39,7 +39,7 @@ pub fn parse(text: &str) -> anyhow::Result<v1::Field> {
         Some((name, dtype)) => (name, Some(parse_dtype(dtype)?)),
     };
     let value = parse_value(value, dtype).with_context(|| format!("field {name:?}"))?;
-    Ok(v1::Field { name: name.to_owned(), value: Some(value) })
+    Ok(v1::Field { name: name.to_owned(), value: Some(value), expiry: None })
 }
 
 /// As [`parse`], for what must be a tensor.

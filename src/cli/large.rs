@@ -12,6 +12,7 @@ use serde_json::json;
 use statehouse_client::v1::field::Value;
 use statehouse_client::{Source, StateStream, WriteError, v1};
 
+use super::expiry::FieldTtls;
 use super::output::print_json;
 use super::state::{Query, Target, Write};
 use super::{Remote, field, npy, text};
@@ -27,6 +28,8 @@ pub struct WriteArgs {
     /// Names the upload: run again with the same one, it goes on where it broke off.
     #[arg(long)]
     upload_id: Option<String>,
+    #[command(flatten)]
+    field_ttls: FieldTtls,
     #[command(flatten)]
     write: Write,
     #[command(flatten)]
@@ -45,6 +48,7 @@ pub async fn write(args: WriteArgs) -> anyhow::Result<()> {
         fields.push(header);
         source.0.push(segment);
     }
+    args.field_ttls.write(&mut fields)?;
     let header = v1::WriteHeader {
         collection: args.target.collection.clone(),
         key: args.target.key(),
@@ -94,7 +98,7 @@ fn field_of(text: &str) -> anyhow::Result<(v1::FieldHeader, Segment)> {
         }
     };
     let bytes = segment.bytes();
-    Ok((v1::FieldHeader { name, dtype, shape, bytes }, segment))
+    Ok((v1::FieldHeader { name, dtype, shape, bytes, expiry: None }, segment))
 }
 
 fn file_of(path: &Path) -> anyhow::Result<(i32, Vec<u64>, Segment)> {

@@ -1,7 +1,7 @@
 //! States and scores for people and as JSON.
 
 use serde_json::{Map, Value as Json, json};
-use statehouse_client::v1::{self, field::Value};
+use statehouse_client::v1::{self, field::Expiry, field::Value};
 
 use super::field::{dtype_name, elements};
 use super::text::show_bytes;
@@ -19,11 +19,8 @@ pub fn print_json(json: &Json) {
 
 /// A state as JSON.
 pub fn state_json(state: &v1::StoredState) -> Json {
-    let fields: Map<String, Json> = state
-        .fields
-        .iter()
-        .map(|field| (field.name.clone(), field.value.as_ref().map_or(Json::Null, value_json)))
-        .collect();
+    let fields: Map<String, Json> =
+        state.fields.iter().map(|field| (field.name.clone(), field_json(field))).collect();
     let mut json = json!({ "version": state.version, "fields": fields });
     if let Some(at) = state.expires_at_ms {
         json["expires_at_ms"] = at.into();
@@ -32,6 +29,22 @@ pub fn state_json(state: &v1::StoredState) -> Json {
         json["model"] = json!({ "name": state.model, "version": state.model_version });
     }
     json
+}
+
+fn field_json(field: &v1::Field) -> Json {
+    let mut json = field.value.as_ref().map_or(Json::Null, value_json);
+    if let Some(at) = expires_at_ms(field) {
+        json["expires_at_ms"] = at.into();
+    }
+    json
+}
+
+/// When a field of an answer expires.
+fn expires_at_ms(field: &v1::Field) -> Option<u64> {
+    match field.expiry? {
+        Expiry::ExpiresAtMs(at_ms) => Some(at_ms),
+        Expiry::TtlMs(_) => None,
+    }
 }
 
 fn value_json(value: &Value) -> Json {
@@ -64,7 +77,9 @@ pub fn print_state(state: &v1::StoredState) {
     let width = state.fields.iter().map(|field| field.name.len()).max().unwrap_or(0);
     for field in &state.fields {
         let shown = field.value.as_ref().map_or_else(String::new, show_value);
-        println!("  {:width$}  {shown}", field.name);
+        let expiry =
+            expires_at_ms(field).map_or(String::new(), |at| format!(", expires at {at} ms"));
+        println!("  {:width$}  {shown}{expiry}", field.name);
     }
 }
 

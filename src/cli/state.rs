@@ -8,6 +8,7 @@ use serde_json::json;
 use statehouse_client::v1;
 use statehouse_client::v1::{edit, field::Value, write_options};
 
+use super::expiry::FieldTtls;
 use super::output::{print_json, print_state, state_json};
 use super::{Remote, field, npy, text};
 
@@ -162,6 +163,8 @@ pub struct PutArgs {
     #[arg(required = true)]
     fields: Vec<String>,
     #[command(flatten)]
+    field_ttls: FieldTtls,
+    #[command(flatten)]
     write: Write,
     #[command(flatten)]
     remote: Remote,
@@ -169,10 +172,13 @@ pub struct PutArgs {
 
 /// Runs `put`.
 pub async fn put(args: PutArgs) -> anyhow::Result<()> {
+    let fields = args.fields.iter().map(|text| field::parse(text));
+    let mut fields = fields.collect::<anyhow::Result<Vec<_>>>()?;
+    args.field_ttls.put(&mut fields)?;
     let request = v1::PutRequest {
         collection: args.target.collection.clone(),
         key: args.target.key(),
-        fields: args.fields.iter().map(|text| field::parse(text)).collect::<anyhow::Result<_>>()?,
+        fields,
         options: Some(args.write.options()),
     };
     let written = args.remote.connect().await?.put(request).await?;
@@ -180,7 +186,7 @@ pub async fn put(args: PutArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What `patch` takes. Edits are done in the order: set, remove, write, append.
+/// What `patch` takes. Edits are done in the order: set, remove, write, append, expire.
 #[derive(Debug, clap::Args)]
 pub struct PatchArgs {
     #[command(flatten)]
@@ -200,6 +206,8 @@ pub struct PatchArgs {
     /// What appended fields may hold; more is dropped from their front.
     #[arg(long, value_parser = text::bytes)]
     max_bytes: Option<u64>,
+    #[command(flatten)]
+    field_ttls: FieldTtls,
     #[command(flatten)]
     options: Write,
     #[command(flatten)]
@@ -240,6 +248,7 @@ fn edits(args: &PatchArgs) -> anyhow::Result<Vec<v1::Edit>> {
         let (data, max_bytes) = (bytes_of(text)?, args.max_bytes);
         edits.push(edit::Edit::Append(edit::Append { field: name, data, max_bytes }));
     }
+    edits.extend(args.field_ttls.edits());
     Ok(edits.into_iter().map(|edit| v1::Edit { edit: Some(edit) }).collect())
 }
 

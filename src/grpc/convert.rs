@@ -1,5 +1,6 @@
 //! Between the protocol's messages and the use cases' own types: the only place that knows both.
 
+mod expiry;
 mod stream;
 
 use std::time::{Duration, Instant};
@@ -106,7 +107,8 @@ fn field_out(field: Field) -> v1::Field {
             data,
         }),
     };
-    v1::Field { name: field.name, value: Some(value) }
+    let expiry = field.expires_at_ms.map(v1::field::Expiry::ExpiresAtMs);
+    v1::Field { name: field.name, value: Some(value), expiry }
 }
 
 fn field_in(field: v1::Field) -> Result<Field> {
@@ -121,7 +123,8 @@ fn field_in(field: v1::Field) -> Result<Field> {
             return Err(invalid(format!("field {:?} needs a tensor or bytes", field.name)));
         }
     };
-    Ok(Field { name: field.name, value })
+    let expires_at_ms = expiry::expires_at_ms(&field.name, field.expiry)?;
+    Ok(Field { name: field.name, value, expires_at_ms })
 }
 
 /// What outlives its call by a place in a log. A small part of what came in one piece of memory with
@@ -175,7 +178,11 @@ fn edit(edit: v1::Edit) -> Result<Edit> {
             let (bytes, max_bytes) = (kept(append.data), append.max_bytes);
             Ok(Edit::Append { name: append.field, bytes, max_bytes })
         }
-        None => Err(invalid("an edit is one of set, remove, write_range or append")),
+        Some(v1::edit::Edit::Expire(v1::edit::Expire { field: name, expiry })) => {
+            let at_ms = expiry::changed(&name, expiry)?;
+            Ok(Edit::Expire { name, at_ms })
+        }
+        None => Err(invalid("an edit is one of set, remove, write_range, append or expire")),
     }
 }
 

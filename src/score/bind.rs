@@ -65,7 +65,8 @@ pub fn field_names(model: &LoadedModel) -> Vec<String> {
     model.states().iter().map(|state| state.field.clone()).collect()
 }
 
-/// The states to start from: the stored fields, or the model's initial ones where there are none.
+/// The states to start from: the stored fields, or the model's initial ones where there are none
+/// or they have expired.
 pub fn base(model: &LoadedModel, found: Option<WholeState>) -> Result<Base, Failure> {
     let Some(found) = found else {
         let states = model.states().iter().map(|state| state.initial.clone()).collect();
@@ -82,13 +83,14 @@ pub fn base(model: &LoadedModel, found: Option<WholeState>) -> Result<Base, Fail
     Ok(Base { version: found.version, states, initial: false })
 }
 
-/// The fields that a step writes.
+/// The fields that a step writes, set as a patch sets them: what the model wrote is new, and does
+/// not expire when what was there before would have.
 pub fn edits(model: &LoadedModel, states: &[Tensor]) -> impl Iterator<Item = Field> {
     model
         .states()
         .iter()
         .zip(states)
-        .map(|(spec, tensor)| Field { name: spec.field.clone(), value: dtype::value_of(tensor) })
+        .map(|(spec, tensor)| Field::new(spec.field.clone(), dtype::value_of(tensor)))
 }
 
 fn stored(spec: &StateSpec, value: &Value) -> Result<Tensor, Failure> {

@@ -35,6 +35,8 @@ pub struct Slice {
     pub field_type: FieldType,
     /// Its bytes.
     pub bytes: u64,
+    /// When the field expires, in Unix milliseconds.
+    pub expires_at_ms: Option<u64>,
     stream: FieldStream,
 }
 
@@ -55,7 +57,8 @@ impl States {
             for statehouse_store::Slice { field, range, field_type } in selected {
                 let stream = view.stream(field, range.clone()).map_err(failure)?;
                 let (name, bytes) = (field.name.clone(), range.end - range.start);
-                slices.push(Slice { name, field_type, bytes, stream });
+                let expires_at_ms = field.expires_at_ms;
+                slices.push(Slice { name, field_type, bytes, expires_at_ms, stream });
             }
             Ok(Some((state, slices)))
         };

@@ -346,9 +346,10 @@ fn check_edits(edits: &[Edit]) -> Result<(), Failure> {
     }
     edits.iter().try_for_each(|edit| match edit {
         Edit::Set(field) => check_field(field),
-        Edit::Remove { name } | Edit::WriteRange { name, .. } | Edit::Append { name, .. } => {
-            check_field_name(name)
-        }
+        Edit::Remove { name }
+        | Edit::WriteRange { name, .. }
+        | Edit::Append { name, .. }
+        | Edit::Expire { name, .. } => check_field_name(name),
     })?;
     check_overlaps(edits)
 }
@@ -366,6 +367,7 @@ fn check_overlaps(edits: &[Edit]) -> Result<(), Failure> {
                 ranges.remove(name.as_str());
                 continue;
             }
+            Edit::Expire { .. } => continue,
         };
         let others = ranges.entry(name).or_default();
         let overlap = others.iter().find(|(_, from, until)| start < *until && *from < end);
@@ -381,7 +383,7 @@ fn check_overlaps(edits: &[Edit]) -> Result<(), Failure> {
 fn edit_bytes(edit: &Edit) -> usize {
     match edit {
         Edit::Set(field) => field.value.bytes().len(),
-        Edit::Remove { .. } => 0,
+        Edit::Remove { .. } | Edit::Expire { .. } => 0,
         Edit::WriteRange { bytes, .. } | Edit::Append { bytes, .. } => bytes.len(),
     }
 }
@@ -402,6 +404,8 @@ fn hash_field(hash: &mut Xxh3, field: &Field) {
     hash_part(hash, field.value.bytes());
 }
 
+/// When something expires is no part of what is asked: milliseconds from now are another time when
+/// the request is sent again.
 fn hash_edit(hash: &mut Xxh3, edit: &Edit) {
     match edit {
         Edit::Set(field) => {
@@ -423,6 +427,10 @@ fn hash_edit(hash: &mut Xxh3, edit: &Edit) {
             hash_part(hash, name.as_bytes());
             hash.update(&max_bytes.unwrap_or(u64::MAX).to_le_bytes());
             hash_part(hash, bytes);
+        }
+        Edit::Expire { name, at_ms } => {
+            hash.update(if at_ms.is_some() { b"x" } else { b"n" });
+            hash_part(hash, name.as_bytes());
         }
     }
 }

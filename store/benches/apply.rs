@@ -41,7 +41,7 @@ fn write(number: u64, tagged: bool) -> Write {
 fn command(kind: &str, number: u64) -> Command {
     let field = |len| {
         let value = Value::Bytes(Bytes::from(vec![7; len]));
-        Field { name: "h".into(), value }
+        Field::new("h", value)
     };
     match kind {
         "put 100 B" => Command::Put(Put { write: write(number, false), fields: vec![field(100)] }),

@@ -34,7 +34,7 @@ fn entry(index: u64, commands: u64) -> Entry {
             answer: Bytes::new(),
         };
         let value = Value::Bytes(Bytes::from(vec![7; 1_024]));
-        Command::Put(Put { write, fields: vec![Field { name: "h".into(), value }] })
+        Command::Put(Put { write, fields: vec![Field::new("h", value)] })
     };
     let commands = (0..commands).map(put).collect();
     Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1, commands }))

@@ -97,7 +97,12 @@ impl Writer {
             answer: Bytes::new(),
         };
         let (name, field_type) = ("f".to_owned(), FieldType::Bytes);
-        let fields = vec![UploadedField { name, field_type, bytes: bytes.len() as u64 }];
+        let fields = vec![UploadedField {
+            name,
+            field_type,
+            bytes: bytes.len() as u64,
+            expires_at_ms: None,
+        }];
         self.append(Command::PutUpload(PutUpload { write, id, writer, fields, crc32: None }));
         self.settle();
     }

@@ -28,7 +28,7 @@ fn put(key: String, len: usize) -> Command {
         answer: Bytes::new(),
     };
     let value = Value::Bytes(Bytes::from(vec![7; len]));
-    Command::Put(Put { write, fields: vec![Field { name: "h".into(), value }] })
+    Command::Put(Put { write, fields: vec![Field::new("h", value)] })
 }
 
 /// A store with states of several sizes; flushed to files if asked.

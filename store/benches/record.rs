@@ -27,7 +27,7 @@ fn entry(commands: usize, len: usize) -> Entry {
         shape: vec![1, len as u64 / 4],
         data: Bytes::from(vec![7; len]),
     };
-    let fields = vec![Field { name: "h".into(), value }];
+    let fields = vec![Field::new("h", value)];
     let put = Command::Put(Put { write, fields });
     let batch = CommandBatch { time_ms: 1, commands: vec![put; commands] };
     Entry::new(1, 1, Body::Commands(batch))

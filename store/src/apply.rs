@@ -78,6 +78,7 @@ pub type Load<'a, E> = dyn FnMut(&Extent) -> Result<Bytes, E> + 'a;
 pub struct Draft {
     pub name: String,
     pub field_type: FieldType,
+    pub expires_at_ms: Option<u64>,
     pub content: DraftContent,
 }
 
@@ -140,7 +141,8 @@ pub fn put_upload<E>(
         let range = end..end + field.bytes;
         end = range.end;
         let content = DraftContent::Pieces(Pieces::stored(&Pieces::range_of(parts, range)));
-        Draft { name: field.name.clone(), field_type: field.field_type.clone(), content }
+        let (name, field_type) = (field.name.clone(), field.field_type.clone());
+        Draft { name, field_type, expires_at_ms: field.expires_at_ms, content }
     };
     let drafts = put.fields.iter().map(draft).collect();
     let model = put.write.model.clone();
@@ -162,7 +164,8 @@ pub fn patch<E>(
     if alive.is_none() && !patch.edits.iter().all(patch::creates) {
         return Ok(away.refused(Reply::NotFound));
     }
-    let mut drafts = alive.map(drafts_of).unwrap_or_default();
+    let drafts = alive.map(|record| drafts_of(record, moment.time_ms));
+    let mut drafts = drafts.unwrap_or_default();
     for (slot, edit) in patch.edits.iter().enumerate() {
         if let Err(refusal) = patch::edit(&mut drafts, slot, edit, away) {
             return Ok(away.refused(refusal));
@@ -243,7 +246,8 @@ impl Away {
             None => DraftContent::Inline(field.bytes().clone()),
             Some(extent) => DraftContent::Pieces(Pieces::stored(&[extent])),
         };
-        Draft { name: field.name.clone(), field_type: field.value.field_type(), content }
+        let (name, field_type) = (field.name.clone(), field.value.field_type());
+        Draft { name, field_type, expires_at_ms: field.expires_at_ms, content }
     }
 
     /// Nothing changes, and what the command brought is garbage. Also what a repeated request
@@ -299,16 +303,18 @@ pub(crate) fn bad_field(name: &str, field_type: &FieldType, bytes: u64) -> Optio
     Some(Reply::FieldMismatch { name: name.to_owned(), expected })
 }
 
-fn drafts_of(record: &Record) -> Vec<Draft> {
+/// The fields of a record that have not expired.
+fn drafts_of(record: &Record, now_ms: u64) -> Vec<Draft> {
     let draft = |field: &RecordField| Draft {
         name: field.name.clone(),
         field_type: field.field_type.clone(),
+        expires_at_ms: field.expires_at_ms,
         content: match &field.content {
             Content::Inline(bytes) => DraftContent::Inline(bytes.clone()),
             Content::Blobs(extents) => DraftContent::Pieces(Pieces::stored(extents)),
         },
     };
-    record.fields.iter().map(draft).collect()
+    record.fields.iter().filter(|field| !field.expired(now_ms)).map(draft).collect()
 }
 
 /// Makes a record of the drafts: within the limits, what is large in blobs.
@@ -336,7 +342,8 @@ fn finish<E>(
                 place(pieces, moment, &mut spills)
             }
         };
-        fields.push(RecordField { name: draft.name, field_type: draft.field_type, content });
+        let Draft { name, field_type, expires_at_ms, .. } = draft;
+        fields.push(RecordField { name, field_type, expires_at_ms, content });
     }
     let expires_at_ms = match write.expiry {
         Expiry::Keep => before.alive.and_then(|record| record.expires_at_ms),

@@ -219,7 +219,8 @@ mod tests {
 
     fn record(version: u64, bytes: usize) -> Record {
         let content = Content::Inline(Bytes::from(vec![1; bytes]));
-        let field = RecordField { name: "f".into(), field_type: FieldType::Bytes, content };
+        let (name, field_type) = ("f".into(), FieldType::Bytes);
+        let field = RecordField { name, field_type, expires_at_ms: None, content };
         Record { version, writer: 0, expires_at_ms: None, model: None, fields: vec![field] }
     }
 

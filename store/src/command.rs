@@ -224,7 +224,8 @@ pub struct Patch {
     pub edits: Vec<Edit>,
 }
 
-/// One change of a field.
+/// One change of a field. A field that has expired is not there. Only [`Edit::Set`] and
+/// [`Edit::Expire`] change when a field expires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Edit {
     /// Adds or replaces a field.
@@ -252,6 +253,13 @@ pub enum Edit {
         /// Drop from the front (of a tensor: whole rows) to stay within this many bytes.
         max_bytes: Option<u64>,
     },
+    /// Changes when a field expires, and nothing else of it.
+    Expire {
+        /// Which.
+        name: String,
+        /// Unix milliseconds; `None`: it lasts as long as its state.
+        at_ms: Option<u64>,
+    },
 }
 
 /// Removes a state.
@@ -261,12 +269,12 @@ pub struct Delete {
     pub write: Write,
 }
 
-/// Removes expired states and the request rows that are too old to be asked for.
+/// Removes expired states and fields, and the request rows that are too old to be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sweep {
-    /// States that expire up to here go, but none that is alive by the entry's own time.
+    /// What expires up to here goes, but nothing that is alive by the entry's own time.
     pub now_ms: u64,
-    /// States to remove at most.
+    /// States to remove, as a whole or fields of them, at most.
     pub limit: u32,
     /// Where in the expiry index to begin, as `Reader::sweep_start` says: spares a walk over
     /// what earlier sweeps left behind.
@@ -322,7 +330,8 @@ impl Command {
                     Edit::Set(field) => check_field(field),
                     Edit::Remove { name }
                     | Edit::WriteRange { name, .. }
-                    | Edit::Append { name, .. } => check_field_name(name),
+                    | Edit::Append { name, .. }
+                    | Edit::Expire { name, .. } => check_field_name(name),
                 })
             }
             Command::Delete(delete) => delete.write.check(),
@@ -380,6 +389,7 @@ impl Edit {
         match self {
             Edit::Set(field) => field_bytes(field),
             Edit::Remove { name } => name.len() + 8,
+            Edit::Expire { name, .. } => name.len() + 16,
             Edit::WriteRange { name, bytes, .. } | Edit::Append { name, bytes, .. } => {
                 name.len() + bytes.len() + 24
             }

@@ -7,13 +7,16 @@
 //!         | 5 upload | 6 put-upload        (these two: encoding/upload.rs)
 //! write   = collection u64 | medium(key) | condition | request | expiry | writer u64 | model
 //!         | state_bytes_max u64 | inline_bytes_max u32 | medium(answer)
-//! payload = 0 len u64 bytes | 1 len u64        (1: in chunk rows, see payload.rs)
 //! ```
+//!
+//! Fields and edits are in `encoding/fields.rs`. An entry in which no field expires by itself is
+//! written in format 1, any other in format 2.
 //!
 //! Integers are little endian. On the wire every payload is whole; in a log row those that
 //! `payload.rs` picks are references, and reading back asks a resolver for their bytes.
 //! Nothing is validated here beyond the vocabulary's bounds: that is `apply.rs`.
 
+mod fields;
 mod upload;
 
 use bytes::Bytes;
@@ -25,13 +28,62 @@ use crate::command::{
 };
 use crate::ids::{CollectionId, EntryId};
 use crate::payload::detached;
-use crate::value::{Field, Value};
+use fields::{
+    decode_edit, decode_field, decode_payload, encode_edit, encode_field, encode_payload,
+};
 
-/// The format this version writes, and the newest it reads.
-pub const ENTRY_FORMAT: u8 = 1;
+/// The newest format that this version writes and reads.
+pub const ENTRY_FORMAT: u8 = Format::EXPIRING.0;
 
-const INLINE: u8 = 0;
-const DETACHED: u8 = 1;
+/// A format of entries.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Format(u8);
+
+impl Format {
+    /// Fields last as long as their state.
+    const PLAIN: Format = Format(1);
+    /// Fields say when they expire.
+    const EXPIRING: Format = Format(2);
+
+    /// The oldest one that can say an entry.
+    fn of(entry: &Entry) -> Format {
+        let Body::Commands(batch) = &entry.body else { return Format::PLAIN };
+        match batch.commands.iter().any(expires_fields) {
+            true => Format::EXPIRING,
+            false => Format::PLAIN,
+        }
+    }
+
+    fn encode_expiry(self, out: &mut Writer, expires_at_ms: Option<u64>) {
+        if self == Format::EXPIRING {
+            out.option_u64(expires_at_ms);
+        }
+    }
+
+    fn decode_expiry(self, scan: &mut Scanner) -> Result<Option<u64>, Malformed> {
+        match self {
+            Format::EXPIRING => scan.option_u64("a field's expiry or none"),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// Whether a command says of a field when it expires.
+fn expires_fields(command: &Command) -> bool {
+    match command {
+        Command::Put(put) => put.fields.iter().any(|field| field.expires_at_ms.is_some()),
+        Command::Patch(patch) => patch.edits.iter().any(|edit| match edit {
+            Edit::Set(field) => field.expires_at_ms.is_some(),
+            Edit::Expire { .. } => true,
+            Edit::Remove { .. } | Edit::WriteRange { .. } | Edit::Append { .. } => false,
+        }),
+        Command::PutUpload(put) => put.fields.iter().any(|field| field.expires_at_ms.is_some()),
+        Command::Delete(_)
+        | Command::DropCollection { .. }
+        | Command::Sweep(_)
+        | Command::Upload(_) => false,
+    }
+}
 
 /// A payload that a log row refers to: blob `(entry index, position, slot)` of a collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,7 +147,8 @@ pub(crate) fn id_of_row(row: &Bytes) -> Result<EntryId, Malformed> {
 
 fn encode(entry: &Entry, detach: bool) -> Bytes {
     let mut out = Writer::with_capacity(if detach { 256 } else { entry.bytes() });
-    out.u8(ENTRY_FORMAT);
+    let format = Format::of(entry);
+    out.u8(format.0);
     out.u64(entry.index);
     out.u64(entry.term);
     match &entry.body {
@@ -114,21 +167,21 @@ fn encode(entry: &Entry, detach: bool) -> Bytes {
                     true => detached(command).iter().map(|payload| payload.slot).collect(),
                     false => Vec::new(),
                 };
-                encode_command(&mut out, command, &away);
+                encode_command(&mut out, command, &away, format);
             }
         }
     }
     out.into_vec().into()
 }
 
-fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
+fn encode_command(out: &mut Writer, command: &Command, away: &[u16], format: Format) {
     match command {
         Command::Put(put) => {
             out.u8(0);
             encode_write(out, &put.write);
             out.u16(put.fields.len() as u16);
             for (slot, field) in put.fields.iter().enumerate() {
-                encode_field(out, field, away.contains(&(slot as u16)));
+                encode_field(out, field, away.contains(&(slot as u16)), format);
             }
         }
         Command::Patch(patch) => {
@@ -136,7 +189,7 @@ fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
             encode_write(out, &patch.write);
             out.u16(patch.edits.len() as u16);
             for (slot, edit) in patch.edits.iter().enumerate() {
-                encode_edit(out, edit, away.contains(&(slot as u16)));
+                encode_edit(out, edit, away.contains(&(slot as u16)), format);
             }
         }
         Command::Delete(delete) => {
@@ -165,7 +218,7 @@ fn encode_command(out: &mut Writer, command: &Command, away: &[u16]) {
         }
         Command::PutUpload(put) => {
             out.u8(6);
-            upload::encode_put(out, put);
+            upload::encode_put(out, put, format);
         }
     }
 }
@@ -219,54 +272,12 @@ fn encode_request(out: &mut Writer, request: Option<&RequestTag>) {
     }
 }
 
-fn encode_payload(out: &mut Writer, bytes: &Bytes, away: bool) {
-    out.u8(if away { DETACHED } else { INLINE });
-    out.u64(bytes.len() as u64);
-    if !away {
-        out.raw(bytes);
-    }
-}
-
-fn encode_field(out: &mut Writer, field: &Field, away: bool) {
-    out.short(field.name.as_bytes());
-    match &field.value {
-        Value::Bytes(_) => out.u8(0),
-        Value::Tensor { dtype, shape, .. } => out.tensor_type(*dtype, shape),
-    }
-    encode_payload(out, field.bytes(), away);
-}
-
-fn encode_edit(out: &mut Writer, edit: &Edit, away: bool) {
-    match edit {
-        Edit::Set(field) => {
-            out.u8(0);
-            encode_field(out, field, away);
-        }
-        Edit::Remove { name } => {
-            out.u8(1);
-            out.short(name.as_bytes());
-        }
-        Edit::WriteRange { name, offset, bytes } => {
-            out.u8(2);
-            out.short(name.as_bytes());
-            out.u64(*offset);
-            encode_payload(out, bytes, away);
-        }
-        Edit::Append { name, bytes, max_bytes } => {
-            out.u8(3);
-            out.short(name.as_bytes());
-            out.option_u64(*max_bytes);
-            encode_payload(out, bytes, away);
-        }
-    }
-}
-
 fn decode<E: From<Malformed>>(
     input: Bytes,
     mut resolve: impl FnMut(PayloadRef) -> Result<Bytes, E>,
 ) -> Result<Entry, E> {
     let mut scan = Scanner::new(input);
-    scan.format(ENTRY_FORMAT)?;
+    let format = Format(scan.format(ENTRY_FORMAT)?);
     let index = scan.u64("an entry's index")?;
     let term = scan.u64("an entry's term")?;
     let body = match scan.u8("an entry's body")? {
@@ -278,7 +289,7 @@ fn decode<E: From<Malformed>>(
             // What a stranger claims is no reason to allocate megabytes.
             let mut commands = Vec::with_capacity(usize::from(count.min(1_024)));
             for position in 0..count {
-                let at = At { index, position };
+                let at = At { index, position, format };
                 commands.push(decode_command(&mut scan, at, &mut resolve)?);
             }
             Body::Commands(CommandBatch { time_ms, commands })
@@ -289,11 +300,12 @@ fn decode<E: From<Malformed>>(
     Ok(Entry::new(index, term, body))
 }
 
-/// Where in the log the command being read stands.
+/// Where in the log the command being read stands, and how it is written.
 #[derive(Clone, Copy)]
 struct At {
     index: u64,
     position: u16,
+    format: Format,
 }
 
 fn decode_command<E: From<Malformed>>(
@@ -313,10 +325,12 @@ fn decode_command<E: From<Malformed>>(
                 decode_payload(scan, payload_ref, resolve)
             };
             if kind == 0 {
-                let fields = (0..count).map(|slot| decode_field(scan, slot, &mut payload));
+                let fields =
+                    (0..count).map(|slot| decode_field(scan, (slot, at.format), &mut payload));
                 Command::Put(Put { write, fields: fields.collect::<Result<_, E>>()? })
             } else {
-                let edits = (0..count).map(|slot| decode_edit(scan, slot, &mut payload));
+                let edits =
+                    (0..count).map(|slot| decode_edit(scan, (slot, at.format), &mut payload));
                 Command::Patch(Patch { write, edits: edits.collect::<Result<_, E>>()? })
             }
         }
@@ -334,13 +348,13 @@ fn decode_command<E: From<Malformed>>(
         5 => {
             let payload = |scan: &mut Scanner, collection| {
                 let (slot, len) = (0, 0);
-                let At { index, position } = at;
+                let At { index, position, .. } = at;
                 let payload_ref = PayloadRef { collection, index, position, slot, len };
                 decode_payload(scan, payload_ref, resolve)
             };
             Command::Upload(upload::decode(scan, payload)?)
         }
-        6 => Command::PutUpload(upload::decode_put(scan)?),
+        6 => Command::PutUpload(upload::decode_put(scan, at.format)?),
         _ => return Err(scan.malformed("a known command").into()),
     };
     command.check().map_err(|_| scan.malformed("a command within bounds"))?;
@@ -391,53 +405,4 @@ fn decode_request(scan: &mut Scanner) -> Result<Option<RequestTag>, Malformed> {
         })),
         _ => Err(scan.malformed("a request tag or none")),
     }
-}
-
-fn decode_payload<E: From<Malformed>>(
-    scan: &mut Scanner,
-    payload_ref: PayloadRef,
-    resolve: &mut impl FnMut(PayloadRef) -> Result<Bytes, E>,
-) -> Result<Bytes, E> {
-    let place = scan.u8("where a payload lies")?;
-    let len = scan.u64("a payload's length")?;
-    match place {
-        INLINE => {
-            let len = usize::try_from(len).map_err(|_| scan.malformed("a payload"))?;
-            Ok(scan.raw(len, "a payload")?)
-        }
-        DETACHED => resolve(PayloadRef { len, ..payload_ref }),
-        _ => Err(scan.malformed("a payload here or in chunks").into()),
-    }
-}
-
-fn decode_field<E: From<Malformed>>(
-    scan: &mut Scanner,
-    slot: u16,
-    payload: &mut impl FnMut(&mut Scanner, u16) -> Result<Bytes, E>,
-) -> Result<Field, E> {
-    let name = scan.short_text("a field's name")?;
-    let field_type = scan.field_type()?;
-    Ok(Field { name, value: field_type.with(payload(scan, slot)?) })
-}
-
-fn decode_edit<E: From<Malformed>>(
-    scan: &mut Scanner,
-    slot: u16,
-    payload: &mut impl FnMut(&mut Scanner, u16) -> Result<Bytes, E>,
-) -> Result<Edit, E> {
-    Ok(match scan.u8("an edit")? {
-        0 => Edit::Set(decode_field(scan, slot, payload)?),
-        1 => Edit::Remove { name: scan.short_text("a field's name")? },
-        2 => {
-            let name = scan.short_text("a field's name")?;
-            let offset = scan.u64("a range's offset")?;
-            Edit::WriteRange { name, offset, bytes: payload(scan, slot)? }
-        }
-        3 => {
-            let name = scan.short_text("a field's name")?;
-            let max_bytes = scan.option_u64("a limit or none")?;
-            Edit::Append { name, bytes: payload(scan, slot)?, max_bytes }
-        }
-        _ => return Err(scan.malformed("a known edit").into()),
-    })
 }

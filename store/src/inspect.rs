@@ -96,6 +96,9 @@ fn hash_record(
     }
     for field in &record.fields {
         part(hash, field.name.as_bytes());
+        if let Some(at_ms) = field.expires_at_ms {
+            hash.update(&at_ms.to_le_bytes());
+        }
         match &field.field_type {
             FieldType::Bytes => hash.update(&[0]),
             FieldType::Tensor { dtype, shape } => {

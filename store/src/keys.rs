@@ -8,7 +8,7 @@
 //! | `S` collection u64, key | state record (`record.rs`) | apply |
 //! | `C` collection u64, blob, chunk u32 | at most 256 KiB of a blob | append; apply |
 //! | `D` bucket u32, request id 16 bytes | what a repeat is answered (`dedup.rs`) | apply |
-//! | `X` expires_ms u64, collection u64, key | nothing | apply |
+//! | `X` expires_ms u64, collection u64, key | nothing: what of that state expires next | apply |
 //! | `G` release index u64, version u64, number u32 | chunk rows to delete (`garbage.rs`) | apply |
 //! | `U` collection u64, upload id 16 bytes | what there is of an upload (`upload.rs`) | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |

@@ -48,6 +48,7 @@ mod directory;
 mod disk;
 mod encoding;
 mod error;
+mod expiry;
 mod export;
 mod extent;
 mod failure;

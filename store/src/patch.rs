@@ -14,7 +14,10 @@ use crate::value::FieldType;
 pub(crate) fn creates(edit: &Edit) -> bool {
     match edit {
         Edit::Set(_) => true,
-        Edit::Remove { .. } | Edit::WriteRange { .. } | Edit::Append { .. } => false,
+        Edit::Remove { .. }
+        | Edit::WriteRange { .. }
+        | Edit::Append { .. }
+        | Edit::Expire { .. } => false,
     }
 }
 
@@ -49,6 +52,10 @@ pub(crate) fn edit(
         }
         Edit::Append { name, bytes, max_bytes } => {
             append(find(drafts, name)?, bytes, away.piece(slot, bytes), *max_bytes)
+        }
+        Edit::Expire { name, at_ms } => {
+            find(drafts, name)?.expires_at_ms = *at_ms;
+            Ok(())
         }
     }
 }

@@ -91,7 +91,7 @@ fn uploaded(upload: &Upload) -> Vec<Detached<'_>> {
 fn slot_of(edit: &Edit) -> Slot<'_> {
     match edit {
         Edit::Set(field) => Slot::Whole(field.bytes()),
-        Edit::Remove { .. } => Slot::Nothing,
+        Edit::Remove { .. } | Edit::Expire { .. } => Slot::Nothing,
         Edit::WriteRange { bytes, .. } | Edit::Append { bytes, .. } => Slot::Piece(bytes),
     }
 }

@@ -93,7 +93,8 @@ impl Reader {
     ) -> Result<Cached<Option<State>>, Error> {
         match self.record(Look::Cached, collection, key, now_ms)? {
             Outcome::Ready(record) => {
-                Ok(Cached::Ready(record.map(|record| State::of(&record, collection))))
+                let now_ms = self.now_ms(now_ms);
+                Ok(Cached::Ready(record.map(|record| State::of(&record, collection, now_ms))))
             }
             Outcome::NeedsDisk | Outcome::Gone => Ok(Cached::NeedsDisk),
         }
@@ -306,7 +307,10 @@ impl Reader {
         now_ms: u64,
     ) -> Result<Option<State>, Error> {
         match self.record(look, collection, key, now_ms)? {
-            Outcome::Ready(record) => Ok(record.map(|record| State::of(&record, collection))),
+            Outcome::Ready(record) => {
+                let now_ms = self.now_ms(now_ms);
+                Ok(record.map(|record| State::of(&record, collection, now_ms)))
+            }
             Outcome::NeedsDisk | Outcome::Gone => Ok(None),
         }
     }
@@ -326,10 +330,13 @@ impl Reader {
             Outcome::Gone => return Ok(Outcome::Gone),
         };
         let mut fields = Vec::with_capacity(record.fields.len());
-        let slices = selected(&record.fields, selection, |field| {
-            (&field.name, &field.field_type, field.content.len())
-        });
-        let slices = slices?;
+        let now_ms = self.now_ms(now_ms);
+        let slices = selected(
+            &record.fields,
+            selection,
+            |field| (&field.name, &field.field_type, field.content.len()),
+            |field| !field.expired(now_ms),
+        )?;
         if let Look::Cached = look
             && copied_bytes(&slices) > CACHED_BYTES_MAX
         {
@@ -346,7 +353,8 @@ impl Reader {
             match loaded {
                 Outcome::Ready(bytes) => {
                     let value = field_type.with(bytes);
-                    fields.push(Field { name: field.name.clone(), value });
+                    let (name, expires_at_ms) = (field.name.clone(), field.expires_at_ms);
+                    fields.push(Field { name, value, expires_at_ms });
                 }
                 Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
                 Outcome::Gone => return Ok(Outcome::Gone),

@@ -3,13 +3,15 @@
 //! ```text
 //! record = format u8 | version u64 | writer u64 | expires_at_ms option | model option
 //!        | count u16 | field... | inline bytes of all fields, in order
-//! field  = short(name) | type | 0 len u32                              (inline)
-//!                             | 1 count u16 | extent...                (in blobs)
+//! field  = short(name) | type | expires_at_ms option                   (from format 2 on)
+//!        | 0 len u32                                                   (inline)
+//!        | 1 count u16 | extent...                                     (in blobs)
 //! extent = index u64 | position u16 | number u16 | offset u64 | len u64
 //! ```
 //!
-//! Reading shares the row's memory: an inline field is a slice of it. What may be inline is
-//! decided in `apply.rs`.
+//! A record none of whose fields expires by itself is written in format 1: nothing grows for what
+//! it does not use. Reading shares the row's memory: an inline field is a slice of it. What may be
+//! inline is decided in `apply.rs`, what has expired in `expiry.rs`.
 
 use bytes::Bytes;
 
@@ -18,8 +20,11 @@ use crate::command::ModelTag;
 use crate::extent::{BlobId, Extent};
 use crate::value::FieldType;
 
-/// The format this version writes, and the newest it reads.
-pub const RECORD_FORMAT: u8 = 1;
+/// The newest format that this version writes and reads.
+pub const RECORD_FORMAT: u8 = 2;
+
+/// The format of records whose fields all last as long as their state.
+const PLAIN: u8 = 1;
 
 const INLINE: u8 = 0;
 const IN_BLOBS: u8 = 1;
@@ -46,6 +51,8 @@ pub struct RecordField {
     pub name: String,
     /// Type and shape.
     pub field_type: FieldType,
+    /// Unix milliseconds from which on it counts as absent.
+    pub expires_at_ms: Option<u64>,
     /// Where its bytes are.
     pub content: Content,
 }
@@ -70,11 +77,6 @@ impl Content {
 }
 
 impl Record {
-    /// Whether the state counts as absent at a time.
-    pub fn expired(&self, now_ms: u64) -> bool {
-        self.expires_at_ms.is_some_and(|at_ms| at_ms <= now_ms)
-    }
-
     /// The runs of blobs that the record needs.
     pub fn extents(&self) -> Vec<Extent> {
         self.fields
@@ -91,7 +93,9 @@ impl Record {
     pub fn encode(&self) -> Vec<u8> {
         let inline: usize = self.fields.iter().filter_map(inline_of).map(Bytes::len).sum();
         let mut out = Writer::with_capacity(64 + 48 * self.fields.len() + inline);
-        out.u8(RECORD_FORMAT);
+        let expiring = self.fields.iter().any(|field| field.expires_at_ms.is_some());
+        let format = if expiring { RECORD_FORMAT } else { PLAIN };
+        out.u8(format);
         out.u64(self.version);
         out.u64(self.writer);
         out.option_u64(self.expires_at_ms);
@@ -105,7 +109,7 @@ impl Record {
         }
         out.u16(u16::try_from(self.fields.len()).expect("a state has at most 1,024 fields"));
         for field in &self.fields {
-            encode_field(&mut out, field);
+            encode_field(&mut out, field, format);
         }
         for bytes in self.fields.iter().filter_map(inline_of) {
             out.raw(bytes);
@@ -116,7 +120,7 @@ impl Record {
     /// Reads a row.
     pub fn decode(row: Bytes) -> Result<Record, Malformed> {
         let mut scan = Scanner::new(row);
-        scan.format(RECORD_FORMAT)?;
+        let format = scan.format(RECORD_FORMAT)?;
         let version = scan.u64("a version")?;
         let writer = scan.u64("a writer")?;
         let expires_at_ms = scan.option_u64("an expiry or none")?;
@@ -132,7 +136,7 @@ impl Record {
         let mut fields = Vec::with_capacity(count);
         let mut inline = Vec::with_capacity(count);
         for _ in 0..count {
-            let (field, inline_len) = decode_field(&mut scan)?;
+            let (field, inline_len) = decode_field(&mut scan, format)?;
             fields.push(field);
             inline.push(inline_len);
         }
@@ -153,9 +157,12 @@ fn inline_of(field: &RecordField) -> Option<&Bytes> {
     }
 }
 
-fn encode_field(out: &mut Writer, field: &RecordField) {
+fn encode_field(out: &mut Writer, field: &RecordField, format: u8) {
     out.short(field.name.as_bytes());
     out.field_type(&field.field_type);
+    if format > PLAIN {
+        out.option_u64(field.expires_at_ms);
+    }
     match &field.content {
         Content::Inline(bytes) => {
             out.u8(INLINE);
@@ -176,9 +183,13 @@ fn encode_field(out: &mut Writer, field: &RecordField) {
 }
 
 /// A field of the directory, and how many bytes it has inline.
-fn decode_field(scan: &mut Scanner) -> Result<(RecordField, Option<u32>), Malformed> {
+fn decode_field(scan: &mut Scanner, format: u8) -> Result<(RecordField, Option<u32>), Malformed> {
     let name = scan.short_text("a field's name")?;
     let field_type = scan.field_type()?;
+    let expires_at_ms = match format {
+        PLAIN => None,
+        _ => scan.option_u64("a field's expiry or none")?,
+    };
     let (content, inline) = match scan.u8("where a field lies")? {
         INLINE => (Content::Inline(Bytes::new()), Some(scan.u32("a field's length")?)),
         IN_BLOBS => {
@@ -191,7 +202,7 @@ fn decode_field(scan: &mut Scanner) -> Result<(RecordField, Option<u32>), Malfor
         }
         _ => return Err(scan.malformed("a field here or in blobs")),
     };
-    Ok((RecordField { name, field_type, content }, inline))
+    Ok((RecordField { name, field_type, expires_at_ms, content }, inline))
 }
 
 fn decode_extent(scan: &mut Scanner) -> Result<Extent, Malformed> {
@@ -217,6 +228,7 @@ mod tests {
         let field = |name: &str, field_type, content| RecordField {
             name: name.into(),
             field_type,
+            expires_at_ms: None,
             content,
         };
         let extent = |index, len| Extent {
@@ -239,8 +251,19 @@ mod tests {
         }
     }
 
+    /// One whose fields expire at times of their own, but for the last.
+    fn expiring() -> Record {
+        let mut record = record();
+        for (field, at_ms) in record.fields.iter_mut().zip([5, u64::MAX, 7]) {
+            field.expires_at_ms = Some(at_ms);
+        }
+        record
+    }
+
     #[test]
     fn a_record_survives_a_round_trip_and_shares_its_rows_memory() {
+        let row = Bytes::from(expiring().encode());
+        assert_eq!(Record::decode(row).expect("it was just encoded"), expiring());
         let row = Bytes::from(record().encode());
         let decoded = Record::decode(row.clone()).expect("it was just encoded");
         assert_eq!(decoded, record());
@@ -250,12 +273,29 @@ mod tests {
 
     #[test]
     fn every_truncation_and_every_addition_is_refused() {
-        let row = Bytes::from(record().encode());
-        for len in 0..row.len() {
-            assert!(Record::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());
+        for row in [record().encode(), expiring().encode()].map(Bytes::from) {
+            for len in 0..row.len() {
+                assert!(Record::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());
+            }
+            let longer = Bytes::from([&row[..], b"!"].concat());
+            assert!(Record::decode(longer).is_err());
         }
-        let longer = Bytes::from([&row[..], b"!"].concat());
-        assert!(Record::decode(longer).is_err());
+    }
+
+    #[test]
+    fn a_row_of_format_1_is_read_and_written_as_ever() {
+        let row: &[&[u8]] = &[
+            &[1, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+            &[1, 4, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+            &[1, b'f', 0, 0, 2, 0, 0, 0, b'h', b'i'],
+        ];
+        let row = Bytes::from(row.concat());
+        let content = Content::Inline(Bytes::from_static(b"hi"));
+        let (name, field_type) = ("f".into(), FieldType::Bytes);
+        let fields = vec![RecordField { name, field_type, expires_at_ms: None, content }];
+        let record = Record { version: 2, writer: 3, expires_at_ms: Some(4), model: None, fields };
+        assert_eq!(record.encode(), row);
+        assert_eq!(Record::decode(row), Ok(record));
     }
 
     #[test]

@@ -62,10 +62,12 @@ pub enum Reply {
     RequestIdReused,
     /// The collection is empty.
     Dropped,
-    /// Expired states and uploads are gone.
+    /// Expired states, fields and uploads are gone.
     Swept {
         /// How many states.
         states: u64,
+        /// How many fields of states that stay.
+        fields: u64,
         /// How many uploads.
         uploads: u64,
     },

@@ -19,11 +19,13 @@ pub struct Slice<'a, F> {
     pub field_type: FieldType,
 }
 
-/// The parts of fields that a selection names. `of` says name, type and bytes of a field.
+/// The parts of fields that a selection names. `of` says name, type and bytes of a field, `there`
+/// whether it counts as present.
 pub(crate) fn selected<'a, F>(
     fields: &'a [F],
     selection: &Selection,
     of: impl Fn(&'a F) -> (&'a str, &'a FieldType, u64),
+    there: impl Fn(&F) -> bool,
 ) -> Result<Vec<Slice<'a, F>>, Error> {
     let slice = |field: &'a F, part| {
         let (name, field_type, bytes) = of(field);
@@ -31,10 +33,11 @@ pub(crate) fn selected<'a, F>(
         Ok(Slice { field, range, field_type })
     };
     let Some(wanted) = &selection.fields else {
-        return fields.iter().map(|field| slice(field, Part::Whole)).collect();
+        let there = fields.iter().filter(|field| there(field));
+        return there.map(|field| slice(field, Part::Whole)).collect();
     };
     let found = wanted.iter().filter_map(|FieldRange { name, part }| {
-        match fields.iter().find(|field| of(field).0 == name) {
+        match fields.iter().find(|field| of(field).0 == name && there(field)) {
             Some(field) => Some(slice(field, *part)),
             None if selection.if_present => None,
             None => Some(Err(Error::UnknownField { name: name.clone() })),

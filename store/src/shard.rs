@@ -23,6 +23,7 @@ use crate::db::{Fetched, Mutation};
 use crate::dedup;
 use crate::disk::{Disk, Replica};
 use crate::error::Error;
+use crate::expiry::{self, Removed};
 use crate::extent::Extent;
 use crate::garbage::Garbage;
 use crate::ids::{CollectionId, EntryId};
@@ -172,7 +173,7 @@ impl Applier<'_> {
             let key = keys::request(dedup::bucket(moment.time_ms), &tag.id);
             self.part.overlay.put(key, value.into());
         }
-        let expiry = stored.and_then(|record| record.expires_at_ms);
+        let expiry = stored.and_then(Record::next_expiry_ms);
         Ok(self.carry_out(&write.target.key, collection, expiry, decision, moment))
     }
 
@@ -188,7 +189,7 @@ impl Applier<'_> {
         Ok(None)
     }
 
-    /// Turns a decision into row changes. `expiry` is the stored record's.
+    /// Turns a decision into row changes. `expiry` is where the stored record is in the index.
     fn carry_out(
         &mut self,
         key: &[u8],
@@ -201,7 +202,7 @@ impl Applier<'_> {
         let next_expiry = match &decision.change {
             Change::Keep => expiry,
             Change::Erase => None,
-            Change::Store(record) => record.expires_at_ms,
+            Change::Store(record) => record.next_expiry_ms(),
         };
         if next_expiry != expiry {
             if let Some(at_ms) = expiry {
@@ -263,29 +264,32 @@ impl Applier<'_> {
     fn sweep(&mut self, sweep: &Sweep, moment: Moment) -> Result<Reply, Error> {
         let until_ms = sweep.now_ms.min(moment.time_ms);
         let range = keys::expiries(sweep.cursor.as_deref().unwrap_or_default(), until_ms);
-        let mut states = 0;
+        let (mut states, mut fields) = (0, 0);
         for row in self.keys(range, sweep.limit as usize)? {
             let Some((at_ms, collection, key)) = keys::parse_expiry(&row) else {
                 return Err(Error::corrupt("expiry row", "its key is too short"));
             };
             let record = self.record(collection, key)?;
             // Another record, or none: a collection was dropped and this is what it left.
-            let Some(record) = record.filter(|record| record.expires_at_ms == Some(at_ms)) else {
+            let Some(record) = record.filter(|it| it.next_expiry_ms() == Some(at_ms)) else {
                 self.part.overlay.delete(row);
                 continue;
             };
             let (version, existed) = (moment.version(), true);
             let gone = Reply::Deleted { version, existed, repeated: false };
-            let decision = apply::erase(&record, gone);
+            let (removed, decision) = expiry::sweep(&record, until_ms, gone);
+            match removed {
+                Removed::State => states += 1,
+                Removed::Fields(count) => fields += count,
+            }
             self.carry_out(key, collection, Some(at_ms), decision, moment);
-            states += 1;
         }
         let uploads = self.sweep_uploads(until_ms, sweep.limit as usize, moment)?;
         let old = keys::requests_before(dedup::oldest_kept(moment.time_ms));
         if !self.keys(old.clone(), 1)?.is_empty() {
             self.part.overlay.drop_range(old.0, old.1);
         }
-        Ok(Reply::Swept { states, uploads })
+        Ok(Reply::Swept { states, fields, uploads })
     }
 
     fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {

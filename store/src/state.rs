@@ -34,7 +34,7 @@ pub struct State {
     pub writer: u64,
     /// The model that made it.
     pub model: Option<ModelTag>,
-    /// In the order they were added.
+    /// Those that had not expired when it was read, in the order they were added.
     pub fields: Vec<StateField>,
 }
 
@@ -45,6 +45,8 @@ pub struct StateField {
     pub name: String,
     /// Type and shape.
     pub field_type: FieldType,
+    /// Unix milliseconds from which on it counts as absent.
+    pub expires_at_ms: Option<u64>,
     /// Bytes of the whole field.
     pub bytes_len: u64,
     /// The bytes, or where they are.
@@ -146,7 +148,7 @@ pub enum Part {
 }
 
 impl Selection {
-    /// All fields, whole.
+    /// All fields that have not expired, whole.
     pub fn all() -> Self {
         Selection::default()
     }
@@ -165,13 +167,15 @@ impl Selection {
 }
 
 impl State {
-    pub(crate) fn of(record: &Record, collection: CollectionId) -> State {
+    /// A record, but for the fields that have expired.
+    pub(crate) fn of(record: &Record, collection: CollectionId, now_ms: u64) -> State {
+        let there = record.fields.iter().filter(|field| !field.expired(now_ms));
         State {
             version: record.version,
             expires_at_ms: record.expires_at_ms,
             writer: record.writer,
             model: record.model.clone(),
-            fields: record.fields.iter().map(|f| StateField::of(f, collection)).collect(),
+            fields: there.map(|field| StateField::of(field, collection)).collect(),
         }
     }
 
@@ -182,7 +186,12 @@ impl State {
 
     /// The parts of fields that a selection names.
     pub fn select(&self, selection: &Selection) -> Result<Vec<Slice<'_, StateField>>, Error> {
-        selected(&self.fields, selection, |field| (&field.name, &field.field_type, field.bytes_len))
+        selected(
+            &self.fields,
+            selection,
+            |field| (&field.name, &field.field_type, field.bytes_len),
+            |_| true,
+        )
     }
 
     /// Bytes of all fields.
@@ -200,6 +209,7 @@ impl StateField {
             }
         };
         let (name, field_type) = (field.name.clone(), field.field_type.clone());
-        StateField { name, field_type, bytes_len: field.content.len(), payload }
+        let (expires_at_ms, bytes_len) = (field.expires_at_ms, field.content.len());
+        StateField { name, field_type, expires_at_ms, bytes_len, payload }
     }
 }

@@ -100,6 +100,8 @@ pub struct UploadedField {
     pub field_type: FieldType,
     /// How many of the upload's bytes are its.
     pub bytes: u64,
+    /// Unix milliseconds from which on it counts as absent; `None`: as long as its state lasts.
+    pub expires_at_ms: Option<u64>,
 }
 
 impl Upload {

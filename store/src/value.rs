@@ -174,9 +174,16 @@ pub struct Field {
     pub name: String,
     /// What it holds.
     pub value: Value,
+    /// Unix milliseconds from which on it counts as absent; `None`: as long as its state lasts.
+    pub expires_at_ms: Option<u64>,
 }
 
 impl Field {
+    /// A field that lasts as long as its state.
+    pub fn new(name: impl Into<String>, value: Value) -> Self {
+        Field { name: name.into(), value, expires_at_ms: None }
+    }
+
     /// The content's bytes.
     pub fn bytes(&self) -> &Bytes {
         self.value.bytes()

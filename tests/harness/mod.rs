@@ -194,7 +194,7 @@ pub async fn create_with(
 }
 
 pub fn bytes_field(name: &str, bytes: impl Into<Bytes>) -> v1::Field {
-    v1::Field { name: name.to_owned(), value: Some(Value::Bytes(bytes.into())) }
+    v1::Field { name: name.to_owned(), value: Some(Value::Bytes(bytes.into())), expiry: None }
 }
 
 pub fn f32_tensor(shape: &[u64], values: &[f32]) -> v1::Tensor {
@@ -203,7 +203,8 @@ pub fn f32_tensor(shape: &[u64], values: &[f32]) -> v1::Tensor {
 }
 
 pub fn f32_field(name: &str, shape: &[u64], values: &[f32]) -> v1::Field {
-    v1::Field { name: name.to_owned(), value: Some(Value::Tensor(f32_tensor(shape, values))) }
+    let value = Some(Value::Tensor(f32_tensor(shape, values)));
+    v1::Field { name: name.to_owned(), value, expiry: None }
 }
 
 pub fn put(collection: &str, key: &str, fields: Vec<v1::Field>) -> v1::PutRequest {

@@ -109,7 +109,7 @@ impl Catalog {
         // The files first: a version that is listed can be loaded.
         let fields = files
             .iter()
-            .map(|(file, data)| Field { name: file.clone(), value: Value::Bytes(data.clone()) })
+            .map(|(file, data)| Field::new(file.clone(), Value::Bytes(data.clone())))
             .collect();
         let key = files_key(name, pushed.version);
         rows::put_fields(&self.shards, MODEL_FILES, &key, fields, Condition::Any).await?;

@@ -193,7 +193,7 @@ pub fn put_command(key: &str, value: &str) -> Command {
         answer: Bytes::new(),
     };
     let value = Value::Bytes(Bytes::from(value.to_owned()));
-    Command::Put(Put { write, fields: vec![Field { name: "value".into(), value }] })
+    Command::Put(Put { write, fields: vec![Field::new("value", value)] })
 }
 
 /// Proposes a put to one replica.

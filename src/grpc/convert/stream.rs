@@ -5,7 +5,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::upload_request::Step;
 use statehouse_store::{FieldType, Reply, UploadedField};
 
-use super::{Result, dtype_in, invalid, lag_ms, options};
+use super::{Result, dtype_in, expiry, invalid, lag_ms, options};
 use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::states::{
@@ -18,9 +18,10 @@ pub fn uploaded_fields(fields: Vec<v1::FieldHeader>) -> Result<Vec<UploadedField
 }
 
 fn uploaded_field(field: v1::FieldHeader) -> Result<UploadedField> {
-    let v1::FieldHeader { name, dtype, shape, bytes } = field;
+    let v1::FieldHeader { name, dtype, shape, bytes, expiry } = field;
+    let expires_at_ms = expiry::expires_at_ms(&name, expiry.map(expiry::of_header))?;
     if dtype == v1::DataType::Unspecified as i32 {
-        return Ok(UploadedField { name, field_type: FieldType::Bytes, bytes });
+        return Ok(UploadedField { name, field_type: FieldType::Bytes, bytes, expires_at_ms });
     }
     let dtype = dtype_in(&name, dtype)?;
     let field_type = FieldType::Tensor { dtype, shape };
@@ -33,7 +34,7 @@ fn uploaded_field(field: v1::FieldHeader) -> Result<UploadedField> {
         Some(expected) if bytes != 0 && bytes != expected => {
             Err(refused(format!("its type and shape have {expected} bytes, got {bytes}")))
         }
-        Some(bytes) => Ok(UploadedField { name, field_type, bytes }),
+        Some(bytes) => Ok(UploadedField { name, field_type, bytes, expires_at_ms }),
     }
 }
 
@@ -54,7 +55,9 @@ pub fn check_whole(whole: &[u8], expected: u64, crc32: Option<u32>) -> Result<()
 
 /// The fields of an upload that is here whole.
 pub fn fields_of(headers: Vec<v1::FieldHeader>, mut whole: Bytes) -> Result<Vec<v1::Field>> {
-    let fields = uploaded_fields(headers)?.into_iter().map(|field| {
+    let expiries: Vec<_> =
+        headers.iter().map(|header| header.expiry.map(expiry::of_header)).collect();
+    let fields = uploaded_fields(headers)?.into_iter().zip(expiries).map(|(field, expiry)| {
         let data = whole.split_to(field.bytes as usize);
         let value = match field.field_type {
             FieldType::Bytes => v1::field::Value::Bytes(data),
@@ -63,7 +66,8 @@ pub fn fields_of(headers: Vec<v1::FieldHeader>, mut whole: Bytes) -> Result<Vec<
                 v1::field::Value::Tensor(v1::Tensor { dtype, shape, data })
             }
         };
-        v1::Field { name: field.name, value: Some(value) }
+        // As it came: the node that writes the state counts from then.
+        v1::Field { name: field.name, value: Some(value), expiry }
     });
     Ok(fields.collect())
 }
@@ -128,5 +132,6 @@ fn field_header(slice: &Slice) -> v1::FieldHeader {
         FieldType::Tensor { dtype, shape } => (dtype::to_proto(*dtype), shape.clone()),
     };
     let (name, bytes) = (slice.name.clone(), slice.bytes);
-    v1::FieldHeader { name, dtype: dtype as i32, shape, bytes }
+    let expiry = slice.expires_at_ms.map(v1::field_header::Expiry::ExpiresAtMs);
+    v1::FieldHeader { name, dtype: dtype as i32, shape, bytes, expiry }
 }

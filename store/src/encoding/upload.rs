@@ -6,12 +6,12 @@
 //!            | 1 writer u64 offset u64 crc32 u32 idle_ms u64 payload
 //!            | 2
 //! put-upload = write | id 16 bytes | writer u64 | crc32 option | count u16 | field...
-//! field      = short(name) | type | bytes u64
+//! field      = short(name) | type | bytes u64 | expires_at_ms option   (the last from format 2 on)
 //! ```
 
 use bytes::Bytes;
 
-use super::{decode_request, decode_write, encode_payload, encode_request, encode_write};
+use super::{Format, decode_request, decode_write, encode_payload, encode_request, encode_write};
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::command::Target;
 use crate::ids::CollectionId;
@@ -69,7 +69,7 @@ pub(super) fn decode<E: From<Malformed>>(
     Ok(Upload { target: Target { collection, key }, id, step })
 }
 
-pub(super) fn encode_put(out: &mut Writer, put: &PutUpload) {
+pub(super) fn encode_put(out: &mut Writer, put: &PutUpload, format: Format) {
     encode_write(out, &put.write);
     out.raw(&put.id);
     out.u64(put.writer);
@@ -85,10 +85,11 @@ pub(super) fn encode_put(out: &mut Writer, put: &PutUpload) {
         out.short(field.name.as_bytes());
         out.field_type(&field.field_type);
         out.u64(field.bytes);
+        format.encode_expiry(out, field.expires_at_ms);
     }
 }
 
-pub(super) fn decode_put(scan: &mut Scanner) -> Result<PutUpload, Malformed> {
+pub(super) fn decode_put(scan: &mut Scanner, format: Format) -> Result<PutUpload, Malformed> {
     let write = decode_write(scan)?;
     let id = scan.bytes16("an upload's id")?;
     let writer = scan.u64("an upload's writer")?;
@@ -103,6 +104,7 @@ pub(super) fn decode_put(scan: &mut Scanner) -> Result<PutUpload, Malformed> {
             name: scan.short_text("a field's name")?,
             field_type: scan.field_type()?,
             bytes: scan.u64("a field's bytes")?,
+            expires_at_ms: format.decode_expiry(scan)?,
         })
     };
     let fields = (0..count).map(field).collect::<Result<_, Malformed>>()?;

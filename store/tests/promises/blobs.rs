@@ -88,7 +88,7 @@ fn deleted_and_expired_states_leave_nothing() {
     let sweep = Sweep { now_ms: 6_000, limit: 100, cursor: start.cursor };
     assert_eq!(
         node.run_at(6_000, vec![Command::Sweep(sweep)]),
-        [Reply::Swept { states: 1, uploads: 0 }]
+        [Reply::Swept { states: 1, fields: 0, uploads: 0 }]
     );
     assert_eq!(node.reader.sweep_start(6_000).unwrap(), None);
     node.purge_all();
@@ -197,15 +197,15 @@ fn sweeps_and_purges_find_their_work_again_after_a_restart() {
         let sweep = Sweep { now_ms, limit: 1, cursor };
         Some(node.run_at(now_ms, vec![Command::Sweep(sweep)]).remove(0))
     };
-    assert_eq!(sweep(&mut node, 3_500), Some(Reply::Swept { states: 1, uploads: 0 }));
+    assert_eq!(sweep(&mut node, 3_500), Some(Reply::Swept { states: 1, fields: 0, uploads: 0 }));
     assert_eq!(sweep(&mut node, 3_500), None);
     let mut node = node.reopen();
-    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, uploads: 0 }));
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, fields: 0, uploads: 0 }));
     // One that expires before all the others comes late.
     let expiring = Write { expiry: Expiry::At(4_000), ..write("late") };
     node.run_at(20_000, vec![Command::Put(Put { write: expiring, fields: vec![] })]);
-    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, uploads: 0 }));
-    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, uploads: 0 }));
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, fields: 0, uploads: 0 }));
+    assert_eq!(sweep(&mut node, 20_000), Some(Reply::Swept { states: 1, fields: 0, uploads: 0 }));
     assert_eq!(sweep(&mut node, 20_000), None);
     assert_eq!(node.shard.census().unwrap().garbage, 3);
     let node = node.reopen();

@@ -8,13 +8,13 @@ use std::process::{Child, Command as Process, Stdio};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
-    Command, Condition, Delete, Edit, Expiry, Put, PutUpload, RequestTag, Sweep, Upload,
-    UploadStep, Write, WriteLimits,
+    Command, Condition, Delete, Edit, Expiry, Field, Put, PutUpload, RequestTag, Sweep, Upload,
+    UploadStep, UploadedField, Write, WriteLimits,
 };
 use tempfile::TempDir;
 
 use crate::support::{
-    Node, append, bytes_field, noise, patch, pick, put, seed, uploaded, write, write_range,
+    Node, append, bytes_field as field, noise, patch, pick, put, seed, uploaded, write, write_range,
 };
 
 pub const DIRECTORY: &str = "STATEHOUSE_CRASH_DIR";
@@ -50,18 +50,34 @@ fn command(random: &mut StdRng, time_ms: u64) -> Command {
     };
     let write = Write { condition, request, expiry, limits, ..write(&key) };
     match pick(random, 0..13) {
-        10..13 => upload_command(random, write),
+        10..13 => upload_command(random, write, time_ms),
         0 => Command::Delete(Delete { write }),
         1 => Command::Sweep(Sweep { now_ms: time_ms, limit: 10, cursor: None }),
-        2..=4 => Command::Put(Put { write, fields: vec![bytes_field("f", bytes)] }),
-        5 => patch(&key, vec![Edit::Set(bytes_field("f", bytes))]),
+        2..=4 => {
+            let brief = Field { expires_at_ms: soon(random, time_ms), ..field("g", bytes.clone()) };
+            Command::Put(Put { write, fields: vec![field("f", bytes), brief] })
+        }
+        5 => {
+            let set =
+                Edit::Set(Field { expires_at_ms: soon(random, time_ms), ..field("f", bytes) });
+            patch(&key, vec![set])
+        }
         6 => patch(&key, vec![write_range(pick(random, 0..5_000) as u64, bytes)]),
-        _ => patch(&key, vec![append(bytes, Some(800_000))]),
+        7 => {
+            let (name, at_ms) = (["f", "g"][pick(random, 0..2)].into(), soon(random, time_ms));
+            patch(&key, vec![Edit::Expire { name, at_ms }])
+        }
+        _ => patch(&key, vec![append(bytes, Some(400_000))]),
     }
 }
 
+/// When a field expires, if it does by itself.
+fn soon(random: &mut StdRng, time_ms: u64) -> Option<u64> {
+    (pick(random, 0..2) == 0).then(|| time_ms + pick(random, 0..20_000) as u64)
+}
+
 /// A step of one of a few uploads, some of which fit what came before.
-fn upload_command(random: &mut StdRng, write: Write) -> Command {
+fn upload_command(random: &mut StdRng, write: Write, time_ms: u64) -> Command {
     const PART: usize = 150_000;
     let (id, writer, idle_ms) = ([pick(random, 0..2) as u8; 16], 1, 30_000);
     let target = write.target.clone();
@@ -75,7 +91,9 @@ fn upload_command(random: &mut StdRng, write: Write) -> Command {
         8 => UploadStep::Abort,
         _ => {
             let bytes = (pick(random, 1..4) * PART) as u64;
-            let fields = vec![uploaded("f", bytes - 10_000), uploaded("g", 10_000)];
+            let expires_at_ms = soon(random, time_ms);
+            let brief = UploadedField { expires_at_ms, ..uploaded("g", 10_000) };
+            let fields = vec![uploaded("f", bytes - 10_000), brief];
             return Command::PutUpload(PutUpload { write, id, writer, fields, crc32: None });
         }
     };

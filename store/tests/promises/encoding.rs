@@ -9,7 +9,9 @@ use statehouse_store::{
     UploadedField, Value, Write,
 };
 
-use crate::support::{bytes_field, finish, noise, part, pick, seed, upload, uploaded, write};
+use crate::support::{
+    bytes_field, expiring, finish, noise, part, patch, pick, put, seed, upload, uploaded, write,
+};
 
 fn full_write(key: &str) -> Write {
     Write {
@@ -24,9 +26,9 @@ fn full_write(key: &str) -> Write {
 }
 
 fn every_command() -> Vec<Command> {
-    let tensor = |dtype: DType| Field {
-        name: format!("t-{dtype}"),
-        value: Value::Tensor { dtype, shape: vec![2, 3], data: noise(1, 6 * dtype.size_bytes()) },
+    let tensor = |dtype: DType| {
+        let (shape, data) = (vec![2, 3], noise(1, 6 * dtype.size_bytes()));
+        Field::new(format!("t-{dtype}"), Value::Tensor { dtype, shape, data })
     };
     let with = |condition, expiry| Write { condition, expiry, ..write("k") };
     vec![
@@ -63,6 +65,22 @@ fn every_command() -> Vec<Command> {
     ]
 }
 
+/// Commands that say of fields when they expire, each alone enough for the newer format.
+fn expiring_commands() -> Vec<Command> {
+    let uploaded = UploadedField { expires_at_ms: Some(9), ..uploaded("a", 3) };
+    let expire = |at_ms| Edit::Expire { name: "a".into(), at_ms };
+    vec![
+        Command::Put(Put {
+            write: write("k"),
+            fields: vec![bytes_field("a", "x"), expiring("b", noise(5, 40), u64::MAX)],
+        }),
+        patch("k", vec![Edit::Set(expiring("a", "y", 1))]),
+        patch("k", vec![expire(Some(7))]),
+        patch("k", vec![expire(None)]),
+        finish("k", 1, vec![uploaded]),
+    ]
+}
+
 fn begin_with(request: Option<RequestTag>) -> UploadStep {
     UploadStep::Begin { writer: 5, fingerprint: 6, request, idle_ms: 7 }
 }
@@ -70,15 +88,55 @@ fn begin_with(request: Option<RequestTag>) -> UploadStep {
 fn tensor_of(dtype: DType) -> UploadedField {
     let (name, shape) = (format!("t-{dtype}"), vec![2, 3]);
     let bytes = 6 * dtype.size_bytes() as u64;
-    UploadedField { name, field_type: FieldType::Tensor { dtype, shape }, bytes }
+    let field_type = FieldType::Tensor { dtype, shape };
+    UploadedField { name, field_type, bytes, expires_at_ms: None }
 }
 
 fn every_entry() -> Vec<Entry> {
     let commands = CommandBatch { time_ms: 99, commands: every_command() };
-    let bodies =
-        [Body::Blank, Body::Membership(Bytes::from_static(b"1,2,3")), Body::Commands(commands)];
-    let entry = |body| Entry::new(1 << 40, 12, body);
+    let mixed = expiring_commands().into_iter().chain(every_command()).collect();
+    let bodies = [
+        Body::Blank,
+        Body::Membership(Bytes::from_static(b"1,2,3")),
+        Body::Commands(commands),
+        Body::Commands(CommandBatch { time_ms: 99, commands: mixed }),
+    ];
     bodies.map(entry).into_iter().collect()
+}
+
+fn entry(body: Body) -> Entry {
+    Entry::new(1 << 40, 12, body)
+}
+
+#[test]
+fn only_what_expires_fields_needs_the_newer_format() {
+    let format_of = |commands| {
+        let commands = CommandBatch { time_ms: 99, commands };
+        entry(Body::Commands(commands)).encode()[0]
+    };
+    assert_eq!(format_of(every_command()), 1);
+    for command in expiring_commands() {
+        assert_eq!(format_of(vec![command.clone()]), 2, "{command:?}");
+        assert_eq!(format_of([every_command(), vec![command]].concat()), 2);
+    }
+}
+
+#[test]
+fn an_entry_of_format_1_is_read_and_written_as_ever() {
+    let bytes: &[&[u8]] = &[
+        &[1, 5, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0],
+        &[2, 99, 0, 0, 0, 0, 0, 0, 0, 1, 0],
+        // A put: whose, no condition, no request, expiry kept, no writer, no model, its limits.
+        &[0, 7, 0, 0, 0, 0, 0, 0, 0, 1, 0, b'k', 0, 0, 0],
+        &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0, 0, 64, 0, 0, 0, 0],
+        // Its one field.
+        &[1, 0, 1, b'f', 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, b'h', b'i'],
+    ];
+    let bytes = Bytes::from(bytes.concat());
+    let commands = CommandBatch { time_ms: 99, commands: vec![put("k", "hi")] };
+    let entry = Entry::new(5, 3, Body::Commands(commands));
+    assert_eq!(entry.encode(), bytes);
+    assert_eq!(Entry::decode(bytes), Ok(entry));
 }
 
 #[test]
@@ -110,7 +168,7 @@ fn bytes_behind_an_entry_are_refused() {
 #[test]
 fn a_newer_format_is_refused_by_name() {
     let mut bytes = every_entry()[0].encode().to_vec();
-    bytes[0] = 2;
+    bytes[0] = 3;
     let refused = Entry::decode(bytes.into()).unwrap_err();
     assert_eq!(refused.to_string(), "expected a supported format number at byte 1");
 }

@@ -10,6 +10,7 @@ mod directory;
 mod encoding;
 mod extents;
 mod failure;
+mod fields;
 mod flush;
 mod log;
 mod read;

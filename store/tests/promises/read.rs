@@ -54,8 +54,7 @@ fn a_selection_reads_what_it_names() {
     let mut node = Node::new();
     let shape = vec![10, 25_000];
     let tensor = Value::Tensor { dtype: DType::F32, shape, data: noise(1, 1_000_000) };
-    let fields =
-        vec![Field { name: "t".into(), value: tensor }, bytes_field("b", &b"hello world"[..])];
+    let fields = vec![Field::new("t", tensor), bytes_field("b", &b"hello world"[..])];
     node.run(vec![Command::Put(Put { write: write("k"), fields })]);
     let read = |selection: &Selection| node.reader.get_whole(USERS, b"k", selection, 0);
     let bytes = |selection| read(&selection).unwrap().unwrap().fields[0].bytes().clone();
@@ -82,9 +81,8 @@ fn a_selection_reads_what_it_names() {
 #[test]
 fn rows_of_a_tensor_are_a_tensor() {
     let mut node = Node::new();
-    let field = |name: &str, dtype, shape: Vec<u64>, data| Field {
-        name: name.into(),
-        value: Value::Tensor { dtype, shape, data },
+    let field = |name: &str, dtype, shape: Vec<u64>, data| {
+        Field::new(name, Value::Tensor { dtype, shape, data })
     };
     let data = noise(1, 1_000_000);
     let fields = vec![

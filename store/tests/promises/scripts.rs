@@ -8,10 +8,11 @@
 //! > delete k    > drop    > sweep LIMIT    > get k    > census    > purge
 //! > begin k U asks=N     > part k U @3=text:abc    > abort k U    the upload named U
 //! > finish k U a=3 t=f32[2]:8 crc=text:abc         fields: LENGTH, DTYPE[SHAPE]:LENGTH
+//! > put k a~5000=text:hi    > patch k set:a~5000=text:x expire:a~9000 expire:a~never
 //! ```
 //! Writes take `if=absent|v1.0|w5`, `ttl=keep|never|MS`, `id=NAME`, `asks=N` (fingerprint),
 //! `writer=N`, `model=NAME@N`, `max=BYTES`, `inline=BYTES`, `answer=TEXT`. Commands joined by
-//! `&&` ride in one entry.
+//! `&&` ride in one entry. A name with `~MS` is of a field that expires by itself.
 
 use std::path::Path;
 
@@ -32,7 +33,7 @@ macro_rules! scripts {
     )* };
 }
 
-scripts! { conditions edits tensors limits repeats expiry collections uploads }
+scripts! { conditions edits tensors limits repeats expiry field_expiry collections uploads }
 
 fn check(path: &str) {
     let script = std::fs::read_to_string(Path::new(path)).unwrap();
@@ -140,7 +141,8 @@ impl Session {
                 Payload::Blob(_) => "(blob)",
             };
             let value = field.field_type.clone().with(bytes);
-            shown += &format!(" {}={}{place}", field.name, show_value(&value));
+            let until = field.expires_at_ms.map_or(String::new(), |at_ms| format!("~{at_ms}"));
+            shown += &format!(" {}{until}={}{place}", field.name, show_value(&value));
         }
         shown
     }
@@ -179,11 +181,13 @@ fn upload(verb: &str, mut write: Write, words: &[&str]) -> Command {
 /// A field of an upload: its length, or a tensor and its length.
 fn uploaded(word: &str) -> UploadedField {
     let (name, given) = word.split_once('=').unwrap();
+    let (name, expires_at_ms) = expiring(name);
     let (field_type, bytes) = match given.split_once(':') {
         None => (FieldType::Bytes, given),
         Some((tensor, bytes)) => (value(&format!("{tensor}:zeros")).field_type(), bytes),
     };
-    UploadedField { name: name.into(), field_type, bytes: bytes.parse().unwrap() }
+    let bytes = bytes.parse().unwrap();
+    UploadedField { name: name.into(), field_type, bytes, expires_at_ms }
 }
 
 /// Takes a word into the write if it is one of its options.
@@ -229,6 +233,10 @@ fn edit(word: &str) -> Edit {
     if verb == "set" {
         return Edit::Set(field(rest));
     }
+    if verb == "expire" {
+        let (name, at_ms) = expiring(rest);
+        return Edit::Expire { name: name.into(), at_ms };
+    }
     let (target, given) = rest.split_once('=').unwrap_or((rest, "text:"));
     let bytes = value(given).bytes().clone();
     match (verb, target.split_once(['@', '<'])) {
@@ -246,7 +254,16 @@ fn edit(word: &str) -> Edit {
 
 fn field(word: &str) -> Field {
     let (name, given) = word.split_once('=').unwrap();
-    Field { name: name.into(), value: value(given) }
+    let (name, expires_at_ms) = expiring(name);
+    Field { name: name.into(), value: value(given), expires_at_ms }
+}
+
+/// A name, and when its field expires.
+fn expiring(word: &str) -> (&str, Option<u64>) {
+    match word.split_once('~') {
+        None | Some((_, "never")) => (word.split('~').next().unwrap(), None),
+        Some((name, at_ms)) => (name, Some(at_ms.parse().unwrap())),
+    }
 }
 
 fn value(given: &str) -> Value {
@@ -316,8 +333,13 @@ fn show_reply(reply: &Reply) -> String {
         Reply::TooLarge { bytes, max } => format!("too large: {bytes} of {max}"),
         Reply::RequestIdReused => "request id reused".into(),
         Reply::Dropped => "dropped".into(),
-        Reply::Swept { states, uploads: 0 } => format!("swept {states}"),
-        Reply::Swept { states, uploads } => format!("swept {states} and {uploads} uploads"),
+        Reply::Swept { states, fields, uploads } => {
+            let more = |count: &u64, what| match count {
+                0 => String::new(),
+                count => format!(" and {count} {what}"),
+            };
+            format!("swept {states}{}{}", more(fields, "fields"), more(uploads, "uploads"))
+        }
         Reply::Uploaded { bytes } => format!("uploaded {bytes}"),
         Reply::UploadAborted => "aborted".into(),
         Reply::UploadNotFound => "no such upload".into(),

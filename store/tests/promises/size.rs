@@ -31,7 +31,7 @@ fn entry(index: u64, noise: &Bytes) -> Entry {
             expiry: Expiry::Never,
             ..write(&format!("user-{index}-{number}"))
         };
-        Command::Put(Put { write, fields: vec![Field { name: "h".into(), value }] })
+        Command::Put(Put { write, fields: vec![Field::new("h", value)] })
     };
     let commands = (0..STATES_PER_ENTRY).map(put).collect();
     Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1, commands }))

@@ -154,7 +154,12 @@ pub fn write(key: &str) -> Write {
 }
 
 pub fn bytes_field(name: &str, bytes: impl Into<Bytes>) -> Field {
-    Field { name: name.into(), value: Value::Bytes(bytes.into()) }
+    Field::new(name, Value::Bytes(bytes.into()))
+}
+
+/// A field that expires by itself.
+pub fn expiring(name: &str, bytes: impl Into<Bytes>, at_ms: u64) -> Field {
+    Field { expires_at_ms: Some(at_ms), ..bytes_field(name, bytes) }
 }
 
 pub fn put(key: &str, bytes: impl Into<Bytes>) -> Command {
@@ -174,7 +179,8 @@ pub fn append(bytes: impl Into<Bytes>, max_bytes: Option<u64>) -> Edit {
 }
 
 pub fn uploaded(name: &str, bytes: u64) -> UploadedField {
-    UploadedField { name: name.into(), field_type: FieldType::Bytes, bytes }
+    let field_type = FieldType::Bytes;
+    UploadedField { name: name.into(), field_type, bytes, expires_at_ms: None }
 }
 
 /// A step of the upload `id` for a state of `key`.
@@ -202,6 +208,23 @@ pub fn noise(seed: u64, len: usize) -> Bytes {
     let mut bytes = vec![0; len];
     StdRng::seed_from_u64(seed).fill(&mut bytes[..]);
     bytes.into()
+}
+
+/// Bytes of the files in a directory and below, RocksDB's write-ahead log apart: that one is
+/// bounded by itself.
+pub fn disk_bytes(dir: &Path) -> u64 {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        // A file may go while it is looked at.
+        let Ok(found) = entry.metadata() else { continue };
+        let path = entry.path();
+        bytes += match found.is_dir() {
+            true => disk_bytes(&path),
+            false if path.extension().is_some_and(|extension| extension == "log") => 0,
+            false => found.len(),
+        };
+    }
+    bytes
 }
 
 /// The seed of a random test: printed, and taken from `SEED` if that is set.

@@ -1,7 +1,6 @@
 //! A state that came in parts is seen whole or not at all, was written once, and leaves nothing.
 
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,8 @@ use rand::rngs::StdRng;
 use statehouse_store::{Census, Command, Delete, Reply, UPLOADS_MAX, UploadStep, View};
 
 use crate::support::{
-    Node, USERS, begin, finish, noise, part, patch, pick, put, seed, upload, uploaded, write,
-    write_range,
+    Node, USERS, begin, disk_bytes, finish, noise, part, patch, pick, put, seed, upload, uploaded,
+    write, write_range,
 };
 
 const MIB: usize = 1 << 20;
@@ -106,23 +105,6 @@ fn a_patch_of_a_large_state_writes_its_own_bytes_alone() {
     let grown = node.shard.census().unwrap().chunk_bytes - before.chunk_bytes;
     assert_eq!(grown, 100 * 4_096, "nothing but the changes was written");
     assert_eq!(node.field("k", "f"), expected);
-}
-
-/// Bytes of the files in a directory and below, RocksDB's write-ahead log apart: that one is
-/// bounded by itself.
-fn disk_bytes(dir: &Path) -> u64 {
-    let mut bytes = 0;
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        // A file may go while it is looked at.
-        let Ok(found) = entry.metadata() else { continue };
-        let path = entry.path();
-        bytes += match found.is_dir() {
-            true => disk_bytes(&path),
-            false if path.extension().is_some_and(|extension| extension == "log") => 0,
-            false => found.len(),
-        };
-    }
-    bytes
 }
 
 #[test]

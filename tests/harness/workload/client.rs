@@ -294,7 +294,7 @@ impl Request {
 }
 
 fn bytes_field(name: &str, bytes: Bytes) -> v1::Field {
-    v1::Field { name: name.to_owned(), value: Some(Value::Bytes(bytes)) }
+    v1::Field { name: name.to_owned(), value: Some(Value::Bytes(bytes)), expiry: None }
 }
 
 async fn answer<T>(
