@@ -5,6 +5,7 @@ mod calls;
 mod models;
 mod rooms;
 mod routing;
+mod streams;
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use statehouse_inference::Handle;
 pub use calls::{CallKind, CallMetrics};
 use rooms::Rooms;
 pub use routing::RoutingMetrics;
+pub use streams::{Direction, OpenStream, StreamMetrics};
 
 /// A node's metrics.
 pub struct Metrics {
@@ -29,7 +31,7 @@ impl Metrics {
         device: &str,
         shards: Arc<Shards>,
         worker: Handle,
-        (calls, routing): (&CallMetrics, &RoutingMetrics),
+        (calls, routing, streams): (&CallMetrics, &RoutingMetrics, &StreamMetrics),
     ) -> Self {
         let mut registry = Registry::with_prefix("statehouse");
         let labels = vec![
@@ -39,6 +41,7 @@ impl Metrics {
         registry.register("build", "What runs here", Info::new(labels));
         calls.register(&mut registry);
         routing.register(&mut registry);
+        registry.register_collector(Box::new(streams.clone()));
         registry.register_collector(Box::new(Rooms::new(shards, worker)));
         Metrics { registry }
     }

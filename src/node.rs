@@ -121,13 +121,13 @@ impl Node {
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::new(shards.foreground().clone());
         let routed = RoutingMetrics::default();
-        let all = (&counted, &routed);
+        let stall_after = Duration::from_secs(config.stream_stall_s.get());
+        let transfers = Transfers::new(config.transfer_bytes_max, stall_after);
+        let all = (&counted, &routed, transfers.counted());
         let metrics = Arc::new(Metrics::new(&device_name, shards.clone(), worker.clone(), all));
         let max = config.message_bytes_max;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
         let router = Router::new(shards.clone(), routing, routed);
-        let stall_after = Duration::from_secs(config.stream_stall_s.get());
-        let transfers = Transfers::new(config.transfer_bytes_max, stall_after);
         let calls = Calls::new(states, scorer, router.clone(), transfers, counted);
 
         let mut tasks = Vec::new();
