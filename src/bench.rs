@@ -3,12 +3,14 @@
 //! `workload.rs` decides the calls (pure, seeded), a *lane* carries them over one connection
 //! (`lane.rs`: unary, pipelined, Redis, etcd, echo), `drive.rs` runs lanes open-loop (at a rate,
 //! latency from the moment a call was due) or closed-loop (so many under way), `report.rs` says
-//! what came of it. The clock of a call stops at the last byte of its answer.
+//! what came of it. `large.rs` has loads of its own, for large states. The clock of a call stops
+//! at the last byte of its answer.
 
 mod drive;
 mod echo;
 mod etcd;
 mod lane;
+pub mod large;
 mod machine;
 mod redis;
 mod report;

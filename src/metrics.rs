@@ -6,6 +6,7 @@ mod memory;
 mod models;
 mod rooms;
 mod routing;
+mod streams;
 
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::info::Info;
@@ -14,6 +15,7 @@ use prometheus_client::registry::Registry;
 pub use calls::{CallKind, CallMetrics};
 pub use rooms::Rooms;
 pub use routing::RoutingMetrics;
+pub use streams::{Direction, OpenStream, StreamMetrics};
 
 /// A node's metrics.
 pub struct Metrics {
@@ -25,7 +27,7 @@ impl Metrics {
     pub fn new(
         device: &str,
         rooms: Rooms,
-        (calls, routing): (&CallMetrics, &RoutingMetrics),
+        (calls, routing, streams): (&CallMetrics, &RoutingMetrics, &StreamMetrics),
     ) -> Self {
         let mut registry = Registry::with_prefix("statehouse");
         let labels = vec![
@@ -35,6 +37,7 @@ impl Metrics {
         registry.register("build", "What runs here", Info::new(labels));
         calls.register(&mut registry);
         routing.register(&mut registry);
+        registry.register_collector(Box::new(streams.clone()));
         registry.register_collector(Box::new(rooms));
         Metrics { registry }
     }

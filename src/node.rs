@@ -141,7 +141,7 @@ impl Node {
                 transfers: transfers.clone(),
                 taken: governor.taken_bytes(),
             },
-            (&counted, &routed),
+            (&counted, &routed, transfers.counted()),
         ));
         let max = memory.message as usize;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };

@@ -342,6 +342,51 @@ async fn a_state_that_is_replaced_or_dropped_while_it_is_read_is_read_to_its_end
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn streams_their_bytes_and_their_uploads_are_counted() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let (_house, node, client) = house(&[]).await;
+    let counts = async |lines: &[&str]| {
+        let shown = async {
+            loop {
+                let page = node.http_get("/metrics").1;
+                if lines.iter().all(|line| page.contains(&format!("statehouse_{line}\n"))) {
+                    return;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, shown).await.expect("it is counted in the end");
+    };
+    counts(&["transfer_held_bytes 0", "transfer_held_max_bytes 67108864"]).await;
+    // More than the connection's windows hold: a read that is not taken stays open.
+    let data = noise(&mut random, 40 * MIB);
+    write(&client, header("k", "", vec![opaque("o", data.len())]), &data).await;
+    let small = noise(&mut random, 100);
+    write(&client, header("small", "", vec![opaque("o", small.len())]), &small).await;
+    let brought = format!("stream_bytes_total{{call=\"write\"}} {}", data.len() + small.len());
+    let uploads = ["uploads_total{step=\"begun\"} 1", "uploads_total{step=\"ended\"} 1"];
+    counts(&[&brought, uploads[0], uploads[1], "streams_open{call=\"write\"} 0"]).await;
+    let mut stream = client.open(get("c", "k")).await.unwrap();
+    counts(&["streams_open{call=\"read\"} 1"]).await;
+    assert!(read(&mut stream).await.unwrap()[0] == data);
+    let taken = format!("stream_bytes_total{{call=\"read\"}} {}", data.len());
+    counts(&[&taken, "streams_open{call=\"read\"} 0", "transfer_held_bytes 0"]).await;
+    let unended = vec![Part::Header(header("k", "u", vec![opaque("o", 2 * MIB)]))];
+    send(&client, unended).await.unwrap();
+    let (collection, key) = ("c".to_owned(), Bytes::from_static(b"k"));
+    let abort = v1::AbortUploadRequest { collection, key, upload_id: Bytes::from_static(b"u") };
+    client.state().abort_upload(abort).await.unwrap();
+    counts(&["uploads_total{step=\"begun\"} 2", "uploads_total{step=\"aborted\"} 1"]).await;
+    let page = node.http_get("/metrics").1;
+    let applied = (data.len() + small.len()) as f64;
+    for name in ["payload_applied_bytes_total", "written_bytes_total{kind=\"wal\"}"] {
+        let line = page.lines().find(|line| line.starts_with(&format!("statehouse_{name} ")));
+        let bytes: f64 = line.expect(name).rsplit(' ').next().unwrap().parse().unwrap();
+        assert!(bytes >= applied && bytes < 1.2 * applied, "{name}: {bytes} for {applied}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_takes_nothing_is_cut_off_and_so_is_who_sends_nothing() {
     let mut random = StdRng::seed_from_u64(seed());
     let (_house, node, client) = house(&[("STATEHOUSE_STREAM_STALL_S", "1")]).await;

@@ -5,6 +5,7 @@
 mod harness;
 
 use harness::{House, bank_model, statehouse};
+use serde_json::json;
 
 #[test]
 fn a_quick_tour() {
@@ -195,6 +196,31 @@ fn the_load_generator_measures() {
         assert_eq!(figures["errors"], 0, "{figures}");
         assert!(figures["latency_us"]["p99"].as_u64() >= figures["latency_us"]["p50"].as_u64());
     }
+}
+
+#[test]
+fn the_load_generator_measures_large_states() {
+    let house = House::new();
+    let node = house.start();
+    let sizes = ["--state-bytes", "2MiB", "--keys", "2"];
+    for (part, count, names) in [
+        ("write", "2", &["write"][..]),
+        ("read", "3", &["read"]),
+        ("patches", "5", &["patch", "put"]),
+        ("whole", "2", &["range", "whole"]),
+    ] {
+        let figures =
+            node.json(&[&["bench", "large", part, "--count", count], &sizes[..]].concat());
+        assert_eq!(figures["failures"], json!([]), "{figures}");
+        let calls = figures["calls"].as_array().unwrap();
+        assert_eq!(calls.iter().map(|row| &row["name"]).collect::<Vec<_>>(), names, "{figures}");
+        assert!(calls.iter().all(|row| row["answers"].to_string() == count), "{figures}");
+    }
+    // States of 1 MiB, to read beside the large ones, are not there.
+    let ranges = ["bench", "large", "ranges", "--count", "4"];
+    let figures = node.json(&[&ranges[..], &sizes[..]].concat());
+    assert_eq!(figures["failures"][0]["reason"], "STATE_NOT_FOUND", "{figures}");
+    assert_eq!(figures["calls"].as_array().unwrap().len(), 2, "{figures}");
 }
 
 #[test]

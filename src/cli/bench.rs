@@ -1,5 +1,7 @@
 //! `statehouse bench`: loads a node, or a peer of it, and measures.
 
+mod large;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -14,7 +16,10 @@ use crate::bench::{
 
 /// What `bench` takes.
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// What to measure, and how to speak to it.
     #[arg(long, value_enum, default_value = "pipelined")]
     target: Target,
@@ -82,11 +87,21 @@ pub struct Args {
     json: bool,
 }
 
+/// Loads of other kinds.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    /// Large states: one part of what is measured on them.
+    Large(large::Args),
+}
+
 /// How long the machine is watched before a comparison.
 const BUSY_WINDOW: Duration = Duration::from_secs(2);
 
 /// Runs the subcommand.
 pub async fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(Other::Large(args)) = args.other {
+        return large::run(args).await;
+    }
     if let Some(address) = args.serve_echo {
         return bench::serve_echo(address).await;
     }

@@ -22,7 +22,7 @@ use tonic::metadata::MetadataValue;
 use super::caller::Caller;
 use super::{Calls, Transfers, convert, status};
 use crate::failure::{Failure, Reason};
-use crate::metrics::CallKind;
+use crate::metrics::{CallKind, Direction, OpenStream};
 use crate::router::Place;
 use crate::states::{Opened, Slice};
 
@@ -48,8 +48,10 @@ pub async fn read(
         let group = router.shards().group(shard);
         let group = group.filter(|group| query.freshness.may_be_served_by(group));
         let group = group.ok_or_else(|| router.refusal(shard))?;
+        // Counted where the caller asked.
         return Ok(chunks(calls, calls.states().open(&group, &query).await?));
     }
+    let open = calls.transfers().counted().open(Direction::Read);
     let mut route = router.route(shard, caller.deadline, Effect::None);
     loop {
         let outcome = match route.next(query.freshness) {
@@ -62,7 +64,7 @@ pub async fn read(
         match outcome {
             Ok(chunks) => {
                 route.served();
-                return Ok(chunks);
+                return Ok(counted(chunks, open));
             }
             Err(failure) => tokio::time::sleep(route.failed(failure)?).await,
         }
@@ -85,6 +87,17 @@ async fn from_another(
         status::failure(error, Effect::None)
     };
     Ok(client.read(request).await.map_err(refused)?.into_inner().boxed())
+}
+
+/// Counts what is taken, for as long as somebody takes it.
+fn counted(chunks: Chunks, open: OpenStream) -> Chunks {
+    let count = move |message| {
+        if let Ok(v1::ReadStreamResponse { part: Some(Part::Chunk(chunk)) }) = &message {
+            open.moved(chunk.data.len());
+        }
+        message
+    };
+    chunks.map(count).boxed()
 }
 
 /// The chunks of an opened state, read on a task of their own.

@@ -102,6 +102,7 @@ impl State for StateService {
             let step = Some(Step::Abort(Abort {}));
             let request = v1::UploadRequest { collection, key, upload_id, step };
             self.calls.upload(request, caller).await?;
+            self.calls.transfers().counted().uploads().aborted();
             Ok(v1::AbortUploadResponse {})
         };
         unary(&self.calls, request, abort).await

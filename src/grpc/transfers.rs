@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::{Failure, Reason};
+use crate::metrics::StreamMetrics;
 
 /// What is counted: permits are 32 bits.
 const UNIT_BYTES: usize = 1 << 10;
@@ -21,6 +22,7 @@ pub struct Transfers {
     streams: Arc<Semaphore>,
     units_max: usize,
     stall_after: Duration,
+    counted: StreamMetrics,
 }
 
 impl Transfers {
@@ -29,7 +31,13 @@ impl Transfers {
         let units_max = (bytes_max / UNIT_BYTES).max(1);
         let room = Arc::new(Semaphore::new(units_max));
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
-        Transfers { room, streams, units_max, stall_after }
+        let counted = StreamMetrics::default();
+        Transfers { room, streams, units_max, stall_after, counted }
+    }
+
+    /// What counts streams.
+    pub fn counted(&self) -> &StreamMetrics {
+        &self.counted
     }
 
     /// A place for a stream that brings a state: what waits of all of them fits into the window of

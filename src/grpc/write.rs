@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 use super::caller::Caller;
 use super::{Calls, Transfers, convert};
 use crate::failure::{Failure, Reason};
+use crate::metrics::{Direction, OpenStream};
 
 /// Bytes of one part: the log's entries stay small, so that others get their turn.
 const PART_BYTES: usize = 1 << 20;
@@ -51,7 +52,8 @@ pub async fn write(
         return Err(invalid("a write's upload_id is its request id: request_id is not given"));
     }
     let _place = calls.transfers().enter()?;
-    let mut upload = Uploading::new(calls, header, caller)?;
+    let open = calls.transfers().counted().open(Direction::Write);
+    let mut upload = Uploading::new(calls, header, caller, open)?;
     if upload.expected <= PART_BYTES as u64 && upload.received == 0 {
         return upload.at_once(&mut chunks).await;
     }
@@ -138,6 +140,7 @@ struct Uploading<'a> {
     under_way: FuturesOrdered<UnderWay>,
     /// When something was acknowledged last.
     progress: Instant,
+    open: OpenStream,
 }
 
 impl<'a> Uploading<'a> {
@@ -145,6 +148,7 @@ impl<'a> Uploading<'a> {
         calls: &'a Calls,
         mut header: v1::WriteHeader,
         caller: Caller<'static>,
+        open: OpenStream,
     ) -> Result<Self, Failure> {
         if header.upload_id.is_empty() {
             header.upload_id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
@@ -166,6 +170,7 @@ impl<'a> Uploading<'a> {
             parts: VecDeque::new(),
             under_way: FuturesOrdered::new(),
             progress: Instant::now(),
+            open,
         })
     }
 
@@ -195,6 +200,9 @@ impl<'a> Uploading<'a> {
             let message = format!("the stream begins at byte {asked}, but {there} are there");
             return Err(Failure::new(Reason::UploadOffset, message).with("received_bytes", there));
         }
+        if self.received == 0 {
+            self.open.uploads().begun();
+        }
         Ok(None)
     }
 
@@ -219,6 +227,7 @@ impl<'a> Uploading<'a> {
                     let data = checked(chunk)?;
                     self.check_came((gathered.len() + data.len()) as u64)?;
                     gathered.extend_from_slice(&data);
+                    self.open.moved(data.len());
                 }
                 Some(Message::End(end)) => break end,
                 Some(Message::Header(_)) => return Err(invalid("a write has one header")),
@@ -285,6 +294,7 @@ impl<'a> Uploading<'a> {
         let cut = self.parts.back().map_or(self.received, Unacknowledged::end);
         self.check_came(cut + (self.gathered.len() + data.len()) as u64)?;
         self.gathered.extend_from_slice(data);
+        self.open.moved(data.len());
         Ok(())
     }
 
@@ -361,13 +371,17 @@ impl<'a> Uploading<'a> {
         let (writer, fields) = (self.writer, self.header.fields.clone());
         let options = self.header.options.clone();
         let ended = self.call(Step::End(End { writer, fields, options, crc32 })).await?;
+        self.open.uploads().ended();
         self.done(&ended).ok_or_else(super::routed::not_its_answer)
     }
 
     /// Gives the upload up, as far as that can be done.
     async fn abort(&mut self) {
-        if let Err(failure) = self.call(Step::Abort(Abort {})).await {
-            tracing::debug!(%failure, "an upload that found the disk full stays until it expires");
+        match self.call(Step::Abort(Abort {})).await {
+            Ok(_) => self.open.uploads().aborted(),
+            Err(failure) => {
+                tracing::debug!(%failure, "what found the disk full stays until it expires");
+            }
         }
     }
 }

@@ -6,11 +6,13 @@ use std::sync::atomic::AtomicU64;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use statehouse_cluster::Shards;
 use statehouse_inference::Handle;
+use statehouse_store::WrittenStats;
 
 use crate::admission::Admission;
 use crate::grpc::Transfers;
@@ -46,6 +48,9 @@ impl Rooms {
         counter(out, "commit", "Bytes of the rows of commits", bytes, stats.commit.bytes)?;
         counter(out, "syncs", "Syncs of the write-ahead log", None, stats.commit.syncs)?;
         counter(out, "commands_applied", "Commands applied", None, stats.commands_applied)?;
+        let payload = stats.payload_applied_bytes;
+        counter(out, "payload_applied", "Bytes of fields that commands brought", bytes, payload)?;
+        written(out, &stats.written)?;
         gauge(
             out,
             "commit_waiting",
@@ -102,6 +107,22 @@ impl Collector for Rooms {
         super::models::encode(&self.worker, &mut out)?;
         super::memory::encode(self, &mut out)
     }
+}
+
+/// Each byte that RocksDB wrote under one kind: their sum over the payload is the amplification.
+fn written(out: &mut DescriptorEncoder<'_>, written: &WrittenStats) -> fmt::Result {
+    let help = "Bytes that RocksDB wrote, by what for";
+    let mut family =
+        out.encode_descriptor("written", help, Some(&Unit::Bytes), MetricType::Counter)?;
+    for (kind, bytes) in [
+        ("wal", written.wal_bytes),
+        ("flush", written.flush_bytes),
+        ("compaction", written.compaction_bytes),
+        ("garbage_collection", written.garbage_collection_bytes),
+    ] {
+        ConstCounter::new(bytes).encode(family.encode_family(&[("kind", kind)])?)?;
+    }
+    Ok(())
 }
 
 pub(super) fn gauge_type() -> prometheus_client::metrics::MetricType {

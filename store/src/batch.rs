@@ -14,18 +14,22 @@ use bytes::Bytes;
 
 use crate::applied::Applied;
 use crate::cache::Place;
+use crate::command::Command;
 use crate::db::Batch;
 use crate::disk::{Disk, Replica};
 use crate::error::Error;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::overlay::Overlay;
+use crate::payload::payload_bytes;
 
 /// Entries applied and not written yet, of any number of shards.
 pub struct ApplyBatch {
     disk: Arc<Disk>,
     parts: HashMap<ReplicaId, Part>,
     commands: u64,
+    /// Bytes of fields that the commands brought.
+    payload: u64,
     /// An entry was half done when it failed: the batch must not be written.
     spoiled: Option<Error>,
 }
@@ -46,7 +50,7 @@ pub(crate) struct Part {
 
 impl ApplyBatch {
     pub(crate) fn new(disk: Arc<Disk>) -> Self {
-        ApplyBatch { disk, parts: HashMap::new(), commands: 0, spoiled: None }
+        ApplyBatch { disk, parts: HashMap::new(), commands: 0, payload: 0, spoiled: None }
     }
 
     pub(crate) fn part(&mut self, replica: &Arc<Replica>) -> (&Arc<Disk>, &mut Part) {
@@ -69,8 +73,9 @@ impl ApplyBatch {
         self.spoiled.clone().map_or(Ok(()), Err)
     }
 
-    pub(crate) fn counted(&mut self, commands: usize) {
-        self.commands += commands as u64;
+    pub(crate) fn counted(&mut self, commands: &[Command]) {
+        self.commands += commands.len() as u64;
+        self.payload += commands.iter().map(payload_bytes).sum::<u64>();
     }
 
     pub(crate) fn spoil(&mut self, error: &Error) {
@@ -123,6 +128,7 @@ impl ApplyBatch {
             part.replica.publish(part.applied);
         }
         self.disk.commands_applied.fetch_add(self.commands, Relaxed);
+        self.disk.payload_applied_bytes.fetch_add(self.payload, Relaxed);
         Ok(())
     }
 }

@@ -41,6 +41,7 @@ pub(crate) struct Disk {
     pub tail_bytes: AtomicU64,
     pub tail_bytes_max: u64,
     pub commands_applied: AtomicU64,
+    pub payload_applied_bytes: AtomicU64,
     pub closed: AtomicBool,
     /// One replica is made, dropped or replaced at a time.
     pub changing: Mutex<()>,

@@ -109,7 +109,7 @@ pub use shard::Shard;
 pub use state::{
     BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,
 };
-pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats};
+pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats, WrittenStats};
 pub use store::Store;
 pub use stream::FieldStream;
 pub use upload::{

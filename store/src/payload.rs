@@ -78,6 +78,21 @@ pub(crate) fn detached(command: &Command) -> Vec<Detached<'_>> {
     detached
 }
 
+/// Bytes of fields that a command brings, whether they end in a blob or not.
+pub(crate) fn payload_bytes(command: &Command) -> u64 {
+    match command {
+        Command::Put(put) => put.fields.iter().map(|field| field.bytes().len() as u64).sum(),
+        Command::Patch(patch) => patch.edits.iter().map(|edit| slot_of(edit).len()).sum(),
+        Command::Upload(Upload { step: UploadStep::Part { bytes, .. }, .. }) => bytes.len() as u64,
+        // An upload's end brings names alone.
+        Command::Upload(_)
+        | Command::PutUpload(_)
+        | Command::Delete(_)
+        | Command::DropCollection { .. }
+        | Command::Sweep(_) => 0,
+    }
+}
+
 /// A part of an upload is a blob however short it is.
 fn uploaded(upload: &Upload) -> Vec<Detached<'_>> {
     match &upload.step {

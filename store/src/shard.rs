@@ -99,7 +99,9 @@ impl Shard {
             Ok(replies) => {
                 part.applied.id = entry.id();
                 part.bytes += entry.bytes() as u64;
-                batch.counted(replies.len());
+                if let Body::Commands(batched) = &entry.body {
+                    batch.counted(&batched.commands);
+                }
                 Ok(replies)
             }
             Err(error) => {

@@ -127,6 +127,40 @@ pub struct MemoryStats {
     pub log_tail_bytes: u64,
 }
 
+/// Bytes that RocksDB has written, each counted under one kind. What a replica receives from
+/// another node is written beside the database and is not among them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WrittenStats {
+    /// The write-ahead log.
+    pub wal_bytes: u64,
+    /// Memtables to files, blob files included.
+    pub flush_bytes: u64,
+    /// Compactions, without the live chunks that they moved.
+    pub compaction_bytes: u64,
+    /// Live chunks moved out of blob files that were mostly garbage.
+    pub garbage_collection_bytes: u64,
+}
+
+impl WrittenStats {
+    /// From RocksDB's counters: a compaction's bytes are all that its thread wrote, so the chunks
+    /// that it moved are taken out of them.
+    pub(crate) fn of(ticker: impl Fn(&str) -> Option<u64>) -> Self {
+        let count = |name| ticker(name).unwrap_or_default();
+        let moved = count("rocksdb.blobdb.gc.bytes.relocated");
+        WrittenStats {
+            wal_bytes: count("rocksdb.wal.bytes"),
+            flush_bytes: count("rocksdb.flush.write.bytes"),
+            compaction_bytes: count("rocksdb.compact.write.bytes").saturating_sub(moved),
+            garbage_collection_bytes: moved,
+        }
+    }
+
+    /// All of them.
+    pub fn bytes(&self) -> u64 {
+        self.wal_bytes + self.flush_bytes + self.compaction_bytes + self.garbage_collection_bytes
+    }
+}
+
 /// A store's figures at a moment.
 #[derive(Clone, Debug)]
 pub struct Stats {
@@ -144,6 +178,10 @@ pub struct Stats {
     pub reads_waiting: usize,
     /// Commands applied.
     pub commands_applied: u64,
+    /// Bytes of fields that they brought.
+    pub payload_applied_bytes: u64,
+    /// Bytes written to the disk since the store was opened.
+    pub written: WrittenStats,
     /// Bytes free on the disk, as far as the system says.
     pub disk_free_bytes: Option<u64>,
 }

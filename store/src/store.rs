@@ -30,7 +30,7 @@ use crate::read::Reader;
 use crate::receive::Incoming;
 use crate::shard::Shard;
 use crate::space::Space;
-use crate::stats::{MemoryStats, Stats};
+use crate::stats::{MemoryStats, Stats, WrittenStats};
 use crate::watch::Watch;
 
 /// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
@@ -77,6 +77,7 @@ impl Store {
             closed: AtomicBool::new(false),
             changing: Mutex::new(()),
             commands_applied: AtomicU64::new(0),
+            payload_applied_bytes: AtomicU64::new(0),
         });
         let pool = Arc::new(ReadPool::new("read", config.read_threads, config.read_queue_max));
         let (threads, queue_max) = (config.stream_threads, config.stream_queue_max);
@@ -257,6 +258,8 @@ impl Store {
             replicas: disk.replicas.read().len(),
             reads_waiting: self.inner.pool.waiting(),
             commands_applied: disk.commands_applied.load(Ordering::Relaxed),
+            payload_applied_bytes: disk.payload_applied_bytes.load(Ordering::Relaxed),
+            written: WrittenStats::of(|name| disk.db.ticker(name)),
             disk_free_bytes: self.inner.space.free().ok(),
         }
     }

@@ -39,6 +39,24 @@ fn streamed(view: &Arc<View>, key: &str, range: Range<u64>) -> Bytes {
 }
 
 #[test]
+fn what_is_written_for_a_byte_is_counted_once_by_what_for() {
+    let mut node = Node::new();
+    let bytes = noise(1, 3 * MIB);
+    upload_in_parts(&mut node, "k", 1, &bytes, MIB);
+    node.run(vec![finish("k", 1, vec![uploaded("f", bytes.len() as u64)])]);
+    node.run(vec![patch("k", vec![write_range(9, "abc")])]);
+    let payload = bytes.len() as u64;
+    assert_eq!(node.store.stats().payload_applied_bytes, payload + 3);
+    node.purge_all();
+    let written = node.store.stats().written;
+    for (kind, bytes) in [("log", written.wal_bytes), ("flush", written.flush_bytes)] {
+        assert!((payload..payload + payload / 8).contains(&bytes), "{kind}: {written:?}");
+    }
+    assert_eq!(written.garbage_collection_bytes, 0, "{written:?}");
+    assert!(written.bytes() < payload * 5 / 2, "{written:?}");
+}
+
+#[test]
 fn parts_become_a_state_at_once_and_no_byte_is_written_again() {
     let mut node = Node::new();
     let bytes = noise(1, 3 * MIB + 5);
