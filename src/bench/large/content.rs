@@ -74,7 +74,8 @@ impl Contents {
     pub fn put(&self, key: Bytes, state_bytes: u64, salt: u64) -> v1::PutRequest {
         let mut fields = self.model_fields.clone();
         let value = self.noise.whole(salt, self.value_bytes(state_bytes));
-        fields.push(v1::Field { name: VALUE.to_owned(), value: Some(Value::Bytes(value)) });
+        let (name, value) = (VALUE.to_owned(), Some(Value::Bytes(value)));
+        fields.push(v1::Field { name, value, expiry: None });
         v1::PutRequest { collection: COLLECTION.to_owned(), key, fields, options: None }
     }
 
@@ -104,9 +105,13 @@ fn header_of(field: &v1::Field) -> v1::FieldHeader {
     let bytes = data_of(field).len() as u64;
     let name = field.name.clone();
     match &field.value {
-        Some(Value::Tensor(tensor)) => {
-            v1::FieldHeader { name, dtype: tensor.dtype, shape: tensor.shape.clone(), bytes }
-        }
+        Some(Value::Tensor(tensor)) => v1::FieldHeader {
+            name,
+            dtype: tensor.dtype,
+            shape: tensor.shape.clone(),
+            bytes,
+            ..Default::default()
+        },
         Some(Value::Bytes(_)) | None => v1::FieldHeader { name, bytes, ..Default::default() },
     }
 }
@@ -139,7 +144,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_brings_what_a_put_does() {
         let front = Value::Bytes(Bytes::from(vec![0; 300]));
-        let field = v1::Field { name: "h".into(), value: Some(front) };
+        let field = v1::Field { name: "h".into(), value: Some(front), expiry: None };
         let contents = Contents { noise: Noise::new(3), model_fields: vec![field] };
         let bytes = 3 * PIECE_BYTES as u64 + 17;
         let put = contents.put(Bytes::new(), bytes, 99);
