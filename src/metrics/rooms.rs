@@ -52,6 +52,10 @@ impl Rooms {
         let (hits, misses) = (stats.state_cache_hits, stats.state_cache_misses);
         counter(out, "state_cache_hits", "States found decoded in memory", None, hits)?;
         counter(out, "state_cache_misses", "States not found decoded", None, misses)?;
+        let (hits, misses) = (stats.state_cache_pinned_hits, stats.state_cache_pinned_misses);
+        counter(out, "state_cache_pinned_hits", "Of these, of pinned collections", None, hits)?;
+        let help = "Of those not found, of pinned collections";
+        counter(out, "state_cache_pinned_misses", help, None, misses)?;
         let memory = stats.memory;
         gauge(out, "block_cache", "Block cache", bytes, memory.block_cache_bytes)?;
         gauge(
@@ -62,6 +66,8 @@ impl Rooms {
             memory.block_cache_pinned_bytes,
         )?;
         gauge(out, "state_cache", "Decoded states", bytes, memory.state_cache_bytes)?;
+        let pinned = memory.state_cache_pinned_bytes;
+        gauge(out, "state_cache_pinned", "Of pinned collections", bytes, pinned)?;
         gauge(out, "memtables", "Memtables", bytes, memory.memtable_bytes)?;
         gauge(out, "log_tail", "Log entries in memory", bytes, memory.log_tail_bytes)?;
         if let Some(free) = stats.disk_free_bytes {

@@ -61,7 +61,7 @@ impl States {
         let mut found: Vec<Option<Result<WholeState, Failure>>> =
             keys.iter().map(|key| cached(collection, *key, selection)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
-        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], selection));
+        let waits = missing.iter().map(|at| self.get_waiting(collection, keys[*at], selection));
         for (at, state) in missing.iter().zip(join_all(waits).await) {
             found[*at] = Some(state);
         }
@@ -77,6 +77,15 @@ impl States {
         if let Some(found) = cached(collection, (key, group), selection) {
             return found;
         }
+        self.get_waiting(collection, (key, group), selection).await
+    }
+
+    async fn get_waiting(
+        &self,
+        collection: &Collection,
+        (key, group): KeyHere<'_>,
+        selection: &Selection,
+    ) -> Result<WholeState, Failure> {
         let (id, owned, now_ms) = (collection.id, key.clone(), unix_now_ms());
         let selection = selection.clone();
         let wait = move |reader: &Reader| reader.get_whole(id, &owned, &selection, now_ms);

@@ -9,6 +9,7 @@
 //! end.
 
 mod uploads;
+mod warm;
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use arc_swap::Guard;
 use bytes::{Bytes, BytesMut};
 
 use crate::blob::{self, Loaded};
-use crate::cache::{Found, Place};
+use crate::cache::{Asked, Found};
 use crate::command::RequestTag;
 use crate::db::{Fetched, Look, Walk};
 use crate::dedup;
@@ -35,6 +36,7 @@ use crate::value::Field;
 use crate::view::View;
 
 pub use uploads::UploadProgress;
+pub use warm::{Room, Warmth};
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;
@@ -264,13 +266,25 @@ impl Reader {
         key: &[u8],
         now_ms: u64,
     ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
+        // A read looks in memory first.
+        let asked = if matches!(look, Look::Cached) { Asked::First } else { Asked::Again };
+        self.record_for(asked, look, collection, (key, now_ms))
+    }
+
+    fn record_for(
+        &self,
+        asked: Asked,
+        look: Look<'_>,
+        collection: CollectionId,
+        (key, now_ms): (&[u8], u64),
+    ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
         self.replica.check()?;
         let generation = self.generation();
-        let place = Place::of(generation.space, collection, key);
+        let place = self.disk.cache.place_of(generation.space, collection, key);
         let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
         let vacancy = match look {
             Look::View(_) | Look::Passing(_) => None,
-            Look::Cached | Look::Disk => match self.disk.cache.find(&place) {
+            Look::Cached | Look::Disk => match self.disk.cache.find(&place, asked) {
                 Found::Kept(record) => return Ok(Outcome::Ready(Some(record).filter(alive))),
                 Found::Vacant(vacancy) => Some(vacancy),
                 Found::Busy => None,
