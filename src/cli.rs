@@ -14,6 +14,7 @@ mod large;
 mod model;
 mod npy;
 mod output;
+mod prefetch;
 mod replay;
 mod score;
 mod serve;
@@ -55,9 +56,11 @@ enum Command {
     Write(large::WriteArgs),
     /// Read a state of any size into files, chunk by chunk.
     Read(large::ReadArgs),
+    /// Bring states into memory before they are read.
+    Prefetch(prefetch::Args),
     /// Score an event next to its state.
     Score(score::Args),
-    /// Create, list, describe and drop collections.
+    /// Create, list, describe, update and drop collections.
     Collection(collection::Args),
     /// Push, list, describe, activate and delete models.
     Model(model::Args),
@@ -143,6 +146,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Delete(args) => state::delete(args).await,
         Command::Write(args) => large::write(args).await,
         Command::Read(args) => large::read(args).await,
+        Command::Prefetch(args) => prefetch::run(args).await,
         Command::Score(args) => score::run(args).await,
         Command::Collection(args) => collection::run(args).await,
         Command::Model(args) => model::run(args).await,

@@ -12,6 +12,7 @@ mod cluster;
 mod convert;
 mod models;
 mod pipeline;
+mod prefetch;
 mod read;
 mod routed;
 mod scatter;

@@ -6,6 +6,7 @@
 
 mod freshness;
 mod limits;
+mod prefetch;
 mod read;
 mod stream;
 mod upload;
@@ -22,6 +23,7 @@ pub use limits::{
     EDITS_MAX, FIELD_NAME_BYTES_MAX, FIELDS_MAX, KEY_BYTES_MAX, REQUEST_ID_BYTES_MAX,
     check_collection_name, check_key,
 };
+pub use prefetch::{Prefetched, Prefetches};
 pub use read::{GetQuery, KeyHere, StateKey};
 pub use stream::{Opened, Slice};
 pub use upload::{UploadAction, UploadCommand, Uploaded};
@@ -39,6 +41,7 @@ pub struct States {
     shards: Arc<Shards>,
     catalog: Arc<Catalog>,
     chains: Chains,
+    prefetches: Prefetches,
     /// How long an upload is kept that nobody continues.
     upload_idle: Duration,
 }
@@ -46,7 +49,8 @@ pub struct States {
 impl States {
     /// Over the shards and catalog of a node.
     pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>, upload_idle: Duration) -> Self {
-        States { shards, catalog, chains: Chains::default(), upload_idle }
+        let prefetches = Prefetches::new(shards.store());
+        States { shards, catalog, chains: Chains::default(), prefetches, upload_idle }
     }
 
     /// The collections and models.

@@ -49,6 +49,7 @@ pub(crate) fn is_large(call: &Call) -> bool {
     let bytes = match call {
         Call::Get(_) | Call::Delete(_) | Call::Upload(_) => return false,
         Call::BatchGet(get) => get.encoded_len(),
+        Call::Prefetch(prefetch) => prefetch.encoded_len(),
         Call::Put(put) => put.encoded_len(),
         Call::BatchPut(puts) => puts.encoded_len(),
         Call::Patch(patch) => patch.encoded_len(),
@@ -118,6 +119,9 @@ impl Alone {
             Call::Get(get) => Answer::Get(state.get(with.request(get)).await?.into_inner()),
             Call::BatchGet(get) => {
                 Answer::BatchGet(state.batch_get(with.request(get)).await?.into_inner())
+            }
+            Call::Prefetch(keys) => {
+                Answer::Prefetch(state.prefetch(with.request(keys)).await?.into_inner())
             }
             Call::Put(put) => Answer::Write(state.put(with.request(put)).await?.into_inner()),
             Call::BatchPut(puts) => {

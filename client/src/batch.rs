@@ -4,7 +4,7 @@ use bytes::Bytes;
 use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
-use v1::{batch_get_response, batch_put_response, score_batch_response};
+use v1::{batch_get_response, batch_put_response, prefetch_response, score_batch_response};
 
 use crate::retry::Effect;
 
@@ -13,6 +13,8 @@ use crate::retry::Effect;
 pub enum Batch {
     /// Keys of one collection.
     Get(v1::BatchGetRequest),
+    /// Keys of one collection, whose states are brought into memory.
+    Prefetch(v1::PrefetchRequest),
     /// States to replace.
     Put(Vec<v1::PutRequest>),
     /// Events to score.
@@ -28,6 +30,8 @@ pub enum Item {
     Written(v1::WriteResponse),
     /// An event that was scored.
     Scored(v1::ScoreResponse),
+    /// A state that was brought into memory, or is there.
+    Warmth(v1::Warmth),
     /// Why this one item failed.
     Error(v1::Error),
 }
@@ -41,6 +45,7 @@ impl Batch {
     pub fn of(call: Call) -> Result<Batch, Call> {
         match call {
             Call::BatchGet(get) => Ok(Batch::Get(get)),
+            Call::Prefetch(prefetch) => Ok(Batch::Prefetch(prefetch)),
             Call::BatchPut(batch) => Ok(Batch::Put(batch.puts)),
             Call::ScoreBatch(batch) => Ok(Batch::Score(batch.scores)),
             Call::Get(_)
@@ -56,6 +61,7 @@ impl Batch {
     pub fn items(&self) -> usize {
         match self {
             Batch::Get(get) => get.keys.len(),
+            Batch::Prefetch(prefetch) => prefetch.keys.len(),
             Batch::Put(puts) => puts.len(),
             Batch::Score(scores) => scores.len(),
         }
@@ -65,6 +71,7 @@ impl Batch {
     pub fn key(&self, at: usize) -> &Bytes {
         match self {
             Batch::Get(get) => &get.keys[at],
+            Batch::Prefetch(prefetch) => &prefetch.keys[at],
             Batch::Put(puts) => &puts[at].key,
             Batch::Score(scores) => &scores[at].key,
         }
@@ -73,7 +80,7 @@ impl Batch {
     /// What a second run of an item would change.
     pub fn effect(&self, at: usize) -> Effect {
         match self {
-            Batch::Get(_) => Effect::None,
+            Batch::Get(_) | Batch::Prefetch(_) => Effect::None,
             Batch::Put(puts) => Effect::of_write(puts[at].options.as_ref()),
             Batch::Score(scores) => Effect::of_score(&scores[at]),
         }
@@ -88,6 +95,13 @@ impl Batch {
                 fields: get.fields.clone(),
                 consistency: get.consistency,
                 max_lag_ms: get.max_lag_ms,
+            }),
+            Batch::Prefetch(prefetch) => Call::Prefetch(v1::PrefetchRequest {
+                collection: prefetch.collection.clone(),
+                keys: at.iter().map(|at| prefetch.keys[*at].clone()).collect(),
+                fields: prefetch.fields.clone(),
+                consistency: prefetch.consistency,
+                max_lag_ms: prefetch.max_lag_ms,
             }),
             Batch::Put(puts) => {
                 let puts = at.iter().map(|at| puts[*at].clone()).collect();
@@ -107,6 +121,9 @@ impl Batch {
             (Batch::Get(_), Answer::BatchGet(answer)) => {
                 (answer.items.into_iter().map(Item::of_get).collect(), answer.lag_ms)
             }
+            (Batch::Prefetch(_), Answer::Prefetch(answer)) => {
+                (answer.items.into_iter().map(Item::of_prefetch).collect(), 0)
+            }
             (Batch::Put(_), Answer::BatchPut(answer)) => {
                 (answer.items.into_iter().map(Item::of_put).collect(), 0)
             }
@@ -125,6 +142,10 @@ impl Batch {
                 let items = items.into_iter().map(Item::into_get).collect();
                 Answer::BatchGet(v1::BatchGetResponse { items, lag_ms })
             }
+            Batch::Prefetch(_) => {
+                let items = items.into_iter().map(Item::into_prefetch).collect();
+                Answer::Prefetch(v1::PrefetchResponse { items })
+            }
             Batch::Put(_) => {
                 let items = items.into_iter().map(Item::into_put).collect();
                 Answer::BatchPut(v1::BatchPutResponse { items })
@@ -142,6 +163,16 @@ impl Item {
         use batch_get_response::item::Result;
         Some(match item.result? {
             Result::State(state) => Item::State(state),
+            Result::Error(error) => Item::Error(error),
+        })
+    }
+
+    fn of_prefetch(item: prefetch_response::Item) -> Option<Item> {
+        use prefetch_response::item::Result;
+        Some(match item.result? {
+            Result::Warmth(warmth) => {
+                Item::Warmth(v1::Warmth::try_from(warmth).unwrap_or_default())
+            }
             Result::Error(error) => Item::Error(error),
         })
     }
@@ -167,9 +198,20 @@ impl Item {
         let result = match self {
             Item::State(state) => Some(Result::State(state)),
             Item::Error(error) => Some(Result::Error(error)),
-            Item::Written(_) | Item::Scored(_) => None,
+            Item::Written(_) | Item::Scored(_) | Item::Warmth(_) => None,
         };
         batch_get_response::Item { result }
+    }
+
+    /// As the answer of a prefetch has it.
+    pub fn into_prefetch(self) -> prefetch_response::Item {
+        use prefetch_response::item::Result;
+        let result = match self {
+            Item::Warmth(warmth) => Some(Result::Warmth(warmth as i32)),
+            Item::Error(error) => Some(Result::Error(error)),
+            Item::State(_) | Item::Written(_) | Item::Scored(_) => None,
+        };
+        prefetch_response::Item { result }
     }
 
     fn into_put(self) -> batch_put_response::Item {
@@ -177,7 +219,7 @@ impl Item {
         let result = match self {
             Item::Written(written) => Some(Result::Written(written)),
             Item::Error(error) => Some(Result::Error(error)),
-            Item::State(_) | Item::Scored(_) => None,
+            Item::State(_) | Item::Scored(_) | Item::Warmth(_) => None,
         };
         batch_put_response::Item { result }
     }
@@ -187,7 +229,7 @@ impl Item {
         let result = match self {
             Item::Scored(scored) => Some(Result::Scored(scored)),
             Item::Error(error) => Some(Result::Error(error)),
-            Item::State(_) | Item::Written(_) => None,
+            Item::State(_) | Item::Written(_) | Item::Warmth(_) => None,
         };
         score_batch_response::Item { result }
     }

@@ -178,6 +178,18 @@ impl Client {
         }
     }
 
+    /// Brings states of one collection into the memory of the nodes that will serve them, each with
+    /// its own outcome, in the order of the keys.
+    pub async fn prefetch(
+        &self,
+        request: v1::PrefetchRequest,
+    ) -> Result<v1::PrefetchResponse, Error> {
+        match self.call(Call::Prefetch(request)).await? {
+            Answer::Prefetch(prefetched) => Ok(prefetched),
+            _ => Err(Error::Unexpected("not the answer of a prefetch")),
+        }
+    }
+
     /// Replaces many states, each with its own outcome, in the order of the puts.
     pub async fn batch_put(
         &self,
@@ -311,6 +323,18 @@ impl Client {
         self.unary(create).await
     }
 
+    /// Changes some of a collection's settings.
+    pub async fn update_collection(
+        &self,
+        request: v1::UpdateCollectionRequest,
+    ) -> Result<v1::Collection, Error> {
+        let update = || {
+            let (mut state, request) = (self.state(), request.clone());
+            async move { state.update_collection(request).await }
+        };
+        self.unary(update).await
+    }
+
     /// Pushes a model's files.
     pub async fn push_model(
         &self,
@@ -348,7 +372,7 @@ fn key_of(call: &Call) -> &Bytes {
         Call::Delete(delete) => &delete.key,
         Call::Score(score) => &score.key,
         Call::Upload(upload) => &upload.key,
-        Call::BatchGet(_) | Call::BatchPut(_) | Call::ScoreBatch(_) => &NO_KEY,
+        Call::BatchGet(_) | Call::Prefetch(_) | Call::BatchPut(_) | Call::ScoreBatch(_) => &NO_KEY,
     }
 }
 

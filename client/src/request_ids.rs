@@ -10,7 +10,7 @@ const ID_BYTES: usize = 16;
 /// The call, each write and step of it with a request id.
 pub fn identified(mut call: Call) -> Call {
     match &mut call {
-        Call::Get(_) | Call::BatchGet(_) | Call::Upload(_) => {}
+        Call::Get(_) | Call::BatchGet(_) | Call::Prefetch(_) | Call::Upload(_) => {}
         Call::Put(put) => identify(&mut put.options),
         Call::Patch(patch) => identify(&mut patch.options),
         Call::Delete(delete) => identify(&mut delete.options),

@@ -39,7 +39,7 @@ impl Effect {
             })
         };
         match call {
-            Call::Get(_) | Call::BatchGet(_) => Effect::None,
+            Call::Get(_) | Call::BatchGet(_) | Call::Prefetch(_) => Effect::None,
             Call::Put(put) => Effect::of_write(put.options.as_ref()),
             Call::Patch(patch) => Effect::of_write(patch.options.as_ref()),
             Call::Delete(delete) => Effect::of_write(delete.options.as_ref()),

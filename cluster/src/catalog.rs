@@ -8,6 +8,7 @@
 
 mod collections;
 mod models;
+mod update;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

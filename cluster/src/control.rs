@@ -4,6 +4,7 @@
 //! Every ask may be made twice: what is so already is fine. Asking oneself takes no connection.
 //! Does not know why things are asked: that is the controller's.
 
+mod cache;
 mod convert;
 mod local;
 mod server;
@@ -20,6 +21,7 @@ use crate::raft::{Groups, Leader, Role};
 use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
 
+pub use cache::{cache_plans, plans_out};
 pub(crate) use server::Service;
 
 /// How long an answer may take: a change of members waits for a quorum, twice.

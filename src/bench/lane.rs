@@ -286,7 +286,8 @@ fn check(answer: Answer) -> Result<u64, String> {
         | Answer::Delete(_)
         | Answer::Score(_)
         | Answer::ScoreBatch(_)
-        | Answer::Upload(_) => Ok(0),
+        | Answer::Upload(_)
+        | Answer::Prefetch(_) => Ok(0),
     }
 }
 

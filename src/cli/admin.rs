@@ -4,6 +4,7 @@
 //! and goes on without anybody waiting. `--wait` watches them to their end; ending the command
 //! then ends only the watching.
 
+mod cache_plan;
 mod change;
 mod nodes;
 mod rebalance;
@@ -32,6 +33,8 @@ enum Action {
     Nodes(nodes::Args),
     /// List shards: who leads them, which nodes have replicas, how far those are.
     Shards(shards::Args),
+    /// Show which hit rates more or less memory for decoded states would give.
+    CachePlan(cache_plan::Args),
     /// Move one replica of a shard from a node to another.
     MoveShard(change::MoveShardArgs),
     /// Have another replica of a shard lead it.
@@ -64,6 +67,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Action::Status(args) => status::run(args).await,
         Action::Nodes(args) => nodes::run(args).await,
         Action::Shards(args) => shards::run(args).await,
+        Action::CachePlan(args) => cache_plan::run(args).await,
         Action::MoveShard(args) => change::move_shard(args).await,
         Action::TransferLeader(args) => change::transfer_leader(args).await,
         Action::Rebalance(args) => rebalance::run(args).await,

@@ -1,4 +1,4 @@
-//! `statehouse collection`: create, list, describe, drop.
+//! `statehouse collection`: create, list, describe, update, drop.
 
 use std::time::Duration;
 
@@ -35,6 +35,9 @@ enum Action {
         /// A missing state reads as an empty one instead of an error.
         #[arg(long)]
         missing_is_empty: bool,
+        /// Keep its states in memory where other collections never evict them.
+        #[arg(long)]
+        pinned: bool,
         /// Succeed if it exists with the same settings.
         #[arg(long)]
         if_not_exists: bool,
@@ -53,6 +56,8 @@ enum Action {
         #[command(flatten)]
         remote: Remote,
     },
+    /// Change settings of a collection, for what is written from then on.
+    Update(UpdateArgs),
     /// Drop a collection and every state in it.
     Drop {
         /// Which.
@@ -60,6 +65,53 @@ enum Action {
         #[command(flatten)]
         remote: Remote,
     },
+}
+
+/// What `update` takes. What is not given stays as it is.
+#[derive(Debug, clap::Args)]
+struct UpdateArgs {
+    /// Which.
+    name: String,
+    /// The largest state, such as 16MiB.
+    #[arg(long, value_parser = text::bytes)]
+    state_max: Option<u64>,
+    /// States up to this size lie in one row, once they are written again.
+    #[arg(long, value_parser = text::bytes)]
+    inline_max: Option<u64>,
+    /// Expiry of a write that names none, such as 30d, or `never`.
+    #[arg(long, value_parser = ttl_or_never)]
+    ttl: Option<u64>,
+    /// Whether its states have a part of the memory that other collections never evict them from.
+    #[arg(long)]
+    pinned: Option<bool>,
+    #[command(flatten)]
+    remote: Remote,
+}
+
+fn ttl_ms(ttl: Duration) -> u64 {
+    (ttl.as_millis() as u64).max(1)
+}
+
+/// Milliseconds; 0: never.
+fn ttl_or_never(text: &str) -> Result<u64, String> {
+    match text {
+        "never" => Ok(0),
+        _ => text::duration(text).map(ttl_ms),
+    }
+}
+
+async fn update(args: UpdateArgs) -> anyhow::Result<()> {
+    let inline_bytes_max = args.inline_max.map(|max| u32::try_from(max).unwrap_or(u32::MAX));
+    let request = v1::UpdateCollectionRequest {
+        name: args.name,
+        state_bytes_max: args.state_max,
+        inline_bytes_max,
+        default_ttl_ms: args.ttl,
+        pinned: args.pinned,
+    };
+    let updated = args.remote.connect().await?.update_collection(request).await?;
+    print(&args.remote, &updated);
+    Ok(())
 }
 
 /// Runs the subcommand.
@@ -71,6 +123,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             inline_max,
             ttl,
             missing_is_empty,
+            pinned,
             if_not_exists,
             remote,
         } => {
@@ -79,8 +132,9 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let settings = v1::CollectionSettings {
                 state_bytes_max: state_max.unwrap_or(0),
                 inline_bytes_max: u32::try_from(inline_max.unwrap_or(0)).unwrap_or(u32::MAX),
-                default_ttl_ms: ttl.map_or(0, |ttl| (ttl.as_millis() as u64).max(1)),
+                default_ttl_ms: ttl.map_or(0, ttl_ms),
                 missing: missing as i32,
+                pinned,
             };
             let settings = Some(settings);
             let request = v1::CreateCollectionRequest { name, settings, if_not_exists };
@@ -104,6 +158,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let found = found.map_err(|status| client.error(&status))?;
             print(&remote, found.get_ref());
         }
+        Action::Update(args) => update(args).await?,
         Action::Drop { name, remote } => {
             let client = remote.connect().await?;
             let request = v1::DropCollectionRequest { name: name.clone() };
@@ -136,8 +191,9 @@ fn print_line(collection: &v1::Collection) {
         0 => "never expire".to_owned(),
         ttl_ms => format!("expire after {:?}", Duration::from_millis(ttl_ms)),
     };
+    let pinned = if settings.pinned { ", pinned" } else { "" };
     println!(
-        "{}  states up to {}, inline up to {}, {ttl}",
+        "{}  states up to {}, inline up to {}, {ttl}{pinned}",
         collection.name,
         show_bytes(settings.state_bytes_max),
         show_bytes(settings.inline_bytes_max.into()),
@@ -153,6 +209,7 @@ fn collection_json(collection: &v1::Collection) -> Json {
         "state_bytes_max": settings.state_bytes_max,
         "inline_bytes_max": settings.inline_bytes_max,
         "default_ttl_ms": settings.default_ttl_ms,
+        "pinned": settings.pinned,
         "missing_is_empty": settings.missing == v1::MissingState::Empty as i32,
     })
 }

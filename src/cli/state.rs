@@ -135,7 +135,7 @@ pub fn bounded(max_lag: Duration) -> (i32, u64) {
 }
 
 /// A field, or a part of it: `NAME`, `NAME@OFFSET+LENGTH` or `NAME#FIRST+ROWS`.
-fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
+pub fn selector(text: &str) -> anyhow::Result<v1::FieldSelector> {
     let Some(at) = text.find(['@', '#']) else {
         return Ok(v1::FieldSelector { name: text.to_owned(), ..Default::default() });
     };

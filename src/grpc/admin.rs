@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use statehouse_cluster::controller::{Loads, observe::Observed};
-use statehouse_cluster::{Error, NodeId, ShardId, Shards, admin};
+use statehouse_cluster::{Error, NodeId, ShardId, Shards, admin, control};
 use statehouse_proto::v1;
 use statehouse_proto::v1::admin_server::Admin;
 use tonic::{Request, Response, Status};
@@ -221,6 +221,19 @@ impl Admin for AdminService {
     async fn resume(&self, _: Request<v1::ResumeRequest>) -> Answer<v1::ClusterStatus> {
         answered(admin::set_paused(&self.shards, false).await)?;
         self.cluster().await
+    }
+
+    async fn plan_cache(&self, _: Request<v1::PlanCacheRequest>) -> Answer<v1::PlanCacheResponse> {
+        let plans = control::cache_plans(&self.shards).await;
+        let node = |(node, plans): (NodeId, _)| v1::NodeCachePlan {
+            node: node.0,
+            parts: control::plans_out(plans),
+        };
+        answered(
+            plans.map(|plans| v1::PlanCacheResponse {
+                nodes: plans.into_iter().map(node).collect(),
+            }),
+        )
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Answer<v1::JoinResponse> {

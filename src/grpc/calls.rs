@@ -185,7 +185,7 @@ impl Calls {
             result: match item {
                 Item::State(state) => Some(item::Result::State(state)),
                 Item::Error(error) => Some(item::Result::Error(error)),
-                Item::Written(_) | Item::Scored(_) => None,
+                Item::Written(_) | Item::Scored(_) | Item::Warmth(_) => None,
             },
         };
         Ok(v1::BatchGetResponse { items: items.into_iter().map(got).collect(), lag_ms })
@@ -243,7 +243,7 @@ impl Calls {
             result: match item {
                 Item::Written(written) => Some(item::Result::Written(written)),
                 Item::Error(error) => Some(item::Result::Error(error)),
-                Item::State(_) | Item::Scored(_) => None,
+                Item::State(_) | Item::Scored(_) | Item::Warmth(_) => None,
             },
         };
         Ok(v1::BatchPutResponse { items: items.into_iter().map(put).collect() })
@@ -281,14 +281,14 @@ impl Calls {
             result: match item {
                 Item::Scored(scored) => Some(item::Result::Scored(scored)),
                 Item::Error(error) => Some(item::Result::Error(error)),
-                Item::State(_) | Item::Written(_) => None,
+                Item::State(_) | Item::Written(_) | Item::Warmth(_) => None,
             },
         };
         Ok(v1::ScoreBatchResponse { items: items.into_iter().map(score).collect() })
     }
 }
 
-fn check_batch(what: &str, items: usize) -> Result<(), Failure> {
+pub(super) fn check_batch(what: &str, items: usize) -> Result<(), Failure> {
     if items <= BATCH_ITEMS_MAX {
         return Ok(());
     }

@@ -276,24 +276,49 @@ pub fn settings(settings: Option<v1::CollectionSettings>) -> Result<Settings> {
         Ok(v1::MissingState::Empty) => Missing::Empty,
         Err(_) => return Err(invalid(format!("missing {} is not known", settings.missing))),
     };
-    if settings.inline_bytes_max > INLINE_BYTES_MAX_MAX {
-        return Err(invalid(format!(
-            "inline_bytes_max is at most {INLINE_BYTES_MAX_MAX}, got {}",
-            settings.inline_bytes_max
-        )));
-    }
-    if settings.state_bytes_max > STATE_BYTES_MAX_DEFAULT {
-        return Err(invalid(format!(
-            "state_bytes_max is at most {STATE_BYTES_MAX_DEFAULT}, got {}",
-            settings.state_bytes_max
-        )));
-    }
     Ok(Settings {
-        state_bytes_max: or_default(settings.state_bytes_max, STATE_BYTES_MAX_DEFAULT),
-        inline_bytes_max: or_default(settings.inline_bytes_max, INLINE_BYTES_MAX_DEFAULT),
-        default_ttl_ms: (settings.default_ttl_ms > 0).then_some(settings.default_ttl_ms),
+        state_bytes_max: state_bytes_max(settings.state_bytes_max)?,
+        inline_bytes_max: inline_bytes_max(settings.inline_bytes_max)?,
+        default_ttl_ms: default_ttl_ms(settings.default_ttl_ms),
         missing,
+        pinned: settings.pinned,
     })
+}
+
+/// What an update makes of a collection's settings.
+pub fn settings_change(
+    request: &v1::UpdateCollectionRequest,
+) -> Result<impl Fn(&mut Settings) + use<>> {
+    let state_bytes_max = request.state_bytes_max.map(state_bytes_max).transpose()?;
+    let inline_bytes_max = request.inline_bytes_max.map(inline_bytes_max).transpose()?;
+    let default_ttl_ms = request.default_ttl_ms.map(default_ttl_ms);
+    let pinned = request.pinned;
+    Ok(move |settings: &mut Settings| {
+        settings.state_bytes_max = state_bytes_max.unwrap_or(settings.state_bytes_max);
+        settings.inline_bytes_max = inline_bytes_max.unwrap_or(settings.inline_bytes_max);
+        settings.default_ttl_ms = default_ttl_ms.unwrap_or(settings.default_ttl_ms);
+        settings.pinned = pinned.unwrap_or(settings.pinned);
+    })
+}
+
+fn state_bytes_max(bytes: u64) -> Result<u64> {
+    if bytes > STATE_BYTES_MAX_DEFAULT {
+        let message = format!("state_bytes_max is at most {STATE_BYTES_MAX_DEFAULT}, got {bytes}");
+        return Err(invalid(message));
+    }
+    Ok(or_default(bytes, STATE_BYTES_MAX_DEFAULT))
+}
+
+fn inline_bytes_max(bytes: u32) -> Result<u32> {
+    if bytes > INLINE_BYTES_MAX_MAX {
+        let message = format!("inline_bytes_max is at most {INLINE_BYTES_MAX_MAX}, got {bytes}");
+        return Err(invalid(message));
+    }
+    Ok(or_default(bytes, INLINE_BYTES_MAX_DEFAULT))
+}
+
+fn default_ttl_ms(ttl_ms: u64) -> Option<u64> {
+    (ttl_ms > 0).then_some(ttl_ms)
 }
 
 fn or_default<T: Default + PartialEq>(value: T, default: T) -> T {
@@ -312,6 +337,7 @@ pub fn collection(collection: &Collection) -> v1::Collection {
             inline_bytes_max: collection.settings.inline_bytes_max,
             default_ttl_ms: collection.settings.default_ttl_ms.unwrap_or(0),
             missing: missing as i32,
+            pinned: collection.settings.pinned,
         }),
         id: collection.id.0,
         created_at_ms: collection.created_at_ms,

@@ -199,6 +199,9 @@ async fn call(calls: &Calls, call: Option<Call>, caller: Caller<'_>) -> Result<A
         Some(Call::ScoreBatch(scores)) => {
             calls.score_batch(scores, caller).await.map(Answer::ScoreBatch)
         }
+        Some(Call::Prefetch(prefetch)) => {
+            calls.prefetch(prefetch, caller).await.map(Answer::Prefetch)
+        }
         Some(Call::Upload(upload)) => calls.upload(upload, caller).await.map(Answer::Upload),
         None => Err(Failure::new(
             Reason::InvalidRequest,

@@ -67,6 +67,7 @@ impl Calls {
     ) -> Result<(Vec<Item>, u64), Failure> {
         let freshness = match &batch {
             Batch::Get(get) => Some(convert::freshness(get.consistency, get.max_lag_ms)?),
+            Batch::Prefetch(it) => Some(convert::freshness(it.consistency, it.max_lag_ms)?),
             Batch::Put(_) => Some(Freshness::Linearizable),
             Batch::Score(_) => None,
         };
@@ -200,7 +201,9 @@ impl Scatter<'_> {
         match (self.freshness, self.batch) {
             (Some(freshness), _) => Ok(freshness),
             (None, Batch::Score(scores)) => scores[at].freshness(),
-            (None, Batch::Get(_) | Batch::Put(_)) => Ok(Freshness::Linearizable),
+            (None, Batch::Get(_) | Batch::Prefetch(_) | Batch::Put(_)) => {
+                Ok(Freshness::Linearizable)
+            }
         }
     }
 
@@ -213,6 +216,8 @@ impl Scatter<'_> {
                 let freshness = self.freshness.unwrap_or(Freshness::Linearizable);
                 calls.get_here(get, freshness, &here, &caller.charge).await
             }
+            Batch::Prefetch(_) if here.is_empty() => (Vec::new(), 0),
+            Batch::Prefetch(prefetch) => (calls.prefetch_here(prefetch, &here).await, 0),
             Batch::Put(puts) => {
                 let put = |(at, group): ItemHere| async move {
                     let written = puts[at].clone().here(calls, &group, caller.clone()).await;

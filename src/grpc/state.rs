@@ -39,6 +39,13 @@ impl State for StateService {
         unary(&self.calls, request, |request, caller| self.calls.batch_get(request, caller)).await
     }
 
+    async fn prefetch(
+        &self,
+        request: Request<v1::PrefetchRequest>,
+    ) -> Result<Response<v1::PrefetchResponse>, Status> {
+        unary(request, |request, caller| self.calls.prefetch(request, caller)).await
+    }
+
     async fn put(
         &self,
         request: Request<v1::PutRequest>,
@@ -153,6 +160,21 @@ impl State for StateService {
         let name = request.into_inner().name;
         let found = self.calls.states().collection(&name).await.map_err(status)?;
         Ok(Response::new(convert::collection(&found)))
+    }
+
+    async fn update_collection(
+        &self,
+        request: Request<v1::UpdateCollectionRequest>,
+    ) -> Result<Response<v1::Collection>, Status> {
+        let request = request.into_inner();
+        let update = async {
+            let change = convert::settings_change(&request)?;
+            self.calls.states().shards().store().check_space()?;
+            let catalog = self.calls.states().catalog();
+            let updated = catalog.update_collection(&request.name, change).await?;
+            Ok::<_, Failure>(convert::collection(&updated))
+        };
+        update.await.map(Response::new).map_err(status)
     }
 
     async fn drop_collection(

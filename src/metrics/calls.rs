@@ -13,6 +13,7 @@ use prometheus_client::registry::{Registry, Unit};
 use statehouse_cluster::Foreground;
 
 use crate::failure::Failure;
+use crate::states::Prefetched;
 
 /// Upper bounds of the latency histogram, in seconds.
 const SECONDS: &[f64] = &[
@@ -45,17 +46,19 @@ pub enum CallKind {
     Write,
     /// `Read`, whole.
     Read,
+    /// `Prefetch`.
+    Prefetch,
 }
 
 impl CallKind {
     /// Batches and large states take as long as their size makes them.
     fn is_long(self) -> bool {
-        use CallKind::{BatchGet, BatchPut, Read, ScoreBatch, Upload, Write};
-        matches!(self, BatchGet | BatchPut | ScoreBatch | Upload | Write | Read)
+        use CallKind::{BatchGet, BatchPut, Prefetch, Read, ScoreBatch, Upload, Write};
+        matches!(self, BatchGet | BatchPut | ScoreBatch | Upload | Write | Read | Prefetch)
     }
 }
 
-const KINDS: [(CallKind, &str); 11] = [
+const KINDS: [(CallKind, &str); 12] = [
     (CallKind::Get, "get"),
     (CallKind::BatchGet, "batch_get"),
     (CallKind::Put, "put"),
@@ -67,6 +70,7 @@ const KINDS: [(CallKind, &str); 11] = [
     (CallKind::Upload, "upload"),
     (CallKind::Write, "write"),
     (CallKind::Read, "read"),
+    (CallKind::Prefetch, "prefetch"),
 ];
 
 #[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -88,7 +92,13 @@ pub struct CallMetrics {
     under_way: Gauge,
     /// By kind, found once so that a call does not look its labels up.
     histograms: Arc<[Histogram]>,
+    prefetched: Family<PrefetchedLabel, Counter>,
     foreground: Arc<Foreground>,
+}
+
+#[derive(Debug, Clone, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PrefetchedLabel {
+    outcome: &'static str,
 }
 
 impl CallMetrics {
@@ -102,7 +112,8 @@ impl CallMetrics {
             .map(|(_, call)| seconds.get_or_create(&CallLabel { call }).clone())
             .collect();
         let (failures, under_way) = (Family::default(), Gauge::default());
-        CallMetrics { seconds, failures, under_way, histograms, foreground }
+        let prefetched = Family::default();
+        CallMetrics { seconds, failures, under_way, histograms, prefetched, foreground }
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -114,6 +125,8 @@ impl CallMetrics {
         );
         registry.register("call_failures", "Calls refused or failed", self.failures.clone());
         registry.register("calls_under_way", "Calls not answered yet", self.under_way.clone());
+        let prefetched = "Keys of prefetches done on this node";
+        registry.register("prefetched_keys", prefetched, self.prefetched.clone());
     }
 
     /// Counts a call from its first poll to its end, also when its caller leaves.
@@ -135,6 +148,18 @@ impl CallMetrics {
             self.failed(kind, failure);
         }
         answer
+    }
+
+    /// Counts a key that was prefetched here; `None`: in vain.
+    pub fn prefetched(&self, prefetched: Option<Prefetched>) {
+        let outcome = match prefetched {
+            Some(Prefetched::InMemory) => "in_memory",
+            Some(Prefetched::Loaded) => "loaded",
+            Some(Prefetched::Partly) => "partly",
+            Some(Prefetched::NoState) => "no_state",
+            None => "failed",
+        };
+        self.prefetched.get_or_create(&PrefetchedLabel { outcome }).inc();
     }
 
     /// Counts a failure, also of an answer that had begun.

@@ -31,6 +31,8 @@ pub(super) fn encode(rooms: &Rooms, out: &mut DescriptorEncoder<'_>) -> fmt::Res
     gauge(out, "block_cache_taken", help, bytes, taken)?;
     let pinned = rooms.shards.store().memory().block_cache_pinned_bytes;
     gauge(out, "block_cache_pinned", "Of the block cache, held by readers", bytes, pinned)?;
+    let pinned = rooms.shards.store().memory().state_cache_pinned_bytes;
+    gauge(out, "state_cache_pinned", "Of decoded states, of pinned collections", bytes, pinned)?;
     let help = "Calls refused since others held the memory for them";
     counter(out, "memory_refusals", help, None, rooms.admission.refused())
 }

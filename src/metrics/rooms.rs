@@ -68,6 +68,10 @@ impl Rooms {
         let (hits, misses) = (stats.state_cache_hits, stats.state_cache_misses);
         counter(out, "state_cache_hits", "States found decoded in memory", None, hits)?;
         counter(out, "state_cache_misses", "States not found decoded", None, misses)?;
+        let (hits, misses) = (stats.state_cache_pinned_hits, stats.state_cache_pinned_misses);
+        counter(out, "state_cache_pinned_hits", "Of these, of pinned collections", None, hits)?;
+        let help = "Of those not found, of pinned collections";
+        counter(out, "state_cache_pinned_misses", help, None, misses)?;
         if let Some(free) = stats.disk_free_bytes {
             gauge(out, "disk_free", "Free on the disk", bytes, free)?;
         }

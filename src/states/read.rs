@@ -69,7 +69,8 @@ impl States {
         let mut found: Vec<Option<Result<WholeState, Failure>>> =
             keys.iter().map(|key| cached(collection, *key, selection, charge)).collect();
         let missing: Vec<usize> = (0..keys.len()).filter(|at| found[*at].is_none()).collect();
-        let waits = missing.iter().map(|at| self.get_in(collection, keys[*at], selection, charge));
+        let waits =
+            missing.iter().map(|at| self.get_waiting(collection, keys[*at], selection, charge));
         for (at, state) in missing.iter().zip(join_all(waits).await) {
             found[*at] = Some(state);
         }
@@ -86,6 +87,16 @@ impl States {
         if let Some(found) = cached(collection, (key, group), selection, charge) {
             return found;
         }
+        self.get_waiting(collection, (key, group), selection, charge).await
+    }
+
+    async fn get_waiting(
+        &self,
+        collection: &Collection,
+        (key, group): KeyHere<'_>,
+        selection: &Selection,
+        charge: &Arc<Charge>,
+    ) -> Result<WholeState, Failure> {
         let charge = charge.clone();
         let take = move |bytes| charge.answer(bytes);
         let found = self.whole(collection, (key, group), selection.clone(), take).await?;

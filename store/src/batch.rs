@@ -13,7 +13,6 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use bytes::Bytes;
 
 use crate::applied::Applied;
-use crate::cache::Place;
 use crate::command::Command;
 use crate::db::Batch;
 use crate::disk::{Disk, Replica};
@@ -104,7 +103,7 @@ impl ApplyBatch {
             let row = Bytes::from(part.applied.encode());
             batch.put(&generation.family, keys::APPLIED, &row);
             for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {
-                let place = Place::new(generation.space, row);
+                let place = self.disk.cache.place(generation.space, row);
                 self.disk.cache.hold(&place);
                 places.push((place, value));
             }

@@ -7,214 +7,168 @@
 //! A read must never put back what a write has replaced. So before a batch is written, each of its
 //! keys is *held*: whoever reads it meanwhile goes to the database and keeps nothing, and a read
 //! under way finds its place taken. After the write the new records take the places.
+//!
+//! Pinned collections have a part of their own, so that what is done with the others never evicts
+//! their states. It takes its share only while there are some.
 
+mod part;
+mod place;
+
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use bytes::Bytes;
-use quick_cache::sync::{Cache, GuardResult, PlaceholderGuard};
-use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter};
+use parking_lot::Mutex;
+
+pub(crate) use part::{Asked, Found, PartStats};
+pub(crate) use place::{Carried, Place, Space};
 
 use crate::error::Error;
 use crate::ids::CollectionId;
-use crate::keys;
-use crate::record::{Content, Record};
+use crate::record::Record;
+use crate::reuse::Curve;
+use part::Part;
+use place::Homes;
 
-/// What a kept record costs beside its bytes: its key, its place, its allocations.
-const RECORD_OVERHEAD_BYTES: u64 = 320;
-
-/// What each of its fields costs beside its bytes.
-const FIELD_OVERHEAD_BYTES: u64 = 128;
-
-/// A record of more than this share of a part of the cache is not kept.
-const PART_SHARE: u64 = 4;
-
-/// Bytes of a place's key in front of the row's.
-const SPACE_BYTES: usize = 8;
-
-/// What the number of places is estimated by; only a first guess.
-const RECORD_BYTES_GUESS: usize = 2 << 10;
-
-/// A replica's part of the cache, named by a number that is never used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Space(u64);
-
-/// The key of a place: the space, then the row's key.
-pub(crate) struct Place(Vec<u8>);
-
-impl Place {
-    /// The place of a row.
-    pub fn new(space: Space, row: &[u8]) -> Self {
-        let mut place = Place::with_capacity(space, row.len());
-        place.0.extend_from_slice(row);
-        place
-    }
-
-    /// The place of a state.
-    pub fn of(space: Space, collection: CollectionId, key: &[u8]) -> Self {
-        let mut place = Place::with_capacity(space, keys::RECORD_PREFIX + key.len());
-        keys::extend_with_record(&mut place.0, collection, key);
-        place
-    }
-
-    fn with_capacity(space: Space, row: usize) -> Self {
-        let mut key = Vec::with_capacity(SPACE_BYTES + row);
-        key.extend_from_slice(&space.0.to_be_bytes());
-        Place(key)
-    }
-
-    /// The row's key.
-    pub fn row(&self) -> &[u8] {
-        &self.0[SPACE_BYTES..]
-    }
-}
-
-#[derive(Clone)]
-enum Slot {
-    Kept(Arc<Record>),
-    /// A write of this key is under way.
-    Held,
-}
+/// Of the cache's bytes, pinned collections have one in so many.
+const PINNED_SHARE: u64 = 2;
 
 /// Decoded records in memory.
 pub(crate) struct RecordCache {
-    slots: Slots,
+    bytes: u64,
+    shared: Part,
+    /// Empty as long as nothing is pinned.
+    pinned: Part,
+    homes: Homes,
     spaces: AtomicU64,
-}
-
-type Slots = Cache<Vec<u8>, Slot, BytesOf, DefaultHashBuilder, Pinning>;
-
-#[derive(Clone)]
-struct BytesOf;
-
-impl Weighter<Vec<u8>, Slot> for BytesOf {
-    fn weight(&self, key: &Vec<u8>, slot: &Slot) -> u64 {
-        key.len() as u64
-            + match slot {
-                Slot::Kept(record) => bytes_of(record),
-                Slot::Held => RECORD_OVERHEAD_BYTES,
-            }
-    }
-}
-
-fn bytes_of(record: &Record) -> u64 {
-    let field = |content: &Content| match content {
-        Content::Inline(bytes) => FIELD_OVERHEAD_BYTES + bytes.len() as u64,
-        Content::Blobs(extents) => FIELD_OVERHEAD_BYTES + size_of_val(&extents[..]) as u64,
-    };
-    RECORD_OVERHEAD_BYTES + record.fields.iter().map(|f| field(&f.content)).sum::<u64>()
-}
-
-/// A held place stays until its write is done.
-#[derive(Clone)]
-struct Pinning;
-
-impl Lifecycle<Vec<u8>, Slot> for Pinning {
-    type RequestState = ();
-
-    fn is_pinned(&self, _: &Vec<u8>, slot: &Slot) -> bool {
-        matches!(slot, Slot::Held)
-    }
-}
-
-/// What looking for a record came to.
-pub(crate) enum Found<'a> {
-    Kept(Arc<Record>),
-    /// Not here: read it, and keep what you find.
-    Vacant(Vacancy<'a>),
-    /// Read it, and keep nothing.
-    Busy,
-}
-
-/// A place for what a read finds, good as long as nobody writes the key.
-pub(crate) struct Vacancy<'a>(
-    PlaceholderGuard<'a, Vec<u8>, Slot, BytesOf, DefaultHashBuilder, Pinning>,
-);
-
-impl Vacancy<'_> {
-    /// Keeps a record; it must have been read after the vacancy was found.
-    pub fn keep(self, record: Arc<Record>) {
-        // Refused if the key was written meanwhile: then it is out of date.
-        let _ = self.0.insert(Slot::Kept(record));
-    }
+    /// One change of what is pinned at a time.
+    pinning: Mutex<()>,
 }
 
 impl RecordCache {
     /// A cache of so many bytes.
     pub fn new(bytes: usize) -> Self {
-        let options = OptionsBuilder::new()
-            .estimated_items_capacity((bytes / RECORD_BYTES_GUESS).max(1))
-            .weight_capacity(bytes as u64)
-            .build()
-            .expect("both capacities are given");
-        let slots = Cache::with_options(options, BytesOf, DefaultHashBuilder::default(), Pinning);
-        RecordCache { slots, spaces: AtomicU64::new(0) }
+        let bytes = bytes as u64;
+        RecordCache {
+            bytes,
+            shared: Part::new(bytes),
+            pinned: Part::new(bytes / PINNED_SHARE),
+            homes: Homes::default(),
+            spaces: AtomicU64::new(0),
+            pinning: Mutex::new(()),
+        }
     }
 
-    /// A part that nothing was kept in yet.
+    /// A space that nothing was kept in yet.
     pub fn space(&self) -> Space {
         Space(self.spaces.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The place of a state.
+    pub fn place_of(&self, space: Space, collection: CollectionId, key: &[u8]) -> Place {
+        self.homes.place_of(space, collection, key)
+    }
+
+    /// The place of a state's row.
+    pub fn place(&self, space: Space, row: &[u8]) -> Place {
+        self.homes.place(space, row)
+    }
+
+    fn part(&self, place: &Place) -> &Part {
+        if place.home().pinned { &self.pinned } else { &self.shared }
+    }
+
     /// A record, if it is kept.
     pub fn get(&self, place: &Place) -> Option<Arc<Record>> {
-        match self.slots.get(&place.0[..])? {
-            Slot::Kept(record) => Some(record),
-            Slot::Held => None,
-        }
+        self.part(place).get(place)
     }
 
     /// A record, or a place for it. Never waits.
-    pub fn find(&self, place: &Place) -> Found<'_> {
-        match self.slots.get_value_or_guard(&place.0[..], Some(Duration::ZERO)) {
-            GuardResult::Value(Slot::Kept(record)) => Found::Kept(record),
-            GuardResult::Guard(guard) => Found::Vacant(Vacancy(guard)),
-            GuardResult::Value(Slot::Held) | GuardResult::Timeout => Found::Busy,
-        }
+    pub fn find<'a>(&'a self, place: &'a Place, asked: Asked) -> Found<'a> {
+        self.part(place).find(place, asked)
     }
 
     /// Before a key is written: nobody keeps what is read of it from here on.
     pub fn hold(&self, place: &Place) {
-        self.slots.insert(place.0.clone(), Slot::Held);
+        self.part(place).hold(place);
     }
 
     /// After it was written: the new row, or that there is none.
     pub fn release(&self, place: Place, row: Option<&Bytes>) -> Result<(), Error> {
+        let place = self.moved(place);
         let Some(row) = row else {
-            self.slots.remove(&place.0[..]);
+            self.part(&place).remove(&place);
             return Ok(());
         };
         let record = Record::decode(row.clone());
         let record = record.map_err(|error| Error::corrupt("state record", error))?;
-        match bytes_of(&record) > self.slots.shard_capacity() / PART_SHARE {
-            true => drop(self.slots.remove(&place.0[..])),
-            false => self.slots.insert(place.0, Slot::Kept(Arc::new(record))),
-        }
+        self.part(&place).keep(place, record);
         Ok(())
+    }
+
+    /// Where a place that is held is by now, held there too.
+    ///
+    /// The collection may have moved after the place was held. Whoever has read the old row since
+    /// then, and keeps it at the new home, is found out here; whoever looks at a home that is newer
+    /// still reads after the write.
+    fn moved(&self, place: Place) -> Place {
+        // The write comes before the look at the home, as a reader's look comes before its read.
+        fence(Ordering::SeqCst);
+        if self.homes.of(place.collection()) == place.home() {
+            return place;
+        }
+        self.part(&place).remove(&place);
+        let place = self.homes.place(place.space(), place.row());
+        self.part(&place).hold(&place);
+        place
     }
 
     /// Forgets the rows of a range.
     pub fn forget(&self, space: Space, start: &[u8], end: &[u8]) {
-        let (start, end) = (Place::new(space, start), Place::new(space, end));
-        self.slots.retain(|key, _| *key < start.0 || *key >= end.0);
+        let stays = |it: &Place| it.space() != space || it.row() < start || it.row() >= end;
+        self.shared.retain(stays);
+        self.pinned.retain(stays);
     }
 
-    /// Bytes kept.
-    pub fn bytes(&self) -> u64 {
-        self.slots.weight()
+    /// Keeps the states of these collections in a part of their own, and of no others. Those that
+    /// were kept elsewhere are forgotten.
+    pub fn pin(&self, collections: &HashSet<CollectionId>) {
+        let _pinning = self.pinning.lock();
+        let moved = self.homes.pin(collections);
+        if moved.is_empty() {
+            return;
+        }
+        let share = if collections.is_empty() { 0 } else { self.bytes / PINNED_SHARE };
+        self.shared.resize(self.bytes - share);
+        let stays = |place: &Place| {
+            let collection = place.collection();
+            !moved.contains(&collection) || self.homes.of(collection) == place.home()
+        };
+        self.shared.retain(stays);
+        self.pinned.retain(stays);
     }
 
-    /// Lookups answered, and lookups not answered, so far.
-    pub fn hits_and_misses(&self) -> (u64, u64) {
-        (self.slots.hits(), self.slots.misses())
+    /// Figures of the part that collections share, and of the pinned ones' part.
+    pub fn stats(&self) -> (PartStats, PartStats) {
+        let mut pinned = self.pinned.stats();
+        if !self.homes.any_pinned() {
+            pinned.capacity = 0;
+        }
+        (self.shared.stats(), pinned)
+    }
+
+    /// What other sizes would do for either part.
+    pub fn curves(&self) -> (Curve, Curve) {
+        (self.shared.curve(), self.pinned.curve())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::RecordField;
+    use crate::keys;
+    use crate::record::{Content, RecordField};
     use crate::value::FieldType;
 
     fn record(version: u64, bytes: usize) -> Record {
@@ -236,17 +190,19 @@ mod tests {
     fn a_read_keeps_what_it_found_unless_the_key_is_written_meanwhile() {
         let cache = RecordCache::new(1 << 20);
         let space = cache.space();
-        let place = || Place::of(space, CollectionId(7), b"k");
-        let Found::Vacant(vacancy) = cache.find(&place()) else { panic!("nothing is kept yet") };
-        assert!(matches!(cache.find(&place()), Found::Busy), "one read at a time keeps");
+        let place = || cache.place_of(space, CollectionId(7), b"k");
+        let here = place();
+        let find = || cache.find(&here, Asked::First);
+        let Found::Vacant(vacancy) = find() else { panic!("nothing is kept yet") };
+        assert!(matches!(find(), Found::Busy), "one read at a time keeps");
         vacancy.keep(Arc::new(record(1, 10)));
         assert_eq!(version(&cache, &place()), Some(1));
 
         // A read that began before a write, and ends in the middle of it or after it.
         cache.release(place(), None).unwrap();
-        let Found::Vacant(vacancy) = cache.find(&place()) else { panic!("it was removed") };
+        let Found::Vacant(vacancy) = find() else { panic!("it was removed") };
         cache.hold(&place());
-        assert!(matches!(cache.find(&place()), Found::Busy), "a write is under way");
+        assert!(matches!(find(), Found::Busy), "a write is under way");
         vacancy.keep(Arc::new(record(1, 10)));
         assert_eq!(version(&cache, &place()), None, "what it read is out of date");
         cache.release(place(), Some(&row(2))).unwrap();
@@ -257,18 +213,22 @@ mod tests {
     fn what_is_kept_is_bounded_and_a_held_place_stays() {
         let cache = RecordCache::new(1 << 20);
         let space = cache.space();
-        let place = |n: u64| Place::of(space, CollectionId(7), &n.to_be_bytes());
+        let place = |n: u64| cache.place_of(space, CollectionId(7), &n.to_be_bytes());
+        let first = place(0);
         cache.hold(&place(0));
         for n in 1..2_000 {
             cache.release(place(n), Some(&record(n, 4_000).encode().into())).unwrap();
         }
-        assert!(cache.bytes() <= 1 << 20, "{} bytes", cache.bytes());
-        assert!(cache.bytes() > 1 << 18, "{} bytes", cache.bytes());
-        assert!(matches!(cache.find(&place(0)), Found::Busy), "its write is still under way");
+        let bytes = cache.stats().0.bytes;
+        assert!(bytes <= 1 << 20 && bytes > 1 << 18, "{bytes} bytes");
+        assert!(
+            matches!(cache.find(&first, Asked::First), Found::Busy),
+            "its write is still under way"
+        );
         let huge = record(9, 1 << 20).encode().into();
         cache.release(place(0), Some(&huge)).unwrap();
         assert_eq!(version(&cache, &place(0)), None, "too large to keep");
-        assert!(matches!(cache.find(&place(0)), Found::Vacant(_)), "and no longer held");
+        assert!(matches!(cache.find(&first, Asked::First), Found::Vacant(_)), "and no longer held");
     }
 
     #[test]
@@ -277,15 +237,106 @@ mod tests {
         let (one, two) = (cache.space(), cache.space());
         for space in [one, two] {
             for collection in [7, 8] {
-                let place = Place::of(space, CollectionId(collection), b"k");
+                let place = cache.place_of(space, CollectionId(collection), b"k");
                 cache.release(place, Some(&row(collection))).unwrap();
             }
         }
         let (start, end) = keys::records(CollectionId(7));
         cache.forget(one, &start, &end);
-        let kept =
-            |space, collection| version(&cache, &Place::of(space, CollectionId(collection), b"k"));
+        let kept = |space, collection| {
+            version(&cache, &cache.place_of(space, CollectionId(collection), b"k"))
+        };
         assert_eq!((kept(one, 7), kept(one, 8)), (None, Some(8)));
         assert_eq!((kept(two, 7), kept(two, 8)), (Some(7), Some(8)));
+    }
+
+    #[test]
+    fn what_others_do_evicts_no_pinned_state() {
+        let cache = RecordCache::new(1 << 20);
+        let space = cache.space();
+        let (loud, quiet) = (CollectionId(7), CollectionId(8));
+        let place = |collection, n: u64| cache.place_of(space, collection, &n.to_be_bytes());
+        let write = |collection, n| {
+            cache.release(place(collection, n), Some(&record(n, 1_000).encode().into())).unwrap();
+        };
+        let kept = || (0..200).filter(|n| cache.get(&place(quiet, *n)).is_some()).count();
+        cache.pin(&HashSet::from([quiet]));
+        // Again and again, so that the others' are the hot ones.
+        let make_noise = || {
+            for n in (0..5).flat_map(|_| 0..2_000) {
+                if cache.get(&place(loud, n)).is_none() {
+                    write(loud, n);
+                }
+            }
+        };
+        make_noise();
+        (0..200).for_each(|n| write(quiet, n));
+        make_noise();
+        assert_eq!(kept(), 200);
+        let (shared, pinned) = cache.stats();
+        assert!(shared.bytes <= shared.capacity && shared.bytes > 1 << 18, "{shared:?}");
+        assert!(pinned.bytes <= pinned.capacity && pinned.bytes > 1 << 17, "{pinned:?}");
+        assert!(shared.capacity + pinned.capacity <= (1 << 20) + 64);
+
+        cache.pin(&HashSet::new());
+        assert_eq!(kept(), 0, "it has to be found again where it is now");
+        let (shared, pinned) = cache.stats();
+        assert_eq!((pinned.bytes, pinned.capacity), (0, 0));
+        assert!(shared.capacity >= 1 << 20, "all of it is the others' again");
+        make_noise();
+        (0..200).for_each(|n| write(quiet, n));
+        make_noise();
+        assert!(kept() < 200, "it is one of many again");
+    }
+
+    #[test]
+    fn a_collection_that_moves_during_a_write_takes_nothing_old_along() {
+        let cache = RecordCache::new(1 << 20);
+        let (space, collection) = (cache.space(), CollectionId(7));
+        let place = || cache.place_of(space, collection, b"k");
+        cache.release(place(), Some(&row(1))).unwrap();
+        for (round, pinned) in [(2, true), (4, false), (6, true)] {
+            let held = place();
+            cache.hold(&held);
+            let pins = if pinned { HashSet::from([collection]) } else { HashSet::new() };
+            cache.pin(&pins);
+            // It reads the old row before the write, and keeps it before or after.
+            let there = place();
+            let Found::Vacant(early) = cache.find(&there, Asked::First) else { panic!("moved") };
+            if round == 2 {
+                early.keep(Arc::new(record(round - 1, 10)));
+                cache.release(held, Some(&row(round))).unwrap();
+            } else {
+                cache.release(held, Some(&row(round))).unwrap();
+                early.keep(Arc::new(record(round - 1, 10)));
+            }
+            assert_eq!(version(&cache, &place()), Some(round));
+
+            // The same, of a state that is deleted.
+            let held = place();
+            cache.hold(&held);
+            cache.pin(&if pinned { HashSet::new() } else { HashSet::from([collection]) });
+            let there = place();
+            let Found::Vacant(early) = cache.find(&there, Asked::First) else { panic!("moved") };
+            cache.release(held, None).unwrap();
+            early.keep(Arc::new(record(round, 10)));
+            assert_eq!(version(&cache, &place()), None);
+            cache.pin(&pins);
+        }
+    }
+
+    #[test]
+    fn a_second_look_of_a_read_does_not_count() {
+        let cache = RecordCache::new(1 << 20);
+        let here = cache.place_of(cache.space(), CollectionId(7), b"k");
+        for asked in [Asked::First, Asked::Again] {
+            assert!(matches!(cache.find(&here, asked), Found::Vacant(_)));
+        }
+        cache.release(here.clone(), Some(&row(1))).unwrap();
+        for asked in [Asked::First, Asked::Again] {
+            assert!(matches!(cache.find(&here, asked), Found::Kept(_)));
+        }
+        let stats = cache.stats().0;
+        assert_eq!((stats.hits, stats.misses), (1, 1));
     }
 }

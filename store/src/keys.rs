@@ -65,16 +65,14 @@ pub(crate) fn parse_family(family: &str) -> Option<(ReplicaId, u64)> {
 
 /// The row of a state.
 pub(crate) fn record(collection: CollectionId, key: &[u8]) -> Vec<u8> {
-    let mut row = Vec::with_capacity(RECORD_PREFIX + key.len());
-    extend_with_record(&mut row, collection, key);
-    row
+    [&record_prefix(collection)[..], key].concat()
 }
 
-/// Adds the row of a state to what comes before it in a longer key.
-pub(crate) fn extend_with_record(out: &mut Vec<u8>, collection: CollectionId, key: &[u8]) {
-    out.push(b'S');
-    out.extend_from_slice(&collection.0.to_be_bytes());
-    out.extend_from_slice(key);
+/// What the rows of a collection's states begin with.
+pub(crate) fn record_prefix(collection: CollectionId) -> [u8; RECORD_PREFIX] {
+    let mut prefix = [b'S'; RECORD_PREFIX];
+    prefix[1..].copy_from_slice(&collection.0.to_be_bytes());
+    prefix
 }
 
 /// Whether a row is a state's.

@@ -53,6 +53,11 @@ impl ReadPool {
         })
     }
 
+    /// How many threads there are, while it is open.
+    pub fn threads(&self) -> usize {
+        self.threads.lock().len()
+    }
+
     /// Reads that wait for a thread.
     pub fn waiting(&self) -> usize {
         self.sender.lock().as_ref().map_or(0, Sender::len)

@@ -8,23 +8,24 @@
 //! through a [`View`] (`view.rs`) never sees that; a whole read retries, and takes a view in the
 //! end.
 
+mod blobs;
 mod uploads;
+mod warm;
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use arc_swap::Guard;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
-use crate::blob::{self, Loaded};
-use crate::cache::{Found, Place};
+use crate::cache::{Asked, Found};
 use crate::command::RequestTag;
 use crate::db::{Fetched, Look, Walk};
 use crate::dedup;
 use crate::disk::{Disk, Generation, Replica};
 use crate::error::Error;
-use crate::extent::{BlobId, CHUNK_BYTES, Extent, Pieces};
+use crate::extent::BlobId;
 use crate::ids::CollectionId;
 use crate::keys;
 use crate::record::{Content, Record, RecordField};
@@ -35,12 +36,10 @@ use crate::value::Field;
 use crate::view::View;
 
 pub use uploads::UploadProgress;
+pub use warm::{Room, Warmth};
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;
-
-/// Extents of more bytes are read ahead.
-const READ_AHEAD_FROM_BYTES: u64 = 4 * CHUNK_BYTES;
 
 /// What lies in memory is put together at once up to so many bytes: whoever looks must not be held
 /// up.
@@ -269,13 +268,25 @@ impl Reader {
         key: &[u8],
         now_ms: u64,
     ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
+        // A read looks in memory first.
+        let asked = if matches!(look, Look::Cached) { Asked::First } else { Asked::Again };
+        self.record_for(asked, look, collection, (key, now_ms))
+    }
+
+    fn record_for(
+        &self,
+        asked: Asked,
+        look: Look<'_>,
+        collection: CollectionId,
+        (key, now_ms): (&[u8], u64),
+    ) -> Result<Outcome<Option<Arc<Record>>>, Error> {
         self.replica.check()?;
         let generation = self.generation();
-        let place = Place::of(generation.space, collection, key);
+        let place = self.disk.cache.place_of(generation.space, collection, key);
         let alive = |record: &Arc<Record>| !record.expired(self.now_ms(now_ms));
         let vacancy = match look {
             Look::View(_) | Look::Passing(_) => None,
-            Look::Cached | Look::Disk => match self.disk.cache.find(&place) {
+            Look::Cached | Look::Disk => match self.disk.cache.find(&place, asked) {
                 Found::Kept(record) => return Ok(Outcome::Ready(Some(record).filter(alive))),
                 Found::Vacant(vacancy) => Some(vacancy),
                 Found::Busy => None,
@@ -406,66 +417,6 @@ impl Reader {
     pub(crate) fn is_worth_keeping(&self, bytes: u64) -> bool {
         bytes <= self.block_cache_bytes / CACHE_SHARE
     }
-
-    fn load_blob(
-        &self,
-        look: Look<'_>,
-        collection: CollectionId,
-        extents: &[Extent],
-        range: Range<u64>,
-    ) -> Result<Outcome<Bytes>, Error> {
-        let parts = Pieces::range_of(extents, range.clone());
-        let fetch = |extent: &Extent| {
-            let blob = extent.blob;
-            move |number| self.chunk(look, collection, blob, number)
-        };
-        if let [extent] = &parts[..]
-            && !read_ahead(look, extent)
-        {
-            return Ok(outcome(blob::read_extent(extent, fetch(extent))?));
-        }
-        let mut whole = BytesMut::with_capacity((range.end - range.start) as usize);
-        for extent in &parts {
-            let loaded = match read_ahead(look, extent) {
-                true => self.walk_extent(look, collection, extent, &mut whole)?,
-                false => blob::read_into(extent, fetch(extent), &mut whole)?,
-            };
-            match loaded {
-                Loaded::Found(_) => {}
-                Loaded::Gone => return Ok(Outcome::Gone),
-                Loaded::NeedsDisk => return Ok(Outcome::NeedsDisk),
-            }
-        }
-        Ok(Outcome::Ready(whole.freeze()))
-    }
-
-    /// Reads a long extent chunk after chunk, reading ahead.
-    fn walk_extent(
-        &self,
-        look: Look<'_>,
-        collection: CollectionId,
-        extent: &Extent,
-        out: &mut BytesMut,
-    ) -> Result<Loaded, Error> {
-        let span = crate::extent::chunks_of(extent);
-        let rows = (
-            keys::chunk(collection, extent.blob, span.first),
-            keys::chunk(collection, extent.blob, span.end),
-        );
-        let keep = self.is_worth_keeping(extent.len);
-        let mut next = span.first;
-        let (generation, walk) = (self.generation(), Walk::Ahead { keep });
-        self.disk.db.walk_at(look, &generation.family, rows, walk, &mut |key, chunk| {
-            if key != keys::chunk(collection, extent.blob, next) {
-                return Ok(ControlFlow::Break(()));
-            }
-            let (start, end) = blob::within(extent, next, chunk.len())?;
-            out.extend_from_slice(&chunk[start..end]);
-            next += 1;
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(if next == span.end { Loaded::Found(Bytes::new()) } else { Loaded::Gone })
-    }
 }
 
 /// Bytes that are put together from chunks.
@@ -477,19 +428,4 @@ fn copied_bytes(slices: &[Slice<'_, RecordField>]) -> u64 {
         .filter(of_blobs)
         .map(|slice| slice.range.end.saturating_sub(slice.range.start))
         .sum()
-}
-
-fn outcome(loaded: Loaded) -> Outcome<Bytes> {
-    match loaded {
-        Loaded::Found(bytes) => Outcome::Ready(bytes),
-        Loaded::Gone => Outcome::Gone,
-        Loaded::NeedsDisk => Outcome::NeedsDisk,
-    }
-}
-
-fn read_ahead(look: Look<'_>, extent: &Extent) -> bool {
-    match look {
-        Look::Cached => false,
-        Look::Disk | Look::View(_) | Look::Passing(_) => extent.len > READ_AHEAD_FROM_BYTES,
-    }
 }

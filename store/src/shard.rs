@@ -17,7 +17,6 @@ use bytes::Bytes;
 use crate::apply::{self, Away, Change, Decision, Moment};
 use crate::batch::{ApplyBatch, Part};
 use crate::blob::{self, Loaded};
-use crate::cache::Place;
 use crate::command::{Body, Command, CommandBatch, Entry, RequestTag, Sweep, Write};
 use crate::db::{Fetched, Mutation};
 use crate::dedup;
@@ -300,7 +299,8 @@ impl Applier<'_> {
 
     /// A state's record: as this batch left it, else as it is kept in memory, else as stored.
     fn record(&self, collection: CollectionId, key: &[u8]) -> Result<Option<Arc<Record>>, Error> {
-        let place = Place::of(self.part.replica.generation().space, collection, key);
+        let space = self.part.replica.generation().space;
+        let place = self.disk.cache.place_of(space, collection, key);
         let row = match self.part.overlay.decided(place.row()) {
             Some(row) => row,
             None => match self.disk.cache.get(&place) {

@@ -121,6 +121,8 @@ pub struct MemoryStats {
     pub block_cache_pinned_bytes: u64,
     /// Decoded states.
     pub state_cache_bytes: u64,
+    /// Of these, states of pinned collections.
+    pub state_cache_pinned_bytes: u64,
     /// Memtables.
     pub memtable_bytes: u64,
     /// Entries in the tails of the logs.
@@ -172,6 +174,10 @@ pub struct Stats {
     pub state_cache_hits: u64,
     /// Lookups that did not.
     pub state_cache_misses: u64,
+    /// Of the lookups that found it, those of states of pinned collections.
+    pub state_cache_pinned_hits: u64,
+    /// Of those that did not.
+    pub state_cache_pinned_misses: u64,
     /// Replicas open.
     pub replicas: usize,
     /// Reads that wait for a thread of the read pool.

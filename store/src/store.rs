@@ -3,7 +3,7 @@
 //! The front door. Opening takes the directory, opens the database, drops what an interrupted
 //! `create_replica` or `drop_replica` left, and starts the commit and read threads.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,9 +22,10 @@ use crate::disk::{Disk, Replica, decode_descriptor, encode_descriptor};
 use crate::error::{Error, ReplicaProblem};
 use crate::export::Export;
 use crate::failure::{Failure, FailureHook};
-use crate::ids::ReplicaId;
+use crate::ids::{CollectionId, ReplicaId};
 use crate::keys::{self, STORE_FORMAT};
 use crate::log::Log;
+use crate::plan::CachePlan;
 use crate::pool::ReadPool;
 use crate::read::Reader;
 use crate::receive::Incoming;
@@ -249,12 +250,14 @@ impl Store {
     /// Figures as of now.
     pub fn stats(&self) -> Stats {
         let disk = &self.inner.disk;
-        let (state_cache_hits, state_cache_misses) = disk.cache.hits_and_misses();
+        let (shared, pinned) = disk.cache.stats();
         Stats {
             commit: disk.commit.stats(),
             memory: self.memory(),
-            state_cache_hits,
-            state_cache_misses,
+            state_cache_hits: shared.hits + pinned.hits,
+            state_cache_misses: shared.misses + pinned.misses,
+            state_cache_pinned_hits: pinned.hits,
+            state_cache_pinned_misses: pinned.misses,
             replicas: disk.replicas.read().len(),
             reads_waiting: self.inner.pool.waiting(),
             commands_applied: disk.commands_applied.load(Ordering::Relaxed),
@@ -268,10 +271,12 @@ impl Store {
     pub fn memory(&self) -> MemoryStats {
         let disk = &self.inner.disk;
         let memory = disk.db.memory_use();
+        let (shared, pinned) = disk.cache.stats();
         MemoryStats {
             block_cache_bytes: memory.cache_bytes,
             block_cache_pinned_bytes: memory.cache_pinned_bytes,
-            state_cache_bytes: disk.cache.bytes(),
+            state_cache_bytes: shared.bytes + pinned.bytes,
+            state_cache_pinned_bytes: pinned.bytes,
             memtable_bytes: memory.memtable_bytes,
             log_tail_bytes: disk.tail_bytes.load(Ordering::Relaxed),
         }
@@ -281,6 +286,18 @@ impl Store {
     /// for something else, or as many again. What is too much goes as other blocks come.
     pub fn set_block_cache_bytes(&self, bytes: usize) {
         self.inner.disk.db.set_block_cache_bytes(bytes);
+    }
+
+    /// Keeps the decoded states of these collections in a part of the cache of their own, which no
+    /// others evict, and those of no other collections. The store knows no catalog: whoever
+    /// follows it says so.
+    pub fn pin(&self, collections: &HashSet<CollectionId>) {
+        self.inner.disk.cache.pin(collections);
+    }
+
+    /// What the cache of decoded states does, and what it would do if it had another size.
+    pub fn cache_plan(&self) -> Vec<CachePlan> {
+        CachePlan::of(&self.inner.disk.cache)
     }
 
     /// A counter of RocksDB by its name, such as `rocksdb.block.cache.hit`.

@@ -13,7 +13,7 @@ use statehouse_store::{CollectionId, Command, Condition};
 
 use super::{COLLECTIONS, Catalog};
 use crate::clock::unix_now_ms;
-use crate::format::Format;
+use crate::format::UpTo;
 use crate::rows::{self, Row};
 use crate::{Error, META_SHARD};
 
@@ -38,11 +38,24 @@ pub struct Settings {
     pub default_ttl_ms: Option<u64>,
     /// What a read of a missing state answers.
     pub missing: Missing,
+    /// Other collections never evict its states from memory. Of format 2.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
 }
+
+impl Settings {
+    /// The oldest format of a row that says all of it.
+    fn format(&self) -> UpTo<FORMAT> {
+        UpTo::of(if self.pinned { 2 } else { 1 })
+    }
+}
+
+/// The newest format of a collection's row.
+const FORMAT: u32 = 2;
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing } = self;
+        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing, pinned } = self;
         write!(f, "state_bytes_max {state_bytes_max}, inline_bytes_max {inline_bytes_max}, ")?;
         match default_ttl_ms {
             Some(ttl_ms) => write!(f, "default_ttl_ms {ttl_ms}, ")?,
@@ -52,7 +65,8 @@ impl fmt::Display for Settings {
             Missing::Error => "an error",
             Missing::Empty => "empty",
         };
-        write!(f, "a missing state is {missing}")
+        write!(f, "a missing state is {missing}")?;
+        f.write_str(if *pinned { ", pinned" } else { "" })
     }
 }
 
@@ -70,13 +84,21 @@ pub struct Collection {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct CollectionRow {
-    format: Format<1>,
+pub(super) struct CollectionRow {
+    format: UpTo<FORMAT>,
     /// Absent in the row as created: its version is the id.
     id: Option<u64>,
-    settings: Settings,
+    pub settings: Settings,
     created_at_ms: u64,
-    dropping: bool,
+    pub dropping: bool,
+}
+
+impl CollectionRow {
+    /// The row, read at a version, with other settings.
+    pub fn with(self, settings: Settings, version: u64) -> Self {
+        let id = Some(self.id.unwrap_or(version));
+        CollectionRow { format: settings.format(), id, settings, ..self }
+    }
 }
 
 impl Catalog {
@@ -114,7 +136,7 @@ impl Catalog {
     ) -> Result<Arc<Collection>, Error> {
         let _change = self.change.lock().await;
         let row = CollectionRow {
-            format: Format,
+            format: settings.format(),
             id: None,
             settings: settings.clone(),
             created_at_ms: unix_now_ms(),
@@ -180,6 +202,13 @@ impl Catalog {
         rows::delete(&self.shards, COLLECTIONS, name, Condition::Version(marked)).await
     }
 
+    /// What is served from now on; the store is told which states to hold on to.
+    fn put_in_place(&self, found: BTreeMap<String, Arc<Collection>>) {
+        let pinned = found.values().filter(|collection| collection.settings.pinned);
+        self.shards.store().pin(&pinned.map(|collection| collection.id).collect());
+        self.collections.store(Arc::new(found));
+    }
+
     pub(super) fn reload_collections(&self) -> Result<(), Error> {
         let _reloading = self.reloading.lock();
         let found = rows::scan::<CollectionRow>(&self.shards, COLLECTIONS)?
@@ -195,7 +224,28 @@ impl Catalog {
                 (row.key, Arc::new(collection))
             })
             .collect();
-        self.collections.store(Arc::new(found));
+        self.put_in_place(found);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_both_formats_are_read_and_the_older_is_written_where_it_says_everything() {
+        let old = r#"{"format":1,"id":null,"settings":{"state_bytes_max":9,"inline_bytes_max":8,
+            "default_ttl_ms":null,"missing":"error"},"created_at_ms":7,"dropping":false}"#;
+        let row: CollectionRow = serde_json::from_str(old).unwrap();
+        assert!(!row.settings.pinned);
+        let plain = |json: &str| json.split_whitespace().collect::<String>();
+        assert_eq!(serde_json::to_string(&row).unwrap(), plain(old));
+
+        let settings = Settings { pinned: true, ..row.settings };
+        let row = CollectionRow { format: settings.format(), settings, ..row };
+        let new = serde_json::to_string(&row).unwrap();
+        assert!(new.contains(r#""format":2"#) && new.contains(r#""pinned":true"#), "{new}");
+        assert!(serde_json::from_str::<CollectionRow>(&new).unwrap().settings.pinned);
     }
 }

@@ -7,7 +7,7 @@ use statehouse_proto::v1::control_server::Control;
 use statehouse_store::ReplicaId;
 use tonic::{Request, Response, Status};
 
-use super::{convert, local};
+use super::{convert, local, plans_out};
 use crate::raft::Groups;
 use crate::shards::{Addresses, note};
 use crate::{Error, NodeId, Shards};
@@ -91,5 +91,15 @@ impl Control for Service {
         let ask = request.into_inner();
         self.greeted(ask.hello)?;
         Ok(Response::new(convert::report_answer(local::report(&self.groups, ask.sizes))))
+    }
+
+    async fn plan_node_cache(
+        &self,
+        request: Request<v1::PlanNodeCacheAsk>,
+    ) -> Answer<v1::NodeCachePlan> {
+        self.greeted(request.into_inner().hello)?;
+        let node = self.groups.peers().node().0;
+        let parts = plans_out(self.groups.store().cache_plan());
+        Ok(Response::new(v1::NodeCachePlan { node, parts }))
     }
 }

@@ -1,5 +1,6 @@
 //! Reads see what is applied, whole, wherever it lies.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
@@ -290,6 +291,18 @@ fn reads_never_go_back_in_time_whichever_way_they_look() {
                 }
             });
         }
+        // Meanwhile the collection moves within the cache, again and again.
+        let (store, stop_pinning) = (node.store.clone(), &stop);
+        scope.spawn(move || {
+            let both = [HashSet::from([USERS]), HashSet::new()];
+            for pinned in both.iter().cycle() {
+                if stop_pinning.load(Ordering::Relaxed) {
+                    return;
+                }
+                store.pin(pinned);
+                std::thread::yield_now();
+            }
+        });
         for round in 0..300 {
             let others = (0..40).map(|n| put(&format!("{round}-{n}"), noise(n, 2_000)));
             node.run(std::iter::once(put("k", noise(round, 500))).chain(others).collect());
