@@ -9,6 +9,7 @@ mod limits;
 mod read;
 mod stream;
 mod upload;
+mod warning;
 mod write;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub use limits::{
 pub use read::{GetQuery, KeyHere, StateKey};
 pub use stream::{Opened, Slice};
 pub use upload::{UploadAction, UploadCommand, Uploaded};
+pub use warning::{Attempt, SizeWarning};
 pub use write::{
     Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
     propose, reply_failure, request_tag, written,
@@ -32,6 +34,7 @@ pub use write::{
 
 use crate::chain::Chains;
 use crate::failure::Failure;
+use crate::large::LargeRequests;
 
 /// Reads and writes the states of one node.
 #[derive(Clone)]
@@ -41,12 +44,18 @@ pub struct States {
     chains: Chains,
     /// How long an upload is kept that nobody continues.
     upload_idle: Duration,
+    large: LargeRequests,
 }
 
 impl States {
     /// Over the shards and catalog of a node.
-    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>, upload_idle: Duration) -> Self {
-        States { shards, catalog, chains: Chains::default(), upload_idle }
+    pub fn new(
+        shards: Arc<Shards>,
+        catalog: Arc<Catalog>,
+        upload_idle: Duration,
+        large: LargeRequests,
+    ) -> Self {
+        States { shards, catalog, chains: Chains::default(), upload_idle, large }
     }
 
     /// The collections and models.

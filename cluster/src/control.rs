@@ -7,6 +7,7 @@
 mod convert;
 mod local;
 mod server;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
 
 pub(crate) use server::Service;
+pub use usage::{ReplicaUsage, Wanted};
 
 /// How long an answer may take: a change of members waits for a quorum, twice.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);

@@ -5,6 +5,7 @@
 //! then ends only the watching.
 
 mod change;
+mod large;
 mod nodes;
 mod rebalance;
 mod remote;
@@ -12,6 +13,7 @@ mod shards;
 mod status;
 mod table;
 mod tasks;
+mod usage;
 mod wait;
 mod watch;
 
@@ -32,6 +34,10 @@ enum Action {
     Nodes(nodes::Args),
     /// List shards: who leads them, which nodes have replicas, how far those are.
     Shards(shards::Args),
+    /// Show how much there is, by collection, shard or node, and the largest states.
+    Usage(usage::Args),
+    /// List large requests and writes above a collection's warning size, the newest first.
+    LargeRequests(large::Args),
     /// Move one replica of a shard from a node to another.
     MoveShard(change::MoveShardArgs),
     /// Have another replica of a shard lead it.
@@ -64,6 +70,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Action::Status(args) => status::run(args).await,
         Action::Nodes(args) => nodes::run(args).await,
         Action::Shards(args) => shards::run(args).await,
+        Action::Usage(args) => usage::run(args).await,
+        Action::LargeRequests(args) => large::run(args).await,
         Action::MoveShard(args) => change::move_shard(args).await,
         Action::TransferLeader(args) => change::transfer_leader(args).await,
         Action::Rebalance(args) => rebalance::run(args).await,

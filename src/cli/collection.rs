@@ -26,6 +26,9 @@ enum Action {
         /// The largest state, such as 16MiB; the default is 1GiB.
         #[arg(long, value_parser = text::bytes)]
         state_max: Option<u64>,
+        /// Warn of writes that leave a larger state, such as 64MiB; the default is never.
+        #[arg(long, value_parser = text::bytes)]
+        warn_bytes: Option<u64>,
         /// States up to this size lie in one row; the default is 16KiB.
         #[arg(long, value_parser = text::bytes)]
         inline_max: Option<u64>,
@@ -68,6 +71,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Action::Create {
             name,
             state_max,
+            warn_bytes,
             inline_max,
             ttl,
             missing_is_empty,
@@ -81,6 +85,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 inline_bytes_max: u32::try_from(inline_max.unwrap_or(0)).unwrap_or(u32::MAX),
                 default_ttl_ms: ttl.map_or(0, |ttl| (ttl.as_millis() as u64).max(1)),
                 missing: missing as i32,
+                state_bytes_warn: warn_bytes.unwrap_or(0),
             };
             let settings = Some(settings);
             let request = v1::CreateCollectionRequest { name, settings, if_not_exists };
@@ -136,8 +141,12 @@ fn print_line(collection: &v1::Collection) {
         0 => "never expire".to_owned(),
         ttl_ms => format!("expire after {:?}", Duration::from_millis(ttl_ms)),
     };
+    let warn = match settings.state_bytes_warn {
+        0 => String::new(),
+        bytes => format!(", a warning above {}", show_bytes(bytes)),
+    };
     println!(
-        "{}  states up to {}, inline up to {}, {ttl}",
+        "{}  states up to {}{warn}, inline up to {}, {ttl}",
         collection.name,
         show_bytes(settings.state_bytes_max),
         show_bytes(settings.inline_bytes_max.into()),
@@ -151,6 +160,7 @@ fn collection_json(collection: &v1::Collection) -> Json {
         "id": collection.id,
         "created_at_ms": collection.created_at_ms,
         "state_bytes_max": settings.state_bytes_max,
+        "state_bytes_warn": settings.state_bytes_warn,
         "inline_bytes_max": settings.inline_bytes_max,
         "default_ttl_ms": settings.default_ttl_ms,
         "missing_is_empty": settings.missing == v1::MissingState::Empty as i32,

@@ -9,6 +9,7 @@
 //! end.
 
 mod uploads;
+mod usage;
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -35,6 +36,7 @@ use crate::value::Field;
 use crate::view::View;
 
 pub use uploads::UploadProgress;
+pub use usage::LargeState;
 
 /// How often a whole read starts again before it takes a view.
 const RETRIES_MAX: usize = 3;

@@ -13,7 +13,7 @@ use statehouse_store::{CollectionId, Command, Condition};
 
 use super::{COLLECTIONS, Catalog};
 use crate::clock::unix_now_ms;
-use crate::format::Format;
+use crate::format::Formats;
 use crate::rows::{self, Row};
 use crate::{Error, META_SHARD};
 
@@ -38,11 +38,25 @@ pub struct Settings {
     pub default_ttl_ms: Option<u64>,
     /// What a read of a missing state answers.
     pub missing: Missing,
+    /// A write that leaves a state of more bytes is warned of; 0: none is.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub state_bytes_warn: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl Settings {
+    /// The first format of a row that says all of them: older nodes read as much as they can.
+    fn format(&self) -> Formats<2> {
+        Formats(if self.state_bytes_warn > 0 { 2 } else { 1 })
+    }
 }
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing } = self;
+        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing, .. } = self;
         write!(f, "state_bytes_max {state_bytes_max}, inline_bytes_max {inline_bytes_max}, ")?;
         match default_ttl_ms {
             Some(ttl_ms) => write!(f, "default_ttl_ms {ttl_ms}, ")?,
@@ -52,7 +66,11 @@ impl fmt::Display for Settings {
             Missing::Error => "an error",
             Missing::Empty => "empty",
         };
-        write!(f, "a missing state is {missing}")
+        write!(f, "a missing state is {missing}")?;
+        match self.state_bytes_warn {
+            0 => Ok(()),
+            bytes => write!(f, ", state_bytes_warn {bytes}"),
+        }
     }
 }
 
@@ -71,7 +89,7 @@ pub struct Collection {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct CollectionRow {
-    format: Format<1>,
+    format: Formats<2>,
     /// Absent in the row as created: its version is the id.
     id: Option<u64>,
     settings: Settings,
@@ -114,7 +132,7 @@ impl Catalog {
     ) -> Result<Arc<Collection>, Error> {
         let _change = self.change.lock().await;
         let row = CollectionRow {
-            format: Format,
+            format: settings.format(),
             id: None,
             settings: settings.clone(),
             created_at_ms: unix_now_ms(),
@@ -197,5 +215,26 @@ impl Catalog {
             .collect();
         self.collections.store(Arc::new(found));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_of_the_first_format_is_read_and_written_as_long_as_it_says_everything() {
+        let first = r#"{"format":1,"id":7,"settings":{"state_bytes_max":5,"inline_bytes_max":4,"#
+            .to_owned()
+            + r#""default_ttl_ms":null,"missing":"error"},"created_at_ms":9,"dropping":false}"#;
+        let mut row: CollectionRow = serde_json::from_str(&first).unwrap();
+        assert_eq!(row.settings.state_bytes_warn, 0);
+        assert_eq!(serde_json::to_string(&row).unwrap(), first);
+        row.settings.state_bytes_warn = 3;
+        row.format = row.settings.format();
+        let second = serde_json::to_string(&row).unwrap();
+        assert!(second.contains(r#""format":2"#) && second.contains(r#""state_bytes_warn":3"#));
+        let read: CollectionRow = serde_json::from_str(&second).unwrap();
+        assert_eq!(read.settings, row.settings);
     }
 }

@@ -7,7 +7,7 @@ use statehouse_proto::v1::control_server::Control;
 use statehouse_store::ReplicaId;
 use tonic::{Request, Response, Status};
 
-use super::{convert, local};
+use super::{convert, local, usage};
 use crate::raft::Groups;
 use crate::shards::{Addresses, note};
 use crate::{Error, NodeId, Shards};
@@ -91,5 +91,11 @@ impl Control for Service {
         let ask = request.into_inner();
         self.greeted(ask.hello)?;
         Ok(Response::new(convert::report_answer(local::report(&self.groups, ask.sizes))))
+    }
+
+    async fn usage(&self, request: Request<v1::UsageAsk>) -> Answer<v1::UsageReport> {
+        let mut ask = request.into_inner();
+        self.greeted(ask.hello.take())?;
+        Ok(Response::new(usage::answer(&self.groups, ask).await))
     }
 }
