@@ -105,6 +105,8 @@ pub struct Config {
     pub streams_per_connection_max: u32,
     /// Calls under way on one pipeline.
     pub pipeline_calls_max: usize,
+    /// Bytes above which a request or an answer is noted as large; 0: none is.
+    pub large_request_bytes: u64,
     /// Seconds after which a stream is cut whose other end neither sends nor takes anything.
     pub stream_stall_s: NonZeroU64,
     /// Seconds for which an upload is kept that nobody continues.
@@ -154,6 +156,7 @@ impl Default for Config {
             proposals_waiting_max: 16_384,
             streams_per_connection_max: 1_024,
             pipeline_calls_max: crate::grpc::CALLS_IN_FLIGHT_MAX_DEFAULT,
+            large_request_bytes: 8 << 20,
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
@@ -198,6 +201,7 @@ const KEYS: &[&str] = &[
     "proposals_waiting_max",
     "streams_per_connection_max",
     "pipeline_calls_max",
+    "large_request_bytes",
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",

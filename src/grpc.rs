@@ -11,6 +11,7 @@ mod calls;
 mod cluster;
 mod convert;
 mod models;
+mod observed;
 mod pipeline;
 mod prefetch;
 mod read;

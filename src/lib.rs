@@ -15,6 +15,7 @@
 //! | `chain` | keeps the writes and steps of a key in order |
 //! | `score` | the Score use case |
 //! | `models` | the models a node has loaded |
+//! | `large` | the log of large requests |
 //! | `scheduling` | how threads take turns |
 //! | `failure` | every reason a caller can be given |
 //! | `grpc` | the services; generated types stop there |
@@ -35,6 +36,7 @@ pub mod dtype;
 pub mod failure;
 pub mod grpc;
 pub mod http;
+pub mod large;
 pub mod memory;
 pub mod metrics;
 pub mod models;

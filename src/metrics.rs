@@ -2,6 +2,7 @@
 //! scrape so that they cost nothing on the way of a request.
 
 mod calls;
+mod large;
 mod memory;
 mod models;
 mod rooms;
@@ -13,6 +14,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
 pub use calls::{CallKind, CallMetrics};
+pub use large::LargeMetrics;
 pub use rooms::Rooms;
 pub use routing::RoutingMetrics;
 pub use streams::{Direction, OpenStream, StreamMetrics};
@@ -27,7 +29,12 @@ impl Metrics {
     pub fn new(
         device: &str,
         rooms: Rooms,
-        (calls, routing, streams): (&CallMetrics, &RoutingMetrics, &StreamMetrics),
+        (calls, routing, streams, large): (
+            &CallMetrics,
+            &RoutingMetrics,
+            &StreamMetrics,
+            &LargeMetrics,
+        ),
     ) -> Self {
         let mut registry = Registry::with_prefix("statehouse");
         let labels = vec![
@@ -37,6 +44,7 @@ impl Metrics {
         registry.register("build", "What runs here", Info::new(labels));
         calls.register(&mut registry);
         routing.register(&mut registry);
+        large.register(&mut registry);
         registry.register_collector(Box::new(streams.clone()));
         registry.register_collector(Box::new(rooms));
         Metrics { registry }

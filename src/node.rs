@@ -29,6 +29,7 @@ use crate::grpc::{
     PipelineService, STREAMS_MAX, ScoreService, StateService, Transfers,
 };
 use crate::http;
+use crate::large::LargeRequests;
 use crate::memory::{Governor, Plan};
 use crate::metrics::{CallMetrics, Metrics, Rooms, RoutingMetrics};
 use crate::models::Models;
@@ -123,7 +124,8 @@ impl Node {
         models.load_active().await;
 
         let upload_idle = Duration::from_secs(config.upload_idle_s.get());
-        let states = States::new(shards.clone(), catalog, upload_idle);
+        let large = LargeRequests::new(config.large_request_bytes);
+        let states = States::new(shards.clone(), catalog.clone(), upload_idle, large.clone());
         let scorer = Scorer::new(states.clone(), models.clone());
         let counted = CallMetrics::new(shards.foreground().clone());
         let routed = RoutingMetrics::default();
@@ -141,16 +143,18 @@ impl Node {
                 transfers: transfers.clone(),
                 taken: governor.taken_bytes(),
             },
-            (&counted, &routed, transfers.counted()),
+            (&counted, &routed, transfers.counted(), large.counted()),
         ));
         let max = memory.message as usize;
         let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
         let router = Router::new(shards.clone(), routing, routed);
         let room = (transfers, admission);
-        let calls = Calls::new(states, scorer, router.clone(), room, counted);
+        let noted = (counted, large.clone());
+        let calls = Calls::new(states, scorer, router.clone(), room, noted);
 
         let mut tasks = Vec::new();
-        let services = (calls, router, AdminService::new(shards.clone()));
+        let admin = AdminService::new(shards.clone(), catalog, large);
+        let services = (calls, router, admin);
         tasks.push(serve_grpc(&config, max, listener, services, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,

@@ -22,8 +22,11 @@ use statehouse_store::{Command, Condition, Edit, ModelTag, Patch, RequestTag};
 use crate::admission::Charge;
 use crate::chain::{Tail, Turn};
 use crate::failure::{Failure, Reason};
+use crate::metrics::CallKind;
 use crate::models::{Models, Version};
-use crate::states::{self, Freshness, StateKey, States, WriteOptions, Written};
+use crate::states::{
+    self, Attempt, Freshness, SizeWarning, StateKey, States, WriteOptions, Written,
+};
 
 /// How often a step is run when the state changes under it.
 const STEP_ATTEMPTS_MAX: u32 = 16;
@@ -81,6 +84,8 @@ pub struct Scored {
     pub ran: Ran,
     /// How far behind the replica was whose state was scored.
     pub lag: Duration,
+    /// Of a STEP: the state is above what its collection warns of.
+    pub warning: Option<SizeWarning>,
 }
 
 /// How a row ran on the device.
@@ -196,6 +201,7 @@ impl Scorer {
             from_initial_state: base.initial,
             repeated: false,
             lag,
+            warning: None,
         })
     }
 
@@ -249,7 +255,10 @@ impl Scorer {
             from_initial_state: initial,
             repeated: false,
             lag: Duration::ZERO,
+            warning: None,
         };
+        let bytes = answer.states.iter().map(|state| state.data.len() as u64).sum();
+        let attempt = Attempt::new(CallKind::Score, bytes);
         let writer = self.next_writer();
         let command = self.patch(job, condition, writer, &answer.states, &scored)?;
         // Proposed before the next step may start: entries keep the order of the steps.
@@ -261,7 +270,9 @@ impl Scorer {
             writer,
         }));
         let committed = states::written(commit.await?)?;
-        finish(scored, committed.written, &committed.attached)
+        let (collection, key) = (&job.collection, &job.target.key);
+        let warning = self.states.size_warning(collection, key, attempt, committed.bytes);
+        finish(scored, Written { warning, ..committed.written }, &committed.attached)
     }
 
     /// The answer of the first request with this id, if it was answered.
@@ -271,7 +282,7 @@ impl Scorer {
         let Some(first) = reader.answer(tag, crate::clock::unix_now_ms())? else { return Ok(None) };
         match first {
             statehouse_store::Reply::Written { version, answer, .. } => {
-                let written = Written { version, repeated: true };
+                let written = Written { version, repeated: true, warning: None };
                 finish(Scored::blank(), written, &answer).map(Some)
             }
             other => Err(states::reply_failure(other)),
@@ -343,6 +354,7 @@ impl Scored {
             repeated: false,
             ran: Ran::default(),
             lag: Duration::ZERO,
+            warning: None,
         }
     }
 }
@@ -350,5 +362,6 @@ impl Scored {
 /// The answer of a committed step: its own, or the first one's if it was a repeat.
 fn finish(scored: Scored, written: Written, attached: &Bytes) -> Result<Scored, Failure> {
     let scored = if written.repeated { answer::decode(attached)? } else { scored };
-    Ok(Scored { state_version: written.version, repeated: written.repeated, ..scored })
+    let Written { version, repeated, warning } = written;
+    Ok(Scored { state_version: version, repeated, warning, ..scored })
 }

@@ -10,6 +10,7 @@ mod prefetch;
 mod read;
 mod stream;
 mod upload;
+mod warning;
 mod write;
 
 use std::sync::Arc;
@@ -27,6 +28,7 @@ pub use prefetch::{Prefetched, Prefetches};
 pub use read::{GetQuery, KeyHere, StateKey};
 pub use stream::{Opened, Slice};
 pub use upload::{UploadAction, UploadCommand, Uploaded};
+pub use warning::{Attempt, SizeWarning};
 pub use write::{
     Answer, DeleteCommand, PatchCommand, PutCommand, RequestId, WriteOptions, Written, fingerprint,
     propose, reply_failure, request_tag, written,
@@ -34,6 +36,7 @@ pub use write::{
 
 use crate::chain::Chains;
 use crate::failure::Failure;
+use crate::large::LargeRequests;
 
 /// Reads and writes the states of one node.
 #[derive(Clone)]
@@ -44,13 +47,19 @@ pub struct States {
     prefetches: Prefetches,
     /// How long an upload is kept that nobody continues.
     upload_idle: Duration,
+    large: LargeRequests,
 }
 
 impl States {
     /// Over the shards and catalog of a node.
-    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>, upload_idle: Duration) -> Self {
+    pub fn new(
+        shards: Arc<Shards>,
+        catalog: Arc<Catalog>,
+        upload_idle: Duration,
+        large: LargeRequests,
+    ) -> Self {
         let prefetches = Prefetches::new(shards.store());
-        States { shards, catalog, chains: Chains::default(), prefetches, upload_idle }
+        States { shards, catalog, chains: Chains::default(), prefetches, upload_idle, large }
     }
 
     /// The collections and models.

@@ -8,6 +8,7 @@ mod cache;
 mod convert;
 mod local;
 mod server;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -23,6 +24,7 @@ use crate::{Error, NodeId, ShardId};
 
 pub use cache::{cache_plans, plans_out};
 pub(crate) use server::Service;
+pub use usage::{ReplicaUsage, Wanted};
 
 /// How long an answer may take: a change of members waits for a quorum, twice.
 const ANSWER_WAIT_MAX: Duration = Duration::from_secs(10);

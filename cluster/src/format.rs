@@ -64,6 +64,17 @@ impl<const NEWEST: u32> TryFrom<u32> for UpTo<NEWEST> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn a_row_of_several_formats_is_read_up_to_the_newest() {
+        for format in [1, 2] {
+            let read: UpTo<2> = serde_json::from_str(&format.to_string()).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), format.to_string());
+        }
+        for format in [0, 3] {
+            assert!(serde_json::from_str::<UpTo<2>>(&format.to_string()).is_err());
+        }
+    }
+
     #[derive(Debug, Serialize, Deserialize)]
     struct Row {
         format: Format<2>,

@@ -21,6 +21,7 @@
 //! | `control.rs` | what nodes ask of each other |
 //! | `controller.rs` | keeps the cluster as it should be |
 //! | `admin.rs` | what people ask of it |
+//! | `usage.rs` | how much it holds |
 //! | `topology.rs` * | which nodes there are, and where replicas are |
 //! | `placement.rs` * | where replicas should be |
 //! | `task.rs` * | a change of one shard, step by step |
@@ -54,6 +55,7 @@ mod shards;
 pub mod task;
 mod topology;
 pub mod transport;
+pub mod usage;
 
 pub use checkpointer::{Checkpointer, Limits as CheckpointLimits};
 pub use error::{Error, MembersProblem};

@@ -6,6 +6,7 @@
 
 mod cache_plan;
 mod change;
+mod large;
 mod nodes;
 mod rebalance;
 mod remote;
@@ -13,6 +14,7 @@ mod shards;
 mod status;
 mod table;
 mod tasks;
+mod usage;
 mod wait;
 mod watch;
 
@@ -35,6 +37,10 @@ enum Action {
     Shards(shards::Args),
     /// Show which hit rates more or less memory for decoded states would give.
     CachePlan(cache_plan::Args),
+    /// Show how much there is, by collection, shard or node, and the largest states.
+    Usage(usage::Args),
+    /// List large requests and writes above a collection's warning size, the newest first.
+    LargeRequests(large::Args),
     /// Move one replica of a shard from a node to another.
     MoveShard(change::MoveShardArgs),
     /// Have another replica of a shard lead it.
@@ -68,6 +74,8 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Action::Nodes(args) => nodes::run(args).await,
         Action::Shards(args) => shards::run(args).await,
         Action::CachePlan(args) => cache_plan::run(args).await,
+        Action::Usage(args) => usage::run(args).await,
+        Action::LargeRequests(args) => large::run(args).await,
         Action::MoveShard(args) => change::move_shard(args).await,
         Action::TransferLeader(args) => change::transfer_leader(args).await,
         Action::Rebalance(args) => rebalance::run(args).await,

@@ -26,6 +26,9 @@ enum Action {
         /// The largest state, such as 16MiB; the default is 1GiB.
         #[arg(long, value_parser = text::bytes)]
         state_max: Option<u64>,
+        /// Warn of writes that leave a larger state, such as 64MiB; the default is never.
+        #[arg(long, value_parser = text::bytes)]
+        warn_bytes: Option<u64>,
         /// States up to this size lie in one row; the default is 16KiB.
         #[arg(long, value_parser = text::bytes)]
         inline_max: Option<u64>,
@@ -84,6 +87,9 @@ struct UpdateArgs {
     /// Whether its states have a part of the memory that other collections never evict them from.
     #[arg(long)]
     pinned: Option<bool>,
+    /// Writes that leave a larger state are warned of; 0 for none.
+    #[arg(long, value_parser = text::bytes)]
+    warn_bytes: Option<u64>,
     #[command(flatten)]
     remote: Remote,
 }
@@ -108,6 +114,7 @@ async fn update(args: UpdateArgs) -> anyhow::Result<()> {
         inline_bytes_max,
         default_ttl_ms: args.ttl,
         pinned: args.pinned,
+        state_bytes_warn: args.warn_bytes,
     };
     let updated = args.remote.connect().await?.update_collection(request).await?;
     print(&args.remote, &updated);
@@ -120,6 +127,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         Action::Create {
             name,
             state_max,
+            warn_bytes,
             inline_max,
             ttl,
             missing_is_empty,
@@ -135,6 +143,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
                 default_ttl_ms: ttl.map_or(0, ttl_ms),
                 missing: missing as i32,
                 pinned,
+                state_bytes_warn: warn_bytes.unwrap_or(0),
             };
             let settings = Some(settings);
             let request = v1::CreateCollectionRequest { name, settings, if_not_exists };
@@ -191,9 +200,13 @@ fn print_line(collection: &v1::Collection) {
         0 => "never expire".to_owned(),
         ttl_ms => format!("expire after {:?}", Duration::from_millis(ttl_ms)),
     };
+    let warn = match settings.state_bytes_warn {
+        0 => String::new(),
+        bytes => format!(", a warning above {}", show_bytes(bytes)),
+    };
     let pinned = if settings.pinned { ", pinned" } else { "" };
     println!(
-        "{}  states up to {}, inline up to {}, {ttl}{pinned}",
+        "{}  states up to {}{warn}, inline up to {}, {ttl}{pinned}",
         collection.name,
         show_bytes(settings.state_bytes_max),
         show_bytes(settings.inline_bytes_max.into()),
@@ -207,6 +220,7 @@ fn collection_json(collection: &v1::Collection) -> Json {
         "id": collection.id,
         "created_at_ms": collection.created_at_ms,
         "state_bytes_max": settings.state_bytes_max,
+        "state_bytes_warn": settings.state_bytes_warn,
         "inline_bytes_max": settings.inline_bytes_max,
         "default_ttl_ms": settings.default_ttl_ms,
         "pinned": settings.pinned,

@@ -14,7 +14,7 @@ use statehouse_client::{Source, StateStream, WriteError, v1};
 
 use super::expiry::FieldTtls;
 use super::output::print_json;
-use super::state::{Query, Target, Write};
+use super::state::{Query, Target, Write, warn, warning_json};
 use super::{Remote, field, npy, text};
 
 /// What `write` takes.
@@ -67,9 +67,16 @@ pub async fn write(args: WriteArgs) -> anyhow::Result<()> {
         other => other.into(),
     })?;
     let version = written.version.context("a version")?;
+    warn(written.size_warning);
     if args.remote.json {
         let repeated = written.repeated_request;
-        print_json(&json!({ "version": version, "bytes": bytes, "repeated": repeated }));
+        let warning = warning_json(written.size_warning);
+        print_json(&json!({
+            "version": version,
+            "bytes": bytes,
+            "repeated": repeated,
+            "size_warning": warning,
+        }));
     } else if written.repeated_request {
         println!("version {version} (this upload was complete before)");
     } else {

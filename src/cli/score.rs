@@ -55,6 +55,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         ..freshness(args.max_lag)
     };
     let scored = args.remote.connect().await?.score(request).await?;
+    super::state::warn(scored.size_warning);
     if args.remote.json {
         print_json(&score_json(&scored));
     } else {

@@ -293,10 +293,28 @@ pub async fn delete(args: DeleteArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Tells on standard error that a write left a large state.
+pub fn warn(warning: Option<v1::SizeWarning>) {
+    let Some(v1::SizeWarning { state_bytes, state_bytes_warn }) = warning else { return };
+    let (bytes, warn) = (text::show_bytes(state_bytes), text::show_bytes(state_bytes_warn));
+    eprintln!("warning: the state has {bytes}, its collection warns above {warn}");
+}
+
+/// The same for programs.
+pub fn warning_json(warning: Option<v1::SizeWarning>) -> serde_json::Value {
+    warning.map_or(
+        serde_json::Value::Null,
+        |it| json!({ "state_bytes": it.state_bytes, "state_bytes_warn": it.state_bytes_warn }),
+    )
+}
+
 fn print_written(remote: &Remote, written: v1::WriteResponse) {
-    let v1::WriteResponse { version, repeated_request } = written;
+    let v1::WriteResponse { version, repeated_request, size_warning } = written;
+    warn(size_warning);
     if remote.json {
-        print_json(&json!({ "version": version, "repeated": repeated_request }));
+        let warning = warning_json(size_warning);
+        let repeated = repeated_request;
+        print_json(&json!({ "version": version, "repeated": repeated, "size_warning": warning }));
     } else if repeated_request {
         println!("version {version} (this request id was answered before)");
     } else {

@@ -3,12 +3,14 @@
 //! Any node answers: what is decided is written to shard 0 wherever that is led.
 
 mod convert;
+mod usage;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use statehouse_cluster::catalog::Catalog;
 use statehouse_cluster::controller::{Loads, observe::Observed};
 use statehouse_cluster::{Error, NodeId, ShardId, Shards, admin, control};
 use statehouse_proto::v1;
@@ -17,6 +19,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::status;
 use crate::failure::{Failure, Reason};
+use crate::large::LargeRequests;
 
 /// Rates are told over this long at least, so that the first answer has some.
 const RATE_WINDOW: Duration = Duration::from_millis(500);
@@ -27,6 +30,8 @@ const RATE_AGE_MAX: Duration = Duration::from_secs(30);
 /// Serves the administration of a cluster.
 pub struct AdminService {
     shards: Arc<Shards>,
+    catalog: Arc<Catalog>,
+    large: LargeRequests,
     loads: Mutex<(Loads, Option<Instant>)>,
 }
 
@@ -44,9 +49,9 @@ fn shard_of(number: u32) -> Result<ShardId, Status> {
 }
 
 impl AdminService {
-    /// Over the shards of a node.
-    pub fn new(shards: Arc<Shards>) -> Self {
-        AdminService { shards, loads: Mutex::default() }
+    /// Over the shards of a node, and what it has noted.
+    pub fn new(shards: Arc<Shards>, catalog: Arc<Catalog>, large: LargeRequests) -> Self {
+        AdminService { shards, catalog, large, loads: Mutex::default() }
     }
 
     async fn look(&self) -> Result<(Observed, BTreeMap<ShardId, f64>), Status> {
@@ -127,6 +132,19 @@ impl Admin for AdminService {
             }
         }
         Ok(Response::new(v1::ListShardsResponse { shards }))
+    }
+
+    async fn get_usage(&self, request: Request<v1::GetUsageRequest>) -> Answer<v1::Usage> {
+        let usage = usage::get(&self.shards, &self.catalog, request.into_inner()).await;
+        usage.map(Response::new).map_err(status)
+    }
+
+    async fn list_large_requests(
+        &self,
+        request: Request<v1::ListLargeRequestsRequest>,
+    ) -> Answer<v1::ListLargeRequestsResponse> {
+        let limit = request.into_inner().limit;
+        Ok(Response::new(usage::large(self.shards.me().0, &self.large, limit)))
     }
 
     async fn move_shard(&self, request: Request<v1::MoveShardRequest>) -> Answer<v1::Task> {

@@ -21,6 +21,7 @@ use super::transfers::Transfers;
 use super::{convert, status};
 use crate::admission::Admission;
 use crate::failure::{Failure, Reason};
+use crate::large::LargeRequests;
 use crate::metrics::{CallKind, CallMetrics};
 use crate::router::Router;
 use crate::score::Scorer;
@@ -38,6 +39,7 @@ pub struct Calls {
     transfers: Transfers,
     admission: Admission,
     counted: CallMetrics,
+    large: LargeRequests,
 }
 
 impl Calls {
@@ -47,9 +49,9 @@ impl Calls {
         scorer: Scorer,
         router: Router,
         (transfers, admission): (Transfers, Admission),
-        counted: CallMetrics,
+        (counted, large): (CallMetrics, LargeRequests),
     ) -> Self {
-        Calls { states, scorer, router, transfers, admission, counted }
+        Calls { states, scorer, router, transfers, admission, counted, large }
     }
 
     pub(super) fn states(&self) -> &States {
@@ -74,6 +76,11 @@ impl Calls {
         &self.admission
     }
 
+    /// What notes large ones.
+    pub(super) fn large(&self) -> &LargeRequests {
+        &self.large
+    }
+
     /// The room for large transfers.
     pub(super) fn transfers(&self) -> &Transfers {
         &self.transfers
@@ -84,7 +91,8 @@ impl Calls {
         request: v1::GetRequest,
         caller: Caller<'_>,
     ) -> Result<v1::GetResponse, Failure> {
-        self.counted.count(CallKind::Get, self.admitted(request, caller)).await
+        let (hop, call) = (caller.hop, |request| self.admitted(request, caller));
+        self.observed(CallKind::Get, (request, hop), call).await
     }
 
     pub(super) async fn put(
@@ -92,7 +100,8 @@ impl Calls {
         request: v1::PutRequest,
         caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Put, self.admitted(request, caller)).await
+        let (hop, call) = (caller.hop, |request| self.admitted(request, caller));
+        self.observed(CallKind::Put, (request, hop), call).await
     }
 
     pub(super) async fn patch(
@@ -100,7 +109,8 @@ impl Calls {
         request: v1::PatchRequest,
         caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
-        self.counted.count(CallKind::Patch, self.admitted(request, caller)).await
+        let (hop, call) = (caller.hop, |request| self.admitted(request, caller));
+        self.observed(CallKind::Patch, (request, hop), call).await
     }
 
     pub(super) async fn delete(
@@ -108,7 +118,8 @@ impl Calls {
         request: v1::DeleteRequest,
         caller: Caller<'_>,
     ) -> Result<v1::DeleteResponse, Failure> {
-        self.counted.count(CallKind::Delete, self.admitted(request, caller)).await
+        let (hop, call) = (caller.hop, |request| self.admitted(request, caller));
+        self.observed(CallKind::Delete, (request, hop), call).await
     }
 
     pub(super) async fn score(
@@ -116,7 +127,8 @@ impl Calls {
         request: v1::ScoreRequest,
         caller: Caller<'_>,
     ) -> Result<v1::ScoreResponse, Failure> {
-        self.counted.count(CallKind::Score, self.admitted(request, caller)).await
+        let (hop, call) = (caller.hop, |request| self.admitted(request, caller));
+        self.observed(CallKind::Score, (request, hop), call).await
     }
 
     /// A call on one key, once there is room for it.
@@ -152,7 +164,9 @@ impl Calls {
         request: v1::BatchGetRequest,
         caller: Caller<'_>,
     ) -> Result<v1::BatchGetResponse, Failure> {
-        self.counted.count(CallKind::BatchGet, self.batch_get_uncounted(request, caller)).await
+        let hop = caller.hop;
+        let call = |request| self.batch_get_uncounted(request, caller);
+        self.observed(CallKind::BatchGet, (request, hop), call).await
     }
 
     async fn batch_get_uncounted(
@@ -216,7 +230,9 @@ impl Calls {
         request: v1::BatchPutRequest,
         caller: Caller<'_>,
     ) -> Result<v1::BatchPutResponse, Failure> {
-        self.counted.count(CallKind::BatchPut, self.batch_put_uncounted(request, caller)).await
+        let hop = caller.hop;
+        let call = |request| self.batch_put_uncounted(request, caller);
+        self.observed(CallKind::BatchPut, (request, hop), call).await
     }
 
     async fn batch_put_uncounted(
@@ -254,7 +270,9 @@ impl Calls {
         request: v1::ScoreBatchRequest,
         caller: Caller<'_>,
     ) -> Result<v1::ScoreBatchResponse, Failure> {
-        self.counted.count(CallKind::ScoreBatch, self.score_batch_uncounted(request, caller)).await
+        let hop = caller.hop;
+        let call = |request| self.score_batch_uncounted(request, caller);
+        self.observed(CallKind::ScoreBatch, (request, hop), call).await
     }
 
     async fn score_batch_uncounted(

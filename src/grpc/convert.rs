@@ -18,7 +18,8 @@ use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::score::{Mode, ScoreQuery, Scored};
 use crate::states::{
-    DeleteCommand, Freshness, GetQuery, PatchCommand, PutCommand, StateKey, WriteOptions,
+    DeleteCommand, Freshness, GetQuery, PatchCommand, PutCommand, SizeWarning, StateKey,
+    WriteOptions, Written,
 };
 
 pub use stream::{check_whole, fields_of, read_header, upload, uploaded, uploaded_fields};
@@ -211,6 +212,17 @@ fn options(options: Option<v1::WriteOptions>) -> Result<WriteOptions> {
     Ok(WriteOptions { condition, expiry, request_id: options.request_id })
 }
 
+pub fn written(written: Written) -> v1::WriteResponse {
+    let Written { version, repeated, warning } = written;
+    let size_warning = warning.map(size_warning);
+    v1::WriteResponse { version, repeated_request: repeated, size_warning }
+}
+
+fn size_warning(warning: SizeWarning) -> v1::SizeWarning {
+    let SizeWarning { state_bytes, state_bytes_warn } = warning;
+    v1::SizeWarning { state_bytes, state_bytes_warn }
+}
+
 pub fn score_query(request: v1::ScoreRequest, deadline: Option<Instant>) -> Result<ScoreQuery> {
     let mode = match v1::ScoreMode::try_from(request.mode) {
         Ok(v1::ScoreMode::Unspecified | v1::ScoreMode::Peek) => Mode::Peek,
@@ -257,6 +269,7 @@ pub fn scored(scored: Scored) -> v1::ScoreResponse {
         queue_us: scored.ran.queued.as_micros() as u32,
         run_us: scored.ran.took.as_micros() as u32,
         lag_ms: lag_ms(scored.lag),
+        size_warning: scored.warning.map(size_warning),
     }
 }
 
@@ -276,12 +289,20 @@ pub fn settings(settings: Option<v1::CollectionSettings>) -> Result<Settings> {
         Ok(v1::MissingState::Empty) => Missing::Empty,
         Err(_) => return Err(invalid(format!("missing {} is not known", settings.missing))),
     };
+    let state_bytes_max = state_bytes_max(settings.state_bytes_max)?;
+    if settings.state_bytes_warn > state_bytes_max {
+        return Err(invalid(format!(
+            "state_bytes_warn is at most state_bytes_max, {state_bytes_max}, got {}",
+            settings.state_bytes_warn
+        )));
+    }
     Ok(Settings {
-        state_bytes_max: state_bytes_max(settings.state_bytes_max)?,
+        state_bytes_max,
         inline_bytes_max: inline_bytes_max(settings.inline_bytes_max)?,
         default_ttl_ms: default_ttl_ms(settings.default_ttl_ms),
         missing,
         pinned: settings.pinned,
+        state_bytes_warn: settings.state_bytes_warn,
     })
 }
 
@@ -292,12 +313,13 @@ pub fn settings_change(
     let state_bytes_max = request.state_bytes_max.map(state_bytes_max).transpose()?;
     let inline_bytes_max = request.inline_bytes_max.map(inline_bytes_max).transpose()?;
     let default_ttl_ms = request.default_ttl_ms.map(default_ttl_ms);
-    let pinned = request.pinned;
+    let (pinned, state_bytes_warn) = (request.pinned, request.state_bytes_warn);
     Ok(move |settings: &mut Settings| {
         settings.state_bytes_max = state_bytes_max.unwrap_or(settings.state_bytes_max);
         settings.inline_bytes_max = inline_bytes_max.unwrap_or(settings.inline_bytes_max);
         settings.default_ttl_ms = default_ttl_ms.unwrap_or(settings.default_ttl_ms);
         settings.pinned = pinned.unwrap_or(settings.pinned);
+        settings.state_bytes_warn = state_bytes_warn.unwrap_or(settings.state_bytes_warn);
     })
 }
 
@@ -338,6 +360,7 @@ pub fn collection(collection: &Collection) -> v1::Collection {
             default_ttl_ms: collection.settings.default_ttl_ms.unwrap_or(0),
             missing: missing as i32,
             pinned: collection.settings.pinned,
+            state_bytes_warn: collection.settings.state_bytes_warn,
         }),
         id: collection.id.0,
         created_at_ms: collection.created_at_ms,

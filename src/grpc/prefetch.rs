@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use statehouse_client::batch::{Batch, Item};
 use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
@@ -28,6 +29,7 @@ impl Calls {
         request: v1::PrefetchRequest,
         caller: Caller<'_>,
     ) -> Result<v1::PrefetchResponse, Failure> {
+        caller.charge.request(request.encoded_len())?;
         check_batch("keys", request.keys.len())?;
         convert::selection(request.fields.clone())?;
         self.states().collection(&request.collection).await?;

@@ -22,9 +22,10 @@ use tonic::metadata::MetadataValue;
 use super::caller::Caller;
 use super::{Calls, Transfers, convert, status};
 use crate::failure::{Failure, Reason};
+use crate::large::Subject;
 use crate::metrics::{CallKind, Direction, OpenStream};
 use crate::router::Place;
-use crate::states::{Opened, Slice};
+use crate::states::{Opened, Slice, StateKey};
 
 /// Bytes that are read at a time.
 const READ_BYTES: usize = 1 << 20;
@@ -49,14 +50,15 @@ pub async fn read(
         let group = group.filter(|group| query.freshness.may_be_served_by(group));
         let group = group.ok_or_else(|| router.refusal(shard))?;
         // Counted where the caller asked.
-        return Ok(chunks(calls, calls.states().open(&group, &query).await?));
+        return Ok(chunks(calls, &query.target, calls.states().open(&group, &query).await?));
     }
     let open = calls.transfers().counted().open(Direction::Read);
     let mut route = router.route(shard, caller.deadline, Effect::None);
     loop {
         let outcome = match route.next(query.freshness) {
             Place::Here(group) => {
-                calls.states().open(&group, &query).await.map(|opened| chunks(calls, opened))
+                let opened = calls.states().open(&group, &query).await;
+                opened.map(|opened| chunks(calls, &query.target, opened))
             }
             Place::There(_, lanes) => from_another(calls, &lanes, request.clone()).await,
             Place::Nowhere => Err(Failure::not_leader(shard, router.leader_of(shard))),
@@ -101,12 +103,21 @@ fn counted(chunks: Chunks, open: OpenStream) -> Chunks {
 }
 
 /// The chunks of an opened state, read on a task of their own.
-fn chunks(calls: &Calls, opened: Opened) -> Chunks {
+fn chunks(calls: &Calls, target: &StateKey, opened: Opened) -> Chunks {
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
+    let bytes = opened.slices.iter().map(|slice| slice.bytes).sum();
+    let subject = Subject { collection: &target.collection, key: &target.key, items: 0 };
+    let watched = calls.large().watch(CallKind::Read, subject, 0);
     let calls = calls.clone();
     tokio::spawn(async move {
         let to = Sender { chunks: &sender, transfers: calls.transfers() };
         let failed = feed(&calls, opened, &to).await;
+        let outcome = match &failed {
+            Ok(()) => "ok",
+            Err(None) => "left by its reader",
+            Err(Some(failure)) => failure.reason.name(),
+        };
+        calls.large().done(watched, bytes, outcome);
         if let Err(Some(failure)) = failed {
             calls.counted().failed(CallKind::Read, &failure);
             // Behind what waits already; nobody may be there to take it.

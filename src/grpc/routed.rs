@@ -218,7 +218,7 @@ impl Routed for v1::PutRequest {
         caller: Caller<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
         let written = calls.states().put(group, convert::put(self)?, &caller.charge).await?;
-        Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
+        Ok(convert::written(written))
     }
 
     fn into_call(self) -> Call {
@@ -249,7 +249,7 @@ impl Routed for v1::PatchRequest {
     ) -> Result<v1::WriteResponse, Failure> {
         let patch = convert::patch(self)?;
         let written = calls.states().patch(group, patch, &caller.charge).await?;
-        Ok(v1::WriteResponse { version: written.version, repeated_request: written.repeated })
+        Ok(convert::written(written))
     }
 
     fn into_call(self) -> Call {

@@ -43,7 +43,7 @@ impl State for StateService {
         &self,
         request: Request<v1::PrefetchRequest>,
     ) -> Result<Response<v1::PrefetchResponse>, Status> {
-        unary(request, |request, caller| self.calls.prefetch(request, caller)).await
+        unary(&self.calls, request, |request, caller| self.calls.prefetch(request, caller)).await
     }
 
     async fn put(

@@ -20,9 +20,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
 use super::caller::Caller;
+use super::observed::outcome;
 use super::{Calls, Transfers, convert};
 use crate::failure::{Failure, Reason};
-use crate::metrics::{Direction, OpenStream};
+use crate::large::Subject;
+use crate::metrics::{CallKind, Direction, OpenStream};
 
 /// Bytes of one part: the log's entries stay small, so that others get their turn.
 const PART_BYTES: usize = 1 << 20;
@@ -53,14 +55,27 @@ pub async fn write(
     }
     let _place = calls.transfers().enter()?;
     let open = calls.transfers().counted().open(Direction::Write);
-    let mut upload = Uploading::new(calls, header, caller, open)?;
+    let upload = Uploading::new(calls, header, caller, open)?;
+    let v1::WriteHeader { collection, key, .. } = &upload.header;
+    let subject = Subject { collection, key, items: 0 };
+    let watched = calls.large().watch(CallKind::Write, subject, upload.expected);
+    let written = take_up(upload, &mut chunks).await;
+    calls.large().done(watched, 0, outcome(&written));
+    written
+}
+
+/// Takes everything that an upload's stream brings.
+async fn take_up(
+    mut upload: Uploading<'_>,
+    chunks: &mut Streaming<v1::WriteStreamRequest>,
+) -> Result<v1::WriteStreamResponse, Failure> {
     if upload.expected <= PART_BYTES as u64 && upload.received == 0 {
-        return upload.at_once(&mut chunks).await;
+        return upload.at_once(chunks).await;
     }
     if let Some(done) = upload.begin().await? {
         return Ok(done);
     }
-    let end = match upload.take(&mut chunks).await {
+    let end = match upload.take(chunks).await {
         Ok(end) => end,
         Err(failure) => {
             upload.settle().await;
@@ -211,6 +226,7 @@ impl<'a> Uploading<'a> {
             version: Some(answer.version?),
             repeated_request: answer.repeated_request,
             received_bytes: self.expected,
+            size_warning: answer.size_warning,
         })
     }
 
@@ -241,10 +257,10 @@ impl<'a> Uploading<'a> {
         let options = v1::WriteOptions { request_id: upload_id, ..options.unwrap_or_default() };
         let fields = convert::fields_of(fields, whole)?;
         let put = v1::PutRequest { collection, key, fields, options: Some(options) };
-        let v1::WriteResponse { version, repeated_request } =
+        let v1::WriteResponse { version, repeated_request, size_warning } =
             self.calls.routed(put, self.caller).await?;
         let (version, received_bytes) = (Some(version), self.expected);
-        Ok(v1::WriteStreamResponse { version, repeated_request, received_bytes })
+        Ok(v1::WriteStreamResponse { version, repeated_request, received_bytes, size_warning })
     }
 
     /// Refuses more bytes than the fields have.

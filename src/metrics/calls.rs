@@ -51,6 +51,11 @@ pub enum CallKind {
 }
 
 impl CallKind {
+    /// As metrics and logs call it.
+    pub fn name(self) -> &'static str {
+        KINDS[self as usize].1
+    }
+
     /// Batches and large states take as long as their size makes them.
     fn is_long(self) -> bool {
         use CallKind::{BatchGet, BatchPut, Prefetch, Read, ScoreBatch, Upload, Write};

@@ -12,13 +12,15 @@ use statehouse_store::{
 use tokio::sync::oneshot;
 
 use super::limits::check_field_names;
-use super::write::{fingerprint, hash_part, propose, request_tag};
+use super::warning::{Attempt, SizeWarning};
+use super::write::{Answer, Written, fingerprint, hash_part, propose, request_tag, written};
 use super::{
     Freshness, REQUEST_ID_BYTES_MAX, StateKey, States, WriteOptions, check_key, reply_failure,
 };
 use crate::admission::Charge;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
+use crate::metrics::CallKind;
 
 /// One step of an upload.
 #[derive(Debug, Clone)]
@@ -85,6 +87,8 @@ pub enum Uploaded {
         version: u64,
         /// It was before.
         repeated: bool,
+        /// It is above what its collection warns of.
+        warning: Option<SizeWarning>,
     },
     /// It is gone.
     Aborted,
@@ -124,15 +128,20 @@ impl States {
             }
             UploadAction::End { writer, fields, options, crc32 } => {
                 let fingerprint = fingerprint_of(&fields);
+                let bytes = fields.iter().map(|field| field.bytes).sum();
                 let key = target.key;
                 let Names { id, tag } = names(&collection, &key, &upload_id, fingerprint)?;
                 let mut write = self.write(&collection, &key, &options, fingerprint)?;
                 write.request = Some(tag);
                 let put = PutUpload { write, id, writer, fields, crc32 };
+                let attempt = Attempt::new(CallKind::Write, bytes);
                 let turn = self.chains().enter(collection.id, &key)?.await?;
                 let commit = propose(group, Command::PutUpload(put), turn.begin(), charge);
                 turn.leave(None);
-                uploaded(commit.await?)
+                let Answer { written, bytes, .. } = written(commit.await?)?;
+                let warning = self.size_warning(&collection, &key, attempt, bytes);
+                let Written { version, repeated, .. } = written;
+                Ok(Uploaded::Done { version, repeated, warning })
             }
             UploadAction::Abort => {
                 let Names { id, .. } = names(&collection, &target.key, &upload_id, 0)?;
@@ -186,7 +195,9 @@ fn uploaded(reply: Reply) -> Result<Uploaded, Failure> {
     match reply {
         Reply::Uploaded { bytes } => Ok(Uploaded::There { bytes, expires_at_ms: 0 }),
         Reply::UploadAborted => Ok(Uploaded::Aborted),
-        Reply::Written { version, repeated, .. } => Ok(Uploaded::Done { version, repeated }),
+        Reply::Written { version, repeated, .. } => {
+            Ok(Uploaded::Done { version, repeated, warning: None })
+        }
         other => Err(reply_failure(other)),
     }
 }

@@ -13,11 +13,13 @@ use statehouse_store::{
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::limits::{check_field, check_field_name, check_fields};
+use super::warning::{Attempt, SizeWarning};
 use super::{EDITS_MAX, REQUEST_ID_BYTES_MAX, StateKey, States, check_key};
 use crate::admission::Charge;
 use crate::chain::Uncommitted;
 use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
+use crate::metrics::CallKind;
 
 /// The caller's idempotency key: 1..=64 bytes.
 pub type RequestId = Bytes;
@@ -71,6 +73,8 @@ pub struct Written {
     pub version: u64,
     /// The request id had been seen: the first answer again.
     pub repeated: bool,
+    /// The state is above what its collection warns of.
+    pub warning: Option<SizeWarning>,
 }
 
 /// What a step answers: the write and what its caller had attached.
@@ -80,6 +84,8 @@ pub struct Answer {
     pub written: Written,
     /// As given to the command, or to the first one with this request id.
     pub attached: Bytes,
+    /// Of all fields of the state; of a repeat 0.
+    pub bytes: u64,
 }
 
 impl States {
@@ -101,7 +107,8 @@ impl States {
         let bytes = put.fields.iter().map(|field| field.value.bytes().len() as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Put(Put { write, fields: put.fields });
-        self.write_in_turn(&collection, (&put.target.key, group), command, charge).await
+        let attempt = Attempt::new(CallKind::Put, bytes);
+        self.write_in_turn(&collection, (&put.target.key, group), command, (charge, attempt)).await
     }
 
     /// Changes parts of a state.
@@ -122,7 +129,9 @@ impl States {
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
-        self.write_in_turn(&collection, (&patch.target.key, group), command, charge).await
+        let attempt = Attempt::new(CallKind::Patch, bytes);
+        self.write_in_turn(&collection, (&patch.target.key, group), command, (charge, attempt))
+            .await
     }
 
     /// Deletes a state; answers whether there was one, and whether the request is a repeat.
@@ -151,12 +160,13 @@ impl States {
         collection: &Collection,
         (key, group): (&Bytes, &Arc<Group>),
         command: Command,
-        charge: &Arc<Charge>,
+        (charge, attempt): (&Arc<Charge>, Attempt),
     ) -> Result<Written, Failure> {
         let turn = self.chains().enter(collection.id, key)?.await?;
         let commit = propose(group, command, turn.begin(), charge);
         turn.leave(None);
-        written(commit.await?).map(|answer| answer.written)
+        let Answer { written, bytes, .. } = written(commit.await?)?;
+        Ok(Written { warning: self.size_warning(collection, key, attempt, bytes), ..written })
     }
 
     /// Checks what every write has in common.
@@ -217,11 +227,12 @@ pub fn propose(
     }
 }
 
-/// The answer of a write, or why it was refused.
+/// The answer of a write, without a warning, or why it was refused.
 pub fn written(reply: Reply) -> Result<Answer, Failure> {
     match reply {
-        Reply::Written { version, answer, repeated } => {
-            Ok(Answer { written: Written { version, repeated }, attached: answer })
+        Reply::Written { version, answer, bytes, repeated } => {
+            let written = Written { version, repeated, warning: None };
+            Ok(Answer { written, attached: answer, bytes })
         }
         other => Err(reply_failure(other)),
     }

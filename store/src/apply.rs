@@ -355,7 +355,7 @@ fn finish<E>(
     let mut touched = before.stored.map(Record::extents).unwrap_or_default();
     touched.extend(away.extents());
     let freed = unreferenced(&touched, &record.extents());
-    let reply = Reply::Written { version, answer: write.answer.clone(), repeated: false };
+    let reply = Reply::Written { version, answer: write.answer.clone(), bytes, repeated: false };
     Ok(Decision { reply, change: Change::Store(record), spills, freed })
 }
 

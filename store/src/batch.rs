@@ -21,6 +21,7 @@ use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::overlay::Overlay;
 use crate::payload::payload_bytes;
+use crate::usage;
 
 /// Entries applied and not written yet, of any number of shards.
 pub struct ApplyBatch {
@@ -40,6 +41,7 @@ pub(crate) struct Part {
     started: EntryId,
     pub applied: Applied,
     pub overlay: Overlay,
+    pub usage: usage::Changed,
     /// The least release index of its garbage rows, and the earliest time of its expiry rows.
     pub garbage_from: u64,
     pub expiries_from_ms: u64,
@@ -60,6 +62,7 @@ impl ApplyBatch {
                 started: applied.id,
                 applied,
                 overlay: Overlay::default(),
+                usage: usage::Changed::default(),
                 garbage_from: u64::MAX,
                 expiries_from_ms: u64::MAX,
                 bytes: 0,
@@ -100,6 +103,10 @@ impl ApplyBatch {
             assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
             let generation = part.replica.generation();
             part.overlay.write(&generation.family, &mut batch);
+            part.usage.write(&generation.family, &mut batch);
+            if part.started.index == 0 {
+                usage::mark(&generation.family, &mut batch);
+            }
             let row = Bytes::from(part.applied.encode());
             batch.put(&generation.family, keys::APPLIED, &row);
             for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {

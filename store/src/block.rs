@@ -16,7 +16,7 @@ use crate::codec::{Malformed, Scanner, Writer};
 use crate::error::TransferProblem;
 
 /// The format of the blocks that this version sends, and the newest that it reads.
-pub const TRANSFER_FORMAT: u8 = 1;
+pub const TRANSFER_FORMAT: u8 = 2;
 
 const ROWS: u8 = 0;
 const LAST: u8 = 1;

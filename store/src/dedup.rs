@@ -80,7 +80,7 @@ pub(crate) fn decode(row: Bytes, tag: &RequestTag) -> Result<Reply, Malformed> {
     let version = scan.u64("a version")?;
     let answer = scan.medium("an answer")?;
     let reply = match kind {
-        WRITTEN => Reply::Written { version, answer, repeated: true },
+        WRITTEN => Reply::Written { version, answer, bytes: 0, repeated: true },
         DELETED => Reply::Deleted { version, existed: true, repeated: true },
         DELETED_NOTHING => Reply::Deleted { version, existed: false, repeated: true },
         _ => return Err(scan.malformed("a known kind of reply")),
@@ -100,8 +100,8 @@ mod tests {
         let answer = Bytes::from_static(b"answer");
         for (reply, remembered) in [
             (
-                Reply::Written { version: 5, answer: answer.clone(), repeated: false },
-                Reply::Written { version: 5, answer, repeated: true },
+                Reply::Written { version: 5, answer: answer.clone(), bytes: 9, repeated: false },
+                Reply::Written { version: 5, answer, bytes: 0, repeated: true },
             ),
             (
                 Reply::Deleted { version: 5, existed: true, repeated: false },

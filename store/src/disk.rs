@@ -22,6 +22,7 @@ use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
+use crate::usage;
 use crate::watch::Watch;
 
 /// The newest format of a replica's descriptor.
@@ -117,6 +118,7 @@ impl Replica {
         let family = db
             .family(&keys::family(id, number))
             .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
+        usage::ensure(db, &family)?;
         let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),

@@ -26,6 +26,7 @@ use crate::receive::Received;
 use crate::shard::Shard;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
+use crate::usage;
 
 impl Shard {
     /// Replaces everything that this replica has by what was received; blocks until that is
@@ -85,6 +86,7 @@ fn fill(
     let missing = || Error::corrupt("database", format!("it has no family {name:?}"));
     let family = disk.db.family(name).ok_or_else(missing)?;
     disk.db.ingest(&family, &received.tables)?;
+    usage::ensure(&disk.db, &family)?;
     tracing::info!(replica = %replica.id, applied = %received.applied.id, "installing a view");
     Ok(Generation { number, family, space: disk.cache.space() })
 }

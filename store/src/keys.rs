@@ -11,6 +11,9 @@
 //! | `X` expires_ms u64, collection u64, key | nothing: what of that state expires next | apply |
 //! | `G` release index u64, version u64, number u32 | chunk rows to delete (`garbage.rs`) | apply |
 //! | `U` collection u64, upload id 16 bytes | what there is of an upload (`upload.rs`) | apply |
+//! | `T` | u8: how the next two are counted (`usage.rs`) | apply; open |
+//! | `T` collection u64 | how much the collection holds (`usage.rs`) | apply |
+//! | `L` collection u64, size step u16 descending, key | nothing: the state has chunks | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |
 //!
 //! A blob is `index u64, position u16, number u16` of the payload that it came with.
@@ -34,7 +37,7 @@ use crate::extent::BlobId;
 use crate::ids::{CollectionId, ReplicaId};
 
 /// The format of the rows above. A store of a newer one is refused.
-pub const STORE_FORMAT: u8 = 1;
+pub const STORE_FORMAT: u8 = 2;
 
 /// The column family of all replicas' entries.
 pub(crate) const LOG_FAMILY: &str = "log";
@@ -44,6 +47,7 @@ pub(crate) const META_FAMILY: &str = "meta";
 pub(crate) const FORMAT: &[u8] = b"format";
 pub(crate) const STORE_ID: &[u8] = b"store";
 pub(crate) const APPLIED: &[u8] = b"A";
+pub(crate) const USAGE: &[u8] = b"T";
 
 /// Bytes in front of the key in an `S` row.
 pub(crate) const RECORD_PREFIX: usize = 9;
@@ -85,7 +89,7 @@ pub(crate) fn key_of_record(row: &[u8]) -> &[u8] {
     &row[RECORD_PREFIX..]
 }
 
-/// The collection of a state, chunk or upload, from its row's key.
+/// The collection of a state, chunk, upload or usage row, from its row's key.
 pub(crate) fn collection_of(row: &[u8]) -> CollectionId {
     let bytes = row[1..RECORD_PREFIX].try_into().expect("the slice has 8 bytes");
     CollectionId(u64::from_be_bytes(bytes))
@@ -140,7 +144,7 @@ pub(crate) fn is_garbage(row: &[u8]) -> bool {
 
 /// Whether a row is part of what one replica sends to another.
 pub(crate) fn travels(row: &[u8]) -> bool {
-    row == APPLIED || matches!(row.first(), Some(b'C' | b'D' | b'S' | b'U' | b'X'))
+    row == APPLIED || matches!(row.first(), Some(b'C' | b'D' | b'L' | b'S' | b'T' | b'U' | b'X'))
 }
 
 /// All rows of a replica.
@@ -176,6 +180,46 @@ pub(crate) fn uploads(collection: CollectionId) -> (Vec<u8>, Vec<u8>) {
 /// All uploads of a replica.
 pub(crate) fn all_uploads() -> (Vec<u8>, Vec<u8>) {
     (vec![b'U'], vec![b'U' + 1])
+}
+
+/// The row of how much a collection holds.
+pub(crate) fn usage(collection: CollectionId) -> Vec<u8> {
+    build(b'T', &[&collection.0.to_be_bytes()])
+}
+
+/// How much each collection holds, without the mark in front.
+pub(crate) fn usages() -> (Vec<u8>, Vec<u8>) {
+    (usage(CollectionId(0)), vec![b'T' + 1])
+}
+
+/// The same with the mark.
+pub(crate) fn all_usage() -> (Vec<u8>, Vec<u8>) {
+    (USAGE.to_vec(), vec![b'T' + 1])
+}
+
+/// The row of a large state. Larger steps come first.
+pub(crate) fn large(collection: CollectionId, step: u16, key: &[u8]) -> Vec<u8> {
+    build(b'L', &[&collection.0.to_be_bytes(), &(!step).to_be_bytes(), key])
+}
+
+/// All large states of a collection.
+pub(crate) fn large_of(collection: CollectionId) -> (Vec<u8>, Vec<u8>) {
+    (build(b'L', &[&collection.0.to_be_bytes()]), after(b'L', collection.0))
+}
+
+/// All large states of a replica.
+pub(crate) fn all_large() -> (Vec<u8>, Vec<u8>) {
+    (vec![b'L'], vec![b'L' + 1])
+}
+
+/// What large states of several collections are sorted by, the largest first.
+pub(crate) fn step_of_large(row: &[u8]) -> &[u8] {
+    &row[RECORD_PREFIX..RECORD_PREFIX + 2]
+}
+
+/// The key of a large state, from its row's key.
+pub(crate) fn key_of_large(row: &[u8]) -> &[u8] {
+    &row[RECORD_PREFIX + 2..]
 }
 
 /// The row of the expiry index.

@@ -7,7 +7,7 @@
 //! ```text
 //! Store -- log(id)    -> Log     append, read, truncate, purge, vote    (commit thread)
 //!       -- shard(id)  -> Shard   apply(&mut ApplyBatch, &Entry)         (one owner)
-//!       -- reader(id) -> Reader  get, load, scan, view                  (any thread)
+//!       -- reader(id) -> Reader  get, load, scan, view, usage, largest  (any thread)
 //!       -- read_pool() -> ReadPool                                      (waits for the disk)
 //!       -- export(id) -> Export, receive(id) -> Incoming -> Received -> Shard::install
 //! ```
@@ -78,6 +78,7 @@ mod stream;
 mod tail;
 mod unflushed;
 mod upload;
+mod usage;
 mod value;
 mod view;
 mod watch;
@@ -104,7 +105,7 @@ pub use keys::STORE_FORMAT;
 pub use log::Log;
 pub use plan::{CachePart, CachePlan, CachePoint};
 pub use pool::{Read, ReadPool};
-pub use read::{Reader, Room, SweepStart, UploadProgress, Warmth};
+pub use read::{LargeState, Reader, Room, SweepStart, UploadProgress, Warmth};
 pub use receive::{Incoming, Received};
 pub use reply::Reply;
 pub use selected::Slice;
@@ -118,5 +119,6 @@ pub use stream::FieldStream;
 pub use upload::{
     PutUpload, UPLOAD_PARTS_MAX, UPLOADS_MAX, Upload, UploadId, UploadStep, UploadedField,
 };
+pub use usage::Totals;
 pub use value::{AXES_MAX, DType, Field, FieldType, Value};
 pub use view::View;

@@ -10,6 +10,7 @@
 
 mod blobs;
 mod uploads;
+mod usage;
 mod warm;
 
 use std::ops::{ControlFlow, Range};
@@ -36,6 +37,7 @@ use crate::value::Field;
 use crate::view::View;
 
 pub use uploads::UploadProgress;
+pub use usage::LargeState;
 pub use warm::{Room, Warmth};
 
 /// How often a whole read starts again before it takes a view.

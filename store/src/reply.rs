@@ -11,6 +11,8 @@ pub enum Reply {
         version: u64,
         /// As the command carried it; for a repeat, as the first one did.
         answer: Bytes,
+        /// Bytes of all its fields. For a repeat 0: that is not remembered.
+        bytes: u64,
         /// The request had been done before: this is its reply.
         repeated: bool,
     },

@@ -8,6 +8,7 @@
 //! rows already, and here they are only referred to.
 
 mod uploads;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -120,6 +121,18 @@ impl Shard {
     pub fn state_hash(&self) -> Result<u64, Error> {
         state_hash(&self.disk.db, &self.replica.generation().family)
     }
+
+    /// Whether [`crate::Reader::usage`] and [`crate::Reader::largest`] are what a count of all
+    /// states and uploads comes to; else what differs first. Reads everything.
+    pub fn audit_usage(&self) -> Result<Option<String>, Error> {
+        crate::usage::audit(&self.disk.db, &self.replica.generation().family)
+    }
+
+    /// Makes the replica one of a version that counted nothing: the next start counts. For tests.
+    #[doc(hidden)]
+    pub fn forget_usage(&self) -> Result<(), Error> {
+        crate::usage::forget(&self.disk.db, &self.replica.generation().family)
+    }
 }
 
 /// Applies the commands of one entry to one part of a batch.
@@ -174,6 +187,7 @@ impl Applier<'_> {
             let key = keys::request(dedup::bucket(moment.time_ms), &tag.id);
             self.part.overlay.put(key, value.into());
         }
+        self.count(&write.target.key, collection, stored, &decision.change)?;
         let expiry = stored.and_then(Record::next_expiry_ms);
         Ok(self.carry_out(&write.target.key, collection, expiry, decision, moment))
     }
@@ -253,9 +267,11 @@ impl Applier<'_> {
     /// Drops a collection. Its rows in the expiry index go when their time comes, its chunks
     /// when the log no longer needs them.
     fn drop_all(&mut self, collection: CollectionId, moment: Moment) -> Reply {
-        for (start, end) in [keys::records(collection), keys::uploads(collection)] {
+        let large = keys::large_of(collection);
+        for (start, end) in [keys::records(collection), keys::uploads(collection), large] {
             self.part.overlay.drop_range(start, end);
         }
+        self.part.usage.drop_all(collection);
         // Not the chunks of later entries: they are appended already and not applied.
         let garbage = Garbage::Collection(collection, moment.blob(0));
         self.discard(garbage, moment);
@@ -283,6 +299,7 @@ impl Applier<'_> {
                 Removed::State => states += 1,
                 Removed::Fields(count) => fields += count,
             }
+            self.count(key, collection, Some(&record), &decision.change)?;
             self.carry_out(key, collection, Some(at_ms), decision, moment);
         }
         let uploads = self.sweep_uploads(until_ms, sweep.limit as usize, moment)?;

@@ -364,6 +364,15 @@ impl Inner {
         if found > supported {
             return Err(Error::NewerFormat { found, supported });
         }
+        if found < supported {
+            // From here on an older program would leave rows behind that are not true any more.
+            let put = Mutation::Put {
+                family: meta.clone(),
+                key: keys::FORMAT.to_vec(),
+                value: Bytes::from_static(&[STORE_FORMAT]),
+            };
+            self.disk.commit.write_and_wait(vec![put])?;
+        }
         let id = db.fetch(meta, keys::STORE_ID)?;
         if id.as_deref() != Some(&self.id[..]) {
             return Err(Error::corrupt("store", "its database belongs to another directory"));

@@ -22,3 +22,4 @@ mod no_acknowledged_write_is_lost_in_a_cluster;
 mod repeated_requests_have_one_effect;
 mod shards_move_under_load;
 mod uploads_survive_kills;
+mod usage_is_known_to_any_node;

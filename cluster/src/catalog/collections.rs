@@ -41,12 +41,19 @@ pub struct Settings {
     /// Other collections never evict its states from memory. Of format 2.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pinned: bool,
+    /// A write that leaves a state of more bytes is warned of; 0: none is. Of format 2.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub state_bytes_warn: u64,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Settings {
     /// The oldest format of a row that says all of it.
     fn format(&self) -> UpTo<FORMAT> {
-        UpTo::of(if self.pinned { 2 } else { 1 })
+        UpTo::of(if self.pinned || self.state_bytes_warn > 0 { 2 } else { 1 })
     }
 }
 
@@ -55,7 +62,7 @@ const FORMAT: u32 = 2;
 
 impl fmt::Display for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing, pinned } = self;
+        let Settings { state_bytes_max, inline_bytes_max, default_ttl_ms, missing, .. } = self;
         write!(f, "state_bytes_max {state_bytes_max}, inline_bytes_max {inline_bytes_max}, ")?;
         match default_ttl_ms {
             Some(ttl_ms) => write!(f, "default_ttl_ms {ttl_ms}, ")?,
@@ -66,7 +73,10 @@ impl fmt::Display for Settings {
             Missing::Empty => "empty",
         };
         write!(f, "a missing state is {missing}")?;
-        f.write_str(if *pinned { ", pinned" } else { "" })
+        if self.state_bytes_warn > 0 {
+            write!(f, ", state_bytes_warn {}", self.state_bytes_warn)?;
+        }
+        f.write_str(if self.pinned { ", pinned" } else { "" })
     }
 }
 
@@ -242,10 +252,13 @@ mod tests {
         let plain = |json: &str| json.split_whitespace().collect::<String>();
         assert_eq!(serde_json::to_string(&row).unwrap(), plain(old));
 
-        let settings = Settings { pinned: true, ..row.settings };
+        let settings = Settings { pinned: true, ..row.settings.clone() };
         let row = CollectionRow { format: settings.format(), settings, ..row };
         let new = serde_json::to_string(&row).unwrap();
         assert!(new.contains(r#""format":2"#) && new.contains(r#""pinned":true"#), "{new}");
         assert!(serde_json::from_str::<CollectionRow>(&new).unwrap().settings.pinned);
+
+        let settings = Settings { pinned: false, state_bytes_warn: 3, ..row.settings };
+        assert_eq!(settings.format(), UpTo::of(2));
     }
 }

@@ -94,7 +94,8 @@ pub fn proposed(
     use answer::Answer;
     let reply = match answered.answer {
         Some(Answer::Written(it)) => {
-            Reply::Written { version: it.version, answer: Bytes::new(), repeated: false }
+            let (version, answer) = (it.version, Bytes::new());
+            Reply::Written { version, answer, bytes: 0, repeated: false }
         }
         Some(Answer::Deleted(it)) => {
             Reply::Deleted { version: it.version, existed: it.existed, repeated: false }

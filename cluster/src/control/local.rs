@@ -94,7 +94,8 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
     }
 }
 
-fn bytes_of(store: &Store, group: &Group) -> u64 {
+/// What a replica takes on disk.
+pub fn bytes_of(store: &Store, group: &Group) -> u64 {
     let size = |name| store.property(Some(group.replica()), name)?.parse::<u64>().ok();
     SIZES.into_iter().filter_map(size).sum()
 }

@@ -7,7 +7,7 @@ use statehouse_proto::v1::control_server::Control;
 use statehouse_store::ReplicaId;
 use tonic::{Request, Response, Status};
 
-use super::{convert, local, plans_out};
+use super::{convert, local, plans_out, usage};
 use crate::raft::Groups;
 use crate::shards::{Addresses, note};
 use crate::{Error, NodeId, Shards};
@@ -101,5 +101,11 @@ impl Control for Service {
         let node = self.groups.peers().node().0;
         let parts = plans_out(self.groups.store().cache_plan());
         Ok(Response::new(v1::NodeCachePlan { node, parts }))
+    }
+
+    async fn usage(&self, request: Request<v1::UsageAsk>) -> Answer<v1::UsageReport> {
+        let mut ask = request.into_inner();
+        self.greeted(ask.hello.take())?;
+        Ok(Response::new(usage::answer(&self.groups, ask).await))
     }
 }

@@ -40,6 +40,11 @@ enum Repeat {
 }
 
 impl Remote {
+    /// The same, of one node alone.
+    pub fn at(&self, endpoint: &str) -> Remote {
+        Remote { endpoints: vec![endpoint.to_owned()], ..self.clone() }
+    }
+
     /// Asks something that changes nothing, or changes the same when it is asked twice: where a
     /// node does not answer, the next one is asked.
     pub async fn ask<T>(

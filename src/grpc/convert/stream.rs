@@ -5,7 +5,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::upload_request::Step;
 use statehouse_store::{FieldType, Reply, UploadedField};
 
-use super::{Result, dtype_in, expiry, invalid, lag_ms, options};
+use super::{Result, dtype_in, expiry, invalid, lag_ms, options, size_warning};
 use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::states::{
@@ -103,9 +103,10 @@ pub fn uploaded(uploaded: Uploaded) -> v1::UploadResponse {
         Uploaded::There { bytes, expires_at_ms } => {
             v1::UploadResponse { received_bytes: bytes, expires_at_ms, ..Default::default() }
         }
-        Uploaded::Done { version, repeated } => v1::UploadResponse {
+        Uploaded::Done { version, repeated, warning } => v1::UploadResponse {
             version: Some(version),
             repeated_request: repeated,
+            size_warning: warning.map(size_warning),
             ..Default::default()
         },
         Uploaded::Aborted => v1::UploadResponse::default(),

@@ -35,8 +35,9 @@ impl Applier<'_> {
             _ => false,
         };
         let part = Away::of(command, moment).find(0);
+        let before = kept.as_ref().map(Kept::bytes);
         let stepped = upload::step(upload, kept, part, moment, || full);
-        Ok(self.keep(row, collection, stepped, moment))
+        self.keep(row, (collection, before), stepped, moment)
     }
 
     /// Makes a state of an upload.
@@ -48,10 +49,12 @@ impl Applier<'_> {
     ) -> Result<Decision, Error> {
         let collection = put.write.target.collection;
         let row = keys::upload(collection, &put.id);
-        let kept = match upload::complete(put, self.kept(&row)?, moment) {
+        let kept = self.kept(&row)?;
+        let before = kept.as_ref().map(Kept::bytes);
+        let kept = match upload::complete(put, kept, moment) {
             Ok(kept) => kept,
             Err(stepped) => {
-                let reply = self.keep(row, collection, stepped, moment);
+                let reply = self.keep(row, (collection, before), stepped, moment)?;
                 return Ok(Away::default().refused(reply));
             }
         };
@@ -59,6 +62,7 @@ impl Applier<'_> {
         let decision = apply::put_upload(put, &kept.parts, stored, moment, &mut load)?;
         if !matches!(decision.reply, Reply::Conflict { .. }) {
             self.part.overlay.delete(row);
+            self.count_upload(collection, before, None)?;
         }
         Ok(decision)
     }
@@ -79,8 +83,9 @@ impl Applier<'_> {
                 break;
             }
             let collection = keys::collection_of(&row);
+            let before = Some(kept.bytes());
             let gone = Stepped { reply: Reply::UploadAborted, next: Next::Gone, freed: kept.parts };
-            self.keep(row, collection, gone, moment);
+            self.keep(row, (collection, before), gone, moment)?;
             swept += 1;
         }
         Ok(swept)
@@ -91,22 +96,28 @@ impl Applier<'_> {
         kept.map_err(|error| Error::corrupt("upload row", error))
     }
 
-    /// Turns what a step comes to into row changes.
+    /// Turns what a step comes to into row changes. `before` is how much there was.
     fn keep(
         &mut self,
         row: Vec<u8>,
-        collection: CollectionId,
+        (collection, before): (CollectionId, Option<u64>),
         stepped: Stepped,
         moment: Moment,
-    ) -> Reply {
+    ) -> Result<Reply, Error> {
         match stepped.next {
             Next::Same => {}
-            Next::Keep(kept) => self.part.overlay.put(row, kept.encode().into()),
-            Next::Gone => self.part.overlay.delete(row),
+            Next::Keep(kept) => {
+                self.count_upload(collection, before, Some(kept.bytes()))?;
+                self.part.overlay.put(row, kept.encode().into());
+            }
+            Next::Gone => {
+                self.count_upload(collection, before, None)?;
+                self.part.overlay.delete(row);
+            }
         }
         for span in unreferenced(&stepped.freed, &[]) {
             self.discard(Garbage::Span(collection, span), moment);
         }
-        stepped.reply
+        Ok(stepped.reply)
     }
 }

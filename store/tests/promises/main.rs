@@ -19,3 +19,4 @@ mod size;
 mod support;
 mod transfer;
 mod uploads;
+mod usage;

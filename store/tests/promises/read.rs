@@ -151,8 +151,12 @@ fn a_repeat_is_answered_without_proposing_it() {
     let write = Write { request: Some(tag), answer: Bytes::from_static(b"a"), ..write("k") };
     let minute = 60_000;
     node.run_at(minute, vec![Command::Put(Put { write, fields: vec![] })]);
-    let reply =
-        Reply::Written { version: 65_536, answer: Bytes::from_static(b"a"), repeated: true };
+    let reply = Reply::Written {
+        version: 65_536,
+        answer: Bytes::from_static(b"a"),
+        bytes: 0,
+        repeated: true,
+    };
     assert_eq!(node.reader.answer(&tag, minute).unwrap(), Some(reply.clone()));
     assert_eq!(node.reader.answer(&tag, 14 * minute).unwrap(), Some(reply.clone()));
     assert_eq!(node.reader.answer(&tag, 0).unwrap(), Some(reply), "a clock that is behind");

@@ -5,7 +5,7 @@
 //! > at 5000                                the shard's clock, in ms
 //! > put k a=text:hi t=f32[2]:zeros         fields: text:, fill:LENGTH, DTYPE[SHAPE]:zeros
 //! > patch k set:a=text:x del:b write:a@3=text:yz append:a=fill:5 append:a<9=text:z
-//! > delete k    > drop    > sweep LIMIT    > get k    > census    > purge
+//! > delete k    > drop    > sweep LIMIT    > get k    > census    > usage    > purge
 //! > begin k U asks=N     > part k U @3=text:abc    > abort k U    the upload named U
 //! > finish k U a=3 t=f32[2]:8 crc=text:abc         fields: LENGTH, DTYPE[SHAPE]:LENGTH
 //! > put k a~5000=text:hi    > patch k set:a~5000=text:x expire:a~9000 expire:a~never
@@ -33,7 +33,7 @@ macro_rules! scripts {
     )* };
 }
 
-scripts! { conditions edits tensors limits repeats expiry field_expiry collections uploads }
+scripts! { conditions edits tensors limits repeats expiry field_expiry collections uploads usage }
 
 fn check(path: &str) {
     let script = std::fs::read_to_string(Path::new(path)).unwrap();
@@ -81,6 +81,7 @@ impl Session {
                     census.garbage
                 )]
             }
+            "usage" => self.usage(),
             "purge" => {
                 self.node.purge_all();
                 vec![]
@@ -119,6 +120,26 @@ impl Session {
             "delete" => Command::Delete(Delete { write }),
             other => panic!("no command {other:?}"),
         }
+    }
+
+    /// Totals and the largest states, once they are what a count of everything comes to.
+    fn usage(&self) -> Vec<String> {
+        assert_eq!(self.node.shard.audit_usage().unwrap(), None);
+        let usage = self.node.reader.usage().unwrap();
+        let mut shown: Vec<String> = usage
+            .into_iter()
+            .map(|(collection, it)| {
+                let states = format!("{} states of {} bytes", it.states, it.state_bytes);
+                let uploads = format!("{} uploads of {} bytes", it.uploads, it.upload_bytes);
+                format!("collection {}: {states}, {uploads}", collection.0)
+            })
+            .collect();
+        for state in self.node.reader.largest(None, 3).unwrap() {
+            let expiry = state.expires_at_ms.map(|at_ms| format!(" expires={at_ms}"));
+            let (key, expiry) = (String::from_utf8_lossy(&state.key), expiry.unwrap_or_default());
+            shown.push(format!("large: {key} of {} bytes{expiry}", state.bytes));
+        }
+        if shown.is_empty() { vec!["nothing".into()] } else { shown }
     }
 
     fn get(&self, key: &str) -> String {
@@ -311,7 +332,7 @@ fn show_value(value: &Value) -> String {
 fn show_reply(reply: &Reply) -> String {
     let again = |repeated: &bool| if *repeated { " again" } else { "" };
     match reply {
-        Reply::Written { version, answer, repeated } => {
+        Reply::Written { version, answer, repeated, bytes: _ } => {
             let answer = String::from_utf8_lossy(answer);
             let answer = if answer.is_empty() { String::new() } else { format!(" {answer:?}") };
             format!("written {}{answer}{}", show_version(*version), again(repeated))
