@@ -65,10 +65,9 @@ async fn stream(options: &Options, way: impl Fn(usize) -> Way, count: u64) -> an
                     break;
                 }
                 let rank = number % keys.max(1);
+                let numbers = (state_bytes, rank, number);
                 match way {
-                    Way::Write => {
-                        one_write(&client, &contents, (state_bytes, rank, number), &mut tally).await
-                    }
+                    Way::Write => one_write(&client, &contents, numbers, &mut tally).await,
                     Way::Read => one_read(&client, (state_bytes, rank), &mut tally).await,
                 }
             }
