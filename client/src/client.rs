@@ -70,7 +70,7 @@ pub struct Client {
 /// A call that was sent.
 enum Sent {
     /// To the only node there is.
-    Alone(Arc<Road>, Pending),
+    Alone(Arc<Road>, Box<Pending>),
     /// To the node that leads.
     One(Box<Trip>),
     /// To many.
@@ -120,7 +120,7 @@ impl Client {
         let lane = lane_of(key);
         if nodes.map().is_single() {
             let pending = nodes.home().send(lane, call, nodes.config.timeout).await?;
-            return Ok(Sent::Alone(self.road.clone(), pending));
+            return Ok(Sent::Alone(self.road.clone(), Box::new(pending)));
         }
         let road = self.road.clone();
         let key = key.clone();
