@@ -184,9 +184,10 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_a_broken_block() {
         let mut block = Builder::new(0).finish().to_vec();
-        block[0] = 2;
+        let found = TRANSFER_FORMAT + 1;
+        block[0] = found;
         let refused = open(block.into()).unwrap_err();
-        assert_eq!(refused, TransferProblem::Format { found: 2, supported: 1 });
+        assert_eq!(refused, TransferProblem::Format { found, supported: TRANSFER_FORMAT });
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use bytes::Bytes;
-use statehouse_store::{Config, Error, ReplicaId, ReplicaProblem, Store};
+use statehouse_store::{Config, Error, ReplicaId, ReplicaProblem, STORE_FORMAT, Store};
 use tempfile::TempDir;
 
 use crate::support::{Node, REPLICA, put, wait};
@@ -38,9 +38,14 @@ fn a_store_of_a_newer_format_is_refused() {
     open(&dir).unwrap().close().unwrap();
     let marker = dir.path().join("STATEHOUSE");
     let text = std::fs::read_to_string(&marker).unwrap();
-    std::fs::write(&marker, text.replace("format 1", "format 9")).unwrap();
+    let ours = format!("format {STORE_FORMAT}");
+    std::fs::write(&marker, text.replace(&ours, "format 9")).unwrap();
     let refused = open(&dir).err().unwrap();
-    assert!(matches!(refused, Error::NewerFormat { found: 9, supported: 1 }), "{refused}");
+    let supported = u32::from(STORE_FORMAT);
+    assert!(
+        matches!(refused, Error::NewerFormat { found: 9, supported: s } if s == supported),
+        "{refused}"
+    );
 }
 
 #[test]
