@@ -98,6 +98,7 @@ impl ApplyBatch {
         self.disk.check()?;
         let mut batch = Batch::default();
         let mut places = Vec::new();
+        let writing = self.disk.cache.writing();
         for part in self.parts.values() {
             let applied = part.replica.applied.lock().id;
             assert_eq!(applied, part.started, "a shard is applied through one batch at a time");
@@ -121,6 +122,7 @@ impl ApplyBatch {
         for (place, value) in places {
             self.disk.cache.release(place, value.as_ref())?;
         }
+        drop(writing);
         for part in self.parts.values() {
             for (start, end) in part.overlay.dropped() {
                 self.disk.cache.forget(part.replica.generation().space, start, end);
