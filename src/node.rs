@@ -112,49 +112,17 @@ impl Node {
         let shards = cluster_config(&config, &memory);
         let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
-        let device = open_device(config.device, config.device_index)?;
-        let device_name = device.name();
-        let worker_config = inference::Config {
-            queue_rows_max: config.score_queue_rows_max,
-            batch_bytes_max: memory.batch as usize,
-            ..inference::Config::default()
-        };
-        let worker = inference::Worker::start(device, worker_config)?;
+        let (worker, device) = start_worker(&config, &memory)?;
         let models = Models::new(catalog.clone(), worker.clone(), store.clone());
         models.load_active().await;
-
-        let upload_idle = Duration::from_secs(config.upload_idle_s.get());
-        let large = LargeRequests::new(config.large_request_bytes);
-        let states = States::new(shards.clone(), catalog.clone(), upload_idle, large.clone());
-        let scorer = Scorer::new(states.clone(), models.clone());
-        let counted = CallMetrics::new(shards.foreground().clone());
-        let routed = RoutingMetrics::default();
-        let admission = Admission::new(&memory);
-        let stall_after = Duration::from_secs(config.stream_stall_s.get());
-        let transfers = Transfers::new(memory.transfers as usize, stall_after);
-        let governor = Governor::start(memory, store.clone(), admission.clone())?;
-        let metrics = Arc::new(Metrics::new(
-            &device_name,
-            Rooms {
-                shards: shards.clone(),
-                worker: worker.clone(),
-                memory,
-                admission: admission.clone(),
-                transfers: transfers.clone(),
-                taken: governor.taken_bytes(),
-            },
-            (&counted, &routed, transfers.counted(), large.counted()),
-        ));
-        let max = memory.message as usize;
-        let routing = router::Config { message_bytes_max: max, ..router::Config::default() };
-        let router = Router::new(shards.clone(), routing, routed);
-        let room = (transfers, admission);
-        let noted = (counted, large.clone());
-        let calls = Calls::new(states, scorer, router.clone(), room, noted);
+        let parts = (shards.clone(), catalog.clone(), worker.clone(), models.clone());
+        let Serving { calls, router, large, metrics, governor } =
+            serving(&config, memory, parts, &device)?;
 
         let mut tasks = Vec::new();
         let admin = AdminService::new(shards.clone(), catalog, large);
         let services = (calls, router, admin);
+        let max = memory.message as usize;
         tasks.push(serve_grpc(&config, max, listener, services, models, stopped.clone()).await?);
         tasks.push(tokio::spawn(http::serve(
             http_listener,
@@ -170,7 +138,7 @@ impl Node {
             http_address,
             peer_address,
             id: shards.me().0,
-            device: device_name,
+            device,
             memory: governor,
             config,
             store,
@@ -219,6 +187,67 @@ impl Node {
         .await??;
         Ok(())
     }
+}
+
+/// The device, the thread that drives it, and its name.
+fn start_worker(config: &Config, memory: &Plan) -> anyhow::Result<(Handle, String)> {
+    let device = open_device(config.device, config.device_index)?;
+    let name = device.name();
+    let limits = inference::Config {
+        queue_rows_max: config.score_queue_rows_max,
+        batch_bytes_max: memory.batch as usize,
+        ..inference::Config::default()
+    };
+    Ok((inference::Worker::start(device, limits)?, name))
+}
+
+/// What the services stand on.
+struct Serving {
+    calls: Calls,
+    router: Router,
+    large: LargeRequests,
+    metrics: Arc<Metrics>,
+    governor: Governor,
+}
+
+/// The use cases over a node's parts, what bounds them, and what counts them.
+fn serving(
+    config: &Config,
+    memory: Plan,
+    (shards, catalog, worker, models): (Arc<Shards>, Arc<Catalog>, Handle, Arc<Models>),
+    device: &str,
+) -> anyhow::Result<Serving> {
+    let upload_idle = Duration::from_secs(config.upload_idle_s.get());
+    let large = LargeRequests::new(config.large_request_bytes);
+    let states = States::new(shards.clone(), catalog, upload_idle, large.clone());
+    let scorer = Scorer::new(states.clone(), models);
+    let counted = CallMetrics::new(shards.foreground().clone());
+    let routed = RoutingMetrics::default();
+    let admission = Admission::new(&memory);
+    let stall_after = Duration::from_secs(config.stream_stall_s.get());
+    let transfers = Transfers::new(memory.transfers as usize, stall_after);
+    let governor = Governor::start(memory, shards.store().clone(), admission.clone())?;
+    let rooms = Rooms {
+        shards: shards.clone(),
+        worker,
+        memory,
+        admission: admission.clone(),
+        transfers: transfers.clone(),
+        taken: governor.taken_bytes(),
+    };
+    let counters = (&counted, &routed, transfers.counted(), large.counted());
+    let metrics = Arc::new(Metrics::new(device, rooms, counters));
+    let message_bytes_max = memory.message as usize;
+    let routing = router::Config { message_bytes_max, ..router::Config::default() };
+    let router = Router::new(shards, routing, routed);
+    let calls = Calls::new(
+        states,
+        scorer,
+        router.clone(),
+        (transfers, admission),
+        (counted, large.clone()),
+    );
+    Ok(Serving { calls, router, large, metrics, governor })
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {

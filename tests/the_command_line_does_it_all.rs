@@ -214,7 +214,7 @@ fn the_load_generator_measures_large_states() {
         assert_eq!(figures["failures"], json!([]), "{figures}");
         let calls = figures["calls"].as_array().unwrap();
         assert_eq!(calls.iter().map(|row| &row["name"]).collect::<Vec<_>>(), names, "{figures}");
-        assert!(calls.iter().all(|row| row["answers"].to_string() == count), "{figures}");
+        assert!(calls.iter().all(|row| format!("{}", row["answers"]) == count), "{figures}");
     }
     // States of 1 MiB, to read beside the large ones, are not there.
     let ranges = ["bench", "large", "ranges", "--count", "4"];

@@ -211,7 +211,7 @@ fn cached(
     }
     match group.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
         Ok(Cached::Ready(found)) => {
-            let bytes = found.as_ref().map_or(0, |state| state.bytes_len());
+            let bytes = found.as_ref().map_or(0, WholeState::bytes_len);
             let taken = charge.answer(bytes);
             Some(taken.and_then(|()| answer(collection, key, found)))
         }
