@@ -6,7 +6,8 @@
 mod harness;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,16 +35,15 @@ fn noise(random: &mut StdRng, bytes: usize) -> Bytes {
     data.into()
 }
 
-/// Looks at a process's resident memory again and again until it is told to stop; the most.
-fn watch(pid: u32, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+/// Looks at a process's resident memory again and again until the other end is dropped; the most.
+fn watch(pid: u32, stopped: mpsc::Receiver<()>) -> std::thread::JoinHandle<u64> {
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(10);
     std::thread::spawn(move || {
         let mut most = 0;
-        while !stop.load(Ordering::Relaxed) {
+        while stopped.recv_timeout(BETWEEN_LOOKS) == Err(mpsc::RecvTimeoutError::Timeout) {
             let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
             let pages: u64 = statm.split_whitespace().nth(1).unwrap().parse().unwrap();
             most = most.max(pages * rustix::param::page_size() as u64);
-            // Between two looks, not for a condition.
-            std::thread::sleep(Duration::from_millis(10));
         }
         most
     })
@@ -137,8 +137,8 @@ async fn a_node_stays_within_its_memory() {
     let settings =
         v1::CollectionSettings { missing: v1::MissingState::Empty as i32, ..Default::default() };
     harness::create_with(&client, "c", settings).await;
-    let stop = Arc::new(AtomicBool::new(false));
-    let watching = watch(node.pid(), stop.clone());
+    let (stop, stopped) = mpsc::channel();
+    let watching = watch(node.pid(), stopped);
     let ends = Arc::new(Ends::default());
     let until = Instant::now() + Duration::from_secs(harness::scale("MEMORY_SECONDS", 10));
     let mut workers = Vec::new();
@@ -150,7 +150,7 @@ async fn a_node_stays_within_its_memory() {
     for worker in workers {
         worker.await.unwrap();
     }
-    stop.store(true, Ordering::Relaxed);
+    drop(stop);
     let most = watching.join().unwrap();
     let (done, refused) = (ends.done.load(Ordering::Relaxed), ends.refused.load(Ordering::Relaxed));
     let (resident_mib, taken) =

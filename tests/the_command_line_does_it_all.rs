@@ -204,17 +204,18 @@ fn the_load_generator_measures_large_states() {
     let node = house.start();
     let sizes = ["--state-bytes", "2MiB", "--keys", "2"];
     for (part, count, names) in [
-        ("write", "2", &["write"][..]),
-        ("read", "3", &["read"]),
-        ("patches", "5", &["patch", "put"]),
-        ("whole", "2", &["range", "whole"]),
+        ("write", 2, &["write"][..]),
+        ("read", 3, &["read"]),
+        ("patches", 5, &["patch", "put"]),
+        ("whole", 2, &["range", "whole"]),
     ] {
-        let figures =
-            node.json(&[&["bench", "large", part, "--count", count], &sizes[..]].concat());
+        let counted = count.to_string();
+        let args = ["bench", "large", part, "--count", counted.as_str()];
+        let figures = node.json(&[&args[..], &sizes[..]].concat());
         assert_eq!(figures["failures"], json!([]), "{figures}");
         let calls = figures["calls"].as_array().unwrap();
         assert_eq!(calls.iter().map(|row| &row["name"]).collect::<Vec<_>>(), names, "{figures}");
-        assert!(calls.iter().all(|row| format!("{}", row["answers"]) == count), "{figures}");
+        assert!(calls.iter().all(|row| row["answers"] == count), "{figures}");
     }
     // States of 1 MiB, to read beside the large ones, are not there.
     let ranges = ["bench", "large", "ranges", "--count", "4"];

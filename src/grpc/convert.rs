@@ -128,8 +128,8 @@ fn field_in(field: v1::Field) -> Result<Field> {
     Ok(Field { name: field.name, value, expires_at_ms })
 }
 
-/// What outlives its call by a place in a log. A small part of what came in one piece of memory with
-/// other messages must not keep all of that.
+/// What outlives its call by a place in a log. A small part of what came in one piece of memory
+/// with other messages must not keep all of that.
 fn kept(bytes: Bytes) -> Bytes {
     match bytes.len() <= COPIED_BYTES_MAX {
         true => Bytes::copy_from_slice(&bytes),

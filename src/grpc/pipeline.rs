@@ -31,8 +31,8 @@ use crate::size::ByteSize;
 /// Calls under way on one stream, unless configured.
 pub const CALLS_IN_FLIGHT_MAX_DEFAULT: usize = 4_096;
 
-/// Bytes of one request on a pipeline, a part of an upload's most of all: both ends keep room for the
-/// largest message as long as the stream is open. What is larger goes by itself.
+/// Bytes of one request on a pipeline; parts of uploads are the largest. Both ends keep room for
+/// the largest message as long as the stream is open: what is larger goes by itself.
 pub const PIPELINE_REQUEST_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 
 /// Bytes of the answer of a read on a pipeline, for the same reason.

@@ -1,5 +1,5 @@
-//! Streams of large states: how many are open, what they move, and what becomes of uploads. Counted where the caller's stream ends: what one node passes on for another is
-//! counted once.
+//! Streams of large states: how many are open, what they move, and what becomes of uploads.
+//! Counted where the caller's stream ends: what one node passes on for another is counted once.
 
 use std::fmt;
 use std::sync::Arc;

@@ -27,7 +27,7 @@ fn what_is_in_memory_is_ready_and_what_is_not_needs_the_disk() {
     // Opening reads rows of the store's own, and with them the block that they are in: this fills
     // the rest of it.
     node.run(vec![put("first", noise(3, 12_000))]);
-    node.run(vec![put("small", noise(1, SMALL)), put("large", noise(2, 600_000))]);
+    node.run(vec![put("small", noise(1, SMALL)), put("large", noise(2, 200_000))]);
     let ready = |node: &Node, key: &str| {
         let all = Selection::all();
         match node.reader.try_get_whole(USERS, key.as_bytes(), &all, 0).unwrap() {
@@ -36,16 +36,20 @@ fn what_is_in_memory_is_ready_and_what_is_not_needs_the_disk() {
         }
     };
     assert_eq!(ready(&node, "small"), Some(noise(1, SMALL)));
-    assert_eq!(ready(&node, "large"), Some(noise(2, 600_000)));
+    assert_eq!(ready(&node, "large"), Some(noise(2, 200_000)));
+    // So much is put together where waiting is allowed, though it is in memory.
+    node.run(vec![put("huge", noise(4, 600_000))]);
+    assert_eq!(ready(&node, "huge"), None);
+    assert_eq!(node.field("huge", "f"), noise(4, 600_000));
     node.store.close().unwrap();
     drop(node);
     let node = Node::open(dir.path());
     let cold = node.reader.try_get(USERS, b"small", 0).unwrap();
     assert!(matches!(cold, Cached::NeedsDisk));
     assert_eq!(node.field("small", "f"), noise(1, SMALL));
-    assert_eq!(node.field("large", "f"), noise(2, 600_000));
+    assert_eq!(node.field("large", "f"), noise(2, 200_000));
     assert_eq!(ready(&node, "small"), Some(noise(1, SMALL)), "a read leaves it in memory");
-    assert_eq!(ready(&node, "large"), Some(noise(2, 600_000)), "a read leaves it in memory");
+    assert_eq!(ready(&node, "large"), Some(noise(2, 200_000)), "a read leaves it in memory");
     let absent = node.reader.try_get(USERS, b"absent", 0).unwrap();
     assert!(matches!(absent, Cached::Ready(None)));
 }
