@@ -357,7 +357,7 @@ async fn streams_their_bytes_and_their_uploads_are_counted() {
         };
         tokio::time::timeout(PATIENCE, shown).await.expect("it is counted in the end");
     };
-    counts(&["transfer_held_bytes 0", "transfer_held_max_bytes 67108864"]).await;
+    counts(&["memory_part_bytes{part=\"transfer\"} 0"]).await;
     // More than the connection's windows hold: a read that is not taken stays open.
     let data = noise(&mut random, 40 * MIB);
     write(&client, header("k", "", vec![opaque("o", data.len())]), &data).await;
@@ -370,7 +370,8 @@ async fn streams_their_bytes_and_their_uploads_are_counted() {
     counts(&["streams_open{call=\"read\"} 1"]).await;
     assert!(read(&mut stream).await.unwrap()[0] == data);
     let taken = format!("stream_bytes_total{{call=\"read\"}} {}", data.len());
-    counts(&[&taken, "streams_open{call=\"read\"} 0", "transfer_held_bytes 0"]).await;
+    counts(&[&taken, "streams_open{call=\"read\"} 0", "memory_part_bytes{part=\"transfer\"} 0"])
+        .await;
     let unended = vec![Part::Header(header("k", "u", vec![opaque("o", 2 * MIB)]))];
     send(&client, unended).await.unwrap();
     let (collection, key) = ("c".to_owned(), Bytes::from_static(b"k"));

@@ -13,16 +13,20 @@ use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 use statehouse_proto::v1::score_client::ScoreClient;
 use statehouse_proto::v1::state_client::StateClient;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::Error;
+use crate::lanes::Config;
 use crate::pipeline::{Answered, HOP, Pending};
 
 /// Calls with larger requests go by themselves.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
+
+/// Such calls to one node at a time; further ones wait here.
+const UNDER_WAY_MAX: usize = 16;
 
 /// The reason with which a node refuses an answer that is too large for a pipeline.
 const ANSWER_TOO_LARGE: &str = "ANSWER_TOO_LARGE";
@@ -30,11 +34,12 @@ const ANSWER_TOO_LARGE: &str = "ANSWER_TOO_LARGE";
 /// The way for calls that go by themselves. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Alone {
-    pub channel: Channel,
-    pub endpoint: Arc<str>,
+    channel: Channel,
+    endpoint: Arc<str>,
     /// The node must not pass the calls on.
-    pub hop: bool,
-    pub message_bytes_max: usize,
+    hop: bool,
+    message_bytes_max: usize,
+    places: Arc<Semaphore>,
 }
 
 /// A call that goes again by itself, should its answer turn out to be too large for a pipeline.
@@ -81,6 +86,17 @@ impl Again {
 }
 
 impl Alone {
+    /// Over the connection for what is large.
+    pub fn new(channel: Channel, endpoint: &str, config: &Config) -> Self {
+        Alone {
+            channel,
+            endpoint: endpoint.into(),
+            hop: config.hop,
+            message_bytes_max: config.message_bytes_max,
+            places: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+        }
+    }
+
     /// Sends a call. It is given up when nobody waits for its answer any more.
     pub fn send(&self, call: Call, timeout: Option<Duration>) -> Pending {
         let (mut sender, receiver) = oneshot::channel();
@@ -88,7 +104,7 @@ impl Alone {
         tokio::spawn(async move {
             let started = Instant::now();
             let answer = tokio::select! {
-                answer = alone.run(call, timeout) => answer,
+                answer = alone.in_time(call, timeout) => answer,
                 () = sender.closed() => return,
             };
             let answer = answer.map(|answer| Answered { answer, forwarded_to: 0 });
@@ -104,6 +120,17 @@ impl Alone {
             let _ = sender.send(answer);
         });
         Pending::alone(self.endpoint.clone(), receiver)
+    }
+
+    /// Runs a call once there is a place for it.
+    async fn in_time(&self, call: Call, timeout: Option<Duration>) -> Result<Answer, Status> {
+        let run = async {
+            let _place = self.places.acquire().await;
+            self.run(call, timeout).await
+        };
+        let Some(timeout) = timeout else { return run.await };
+        let late = |_| Err(Status::deadline_exceeded("no answer in time"));
+        tokio::time::timeout(timeout, run).await.unwrap_or_else(late)
     }
 
     async fn run(&self, call: Call, timeout: Option<Duration>) -> Result<Answer, Status> {

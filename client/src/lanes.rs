@@ -74,12 +74,7 @@ impl Lanes {
         let lane = |_| Lane { channel: made.connect_lazy(), pipeline: Mutex::new(None) };
         let lanes = (0..config.streams.max(1)).map(lane).collect();
         let (endpoint, bulk) = (endpoint.to_owned(), lane(0));
-        let alone = Alone {
-            channel: bulk.channel.clone(),
-            endpoint: endpoint.as_str().into(),
-            hop: config.hop,
-            message_bytes_max: config.message_bytes_max,
-        };
+        let alone = Alone::new(bulk.channel.clone(), &endpoint, &config);
         let (made, down_until) = (Instant::now(), AtomicU64::new(0));
         Ok(Lanes { endpoint, config, lanes, bulk, alone, made, down_until })
     }

@@ -40,8 +40,10 @@ fn swept(states: u64, fields: u64) -> Option<Reply> {
 
 #[test]
 fn every_way_to_read_loses_a_field_at_the_same_moment() {
+    /// In a chunk, and read at once where it is in memory.
+    const LARGE: usize = 200_000;
     let mut node = Node::new();
-    let fields = vec![bytes_field("stays", "s"), expiring("brief", noise(1, MIB), 5_000)];
+    let fields = vec![bytes_field("stays", "s"), expiring("brief", noise(1, LARGE), 5_000)];
     node.run(vec![put("k", fields)]);
     let view = Arc::new(node.reader.view().unwrap());
     let whole = |selection: &Selection, now_ms| {
@@ -59,7 +61,7 @@ fn every_way_to_read_loses_a_field_at_the_same_moment() {
     assert_eq!(names(&whole(&Selection::all(), 4_999)), ["stays", "brief"]);
     assert_eq!(names(&whole(&present, 4_999)), ["brief", "stays"]);
     let part = whole(&range, 4_999).fields.remove(0);
-    assert_eq!((part.bytes(), part.expires_at_ms), (&noise(1, MIB).slice(9..11), Some(5_000)));
+    assert_eq!((part.bytes(), part.expires_at_ms), (&noise(1, LARGE).slice(9..11), Some(5_000)));
 
     assert_eq!(names(&whole(&Selection::all(), 5_000)), ["stays"]);
     assert_eq!(names(&whole(&present, 5_000)), ["stays"]);
@@ -77,13 +79,13 @@ fn every_way_to_read_loses_a_field_at_the_same_moment() {
     }
     // A stream that was opened before goes on to its end.
     let opened = view.get(USERS, b"k", 4_999).unwrap().unwrap();
-    let mut stream = view.stream(opened.field("brief").unwrap(), 0..MIB as u64).unwrap();
+    let mut stream = view.stream(opened.field("brief").unwrap(), 0..LARGE as u64).unwrap();
     node.run_at(6_000, vec![put("other", vec![])]);
     let mut bytes = Vec::new();
     while let Some(piece) = stream.next_piece().unwrap() {
         bytes.extend_from_slice(&piece);
     }
-    assert!(bytes == noise(1, MIB));
+    assert!(bytes == noise(1, LARGE));
     // The shard's time has come to 6,000: a reader whose clock is behind sees no ghost.
     let found = node.reader.get_whole(USERS, b"k", &Selection::all(), 4_999).unwrap().unwrap();
     assert_eq!(names(&found), ["stays"]);
