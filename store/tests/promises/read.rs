@@ -37,10 +37,6 @@ fn what_is_in_memory_is_ready_and_what_is_not_needs_the_disk() {
     };
     assert_eq!(ready(&node, "small"), Some(noise(1, SMALL)));
     assert_eq!(ready(&node, "large"), Some(noise(2, 200_000)));
-    // So much is put together where waiting is allowed, though it is in memory.
-    node.run(vec![put("huge", noise(4, 600_000))]);
-    assert_eq!(ready(&node, "huge"), None);
-    assert_eq!(node.field("huge", "f"), noise(4, 600_000));
     node.store.close().unwrap();
     drop(node);
     let node = Node::open(dir.path());
@@ -52,6 +48,19 @@ fn what_is_in_memory_is_ready_and_what_is_not_needs_the_disk() {
     assert_eq!(ready(&node, "large"), Some(noise(2, 200_000)), "a read leaves it in memory");
     let absent = node.reader.try_get(USERS, b"absent", 0).unwrap();
     assert!(matches!(absent, Cached::Ready(None)));
+}
+
+#[test]
+fn what_is_long_is_put_together_where_waiting_is_allowed() {
+    let mut node = Node::new();
+    node.run(vec![put("k", noise(1, 600_000))]);
+    let looked = |selection: &Selection| {
+        let found = node.reader.try_get_whole(USERS, b"k", selection, 0).unwrap();
+        matches!(found, Cached::Ready(Some(_)))
+    };
+    assert!(!looked(&Selection::all()), "it is in memory, but too long to copy at once");
+    assert!(looked(&range("f", Some((300_000, Some(4_096))))));
+    assert_eq!(node.field("k", "f"), noise(1, 600_000));
 }
 
 #[test]
