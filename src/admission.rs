@@ -43,6 +43,7 @@ struct Shared {
 pub struct Charge {
     shared: Arc<Shared>,
     units: AtomicU32,
+    answer_bytes_max: u64,
     answer_bytes: AtomicU64,
     states_bytes: AtomicU64,
 }
@@ -63,9 +64,18 @@ impl Admission {
 
     /// A call's, that holds nothing yet.
     pub fn charge(&self) -> Arc<Charge> {
-        let shared = self.shared.clone();
-        let (answer_bytes, states_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Charge { shared, units: AtomicU32::new(0), answer_bytes, states_bytes })
+        self.charge_up_to(self.shared.answer_bytes_max)
+    }
+
+    /// The same, of a read that may answer so many bytes.
+    pub fn charge_up_to(&self, answer_bytes_max: u64) -> Arc<Charge> {
+        Arc::new(Charge {
+            shared: self.shared.clone(),
+            units: AtomicU32::new(0),
+            answer_bytes_max,
+            answer_bytes: AtomicU64::new(0),
+            states_bytes: AtomicU64::new(0),
+        })
     }
 
     /// Takes room if there is any, or refuses.
@@ -128,11 +138,11 @@ impl Charge {
     /// Takes room for a part of the answer, before it is read. One that no message can hold is
     /// refused for good.
     pub fn answer(&self, bytes: u64) -> Result<(), Failure> {
-        let max = self.shared.answer_bytes_max;
+        let max = self.answer_bytes_max;
         let all = self.answer_bytes.fetch_add(bytes, Relaxed) + bytes;
         if all > max {
             let max = ByteSize(max);
-            let message = format!("the answer has {all} bytes and more, a message {max}: use Read");
+            let message = format!("the answer has {all} bytes at least, and may have {max}");
             return Err(Failure::new(Reason::AnswerTooLarge, message));
         }
         self.take(MESSAGE_COPIES * bytes)

@@ -148,7 +148,8 @@ impl Answers {
 }
 
 async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> Answered {
-    let (id, charge) = (request.id, calls.admission().charge());
+    let charge = calls.admission().charge_up_to(READ_ANSWER_BYTES_MAX as u64);
+    let id = request.id;
     let deadline = match request.timeout_ms {
         0 => None,
         timeout_ms => Some(Instant::now() + Duration::from_millis(u64::from(timeout_ms))),
@@ -172,10 +173,12 @@ async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> Answered 
     (v1::PipelineResponse { id, result: Some(result), forwarded_to }, charge)
 }
 
-/// Refuses the answer of a read that is too large for a pipeline.
+/// Refuses the answer of a read that is too large for a pipeline, as a whole: a batch of which
+/// states were left out is read again by itself.
 fn fitting(answer: Answer) -> Result<Answer, Failure> {
     let bytes = match &answer {
         Answer::Get(got) => got.encoded_len(),
+        Answer::BatchGet(got) if got.items.iter().any(is_left_out) => usize::MAX,
         Answer::BatchGet(got) => got.encoded_len(),
         _ => 0,
     };
@@ -183,8 +186,14 @@ fn fitting(answer: Answer) -> Result<Answer, Failure> {
         return Ok(answer);
     }
     let max = ByteSize(READ_ANSWER_BYTES_MAX as u64);
-    let message = format!("on a pipeline a read answers up to {max}, got {bytes}: ask by itself");
+    let message = format!("on a pipeline a read answers up to {max}: ask by itself");
     Err(Failure::new(Reason::AnswerTooLarge, message))
+}
+
+fn is_left_out(item: &v1::batch_get_response::Item) -> bool {
+    use v1::batch_get_response::item;
+    let Some(item::Result::Error(error)) = &item.result else { return false };
+    error.reason == Reason::AnswerTooLarge.name()
 }
 
 async fn call(calls: &Calls, call: Option<Call>, caller: Caller<'_>) -> Result<Answer, Failure> {

@@ -65,6 +65,10 @@ fn part_text(node: u64, part: &v1::CachePlan) -> String {
             _ => format!("{} hits so far", percent(part.hits as f64 / lookups as f64)),
         },
     );
+    if part.sampled_lookups == 0 {
+        text.push_str("no estimate yet: none of the keys that are followed was looked up\n");
+        return text;
+    }
     let mut table = Table::new(&[("memory", Side::Right), ("hits", Side::Right), ("", Side::Left)]);
     for (bytes, rate, now) in rows(part) {
         let mark = if now { "<- today" } else { "" };
@@ -147,5 +151,8 @@ mod tests {
         assert!(lines[4].ends_with("<- today") && lines[5].contains("4.0 MiB"), "{shown}");
         assert!(!shown.contains("alone") && !shown.contains("not full"), "{shown}");
         assert!(shown.ends_with("node 2  does not answer\n"), "{shown}");
+        let fresh = v1::CachePlan { capacity_bytes: 3 << 20, ..Default::default() };
+        let shown = text(&[v1::NodeCachePlan { node: 1, parts: vec![fresh] }]);
+        assert!(shown.contains("no estimate yet") && !shown.contains("today"), "{shown}");
     }
 }
