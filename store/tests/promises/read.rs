@@ -24,9 +24,9 @@ fn what_is_in_memory_is_ready_and_what_is_not_needs_the_disk() {
     const SMALL: usize = 1_000;
     let dir = TempDir::new().unwrap();
     let mut node = Node::open(dir.path());
-    // Opening reads rows of the store's own, and with them the block that they are in: this fills
-    // the rest of it.
-    node.run(vec![put("first", noise(3, 12_000))]);
+    // Opening reads rows of the store's own, and with them the blocks that they are in: these fill
+    // the rest of them, in front and behind.
+    node.run(vec![put("first", noise(3, 12_000)), put("zlast", noise(4, 12_000))]);
     node.run(vec![put("small", noise(1, SMALL)), put("large", noise(2, 200_000))]);
     let ready = |node: &Node, key: &str| {
         let all = Selection::all();
