@@ -95,10 +95,10 @@ impl Checkpointer {
 fn run(store: &Store, limits: Limits, stopped: &Receiver<()>) {
     let mut marks = HashMap::new();
     while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-        let limits = match store.check_space() {
-            Ok(()) => limits,
+        let limits = match store.is_short_of_space() {
+            false => limits,
             // What is deleted already takes its space until it is flushed, purged, flushed.
-            Err(_) => Limits { age_max: LOOK_INTERVAL, freed_bytes_max: 0, ..limits },
+            true => Limits { age_max: LOOK_INTERVAL, freed_bytes_max: 0, ..limits },
         };
         let flushed = look(store, &mut marks).and_then(|standings| {
             for replica in plan(standings, limits) {

@@ -13,6 +13,9 @@ use crate::error::Error;
 /// How long an answer of the system is good for.
 const FRESH: Duration = Duration::from_millis(50);
 
+/// The disk is short already when this part of the reserve is left above it.
+const NEAR_DIVISOR: u64 = 2;
+
 /// Watches the disk under a directory.
 pub(crate) struct Space {
     dir: PathBuf,
@@ -32,6 +35,16 @@ impl Space {
             return Err(Error::DiskFull { free, reserve });
         }
         Ok(())
+    }
+
+    /// Whether what is free comes near the reserve: what was deleted should be given back before
+    /// writes are refused, and go on coming back after they were.
+    pub fn is_short(&self) -> bool {
+        let near = self.reserve.saturating_add(self.reserve / NEAR_DIVISOR);
+        match self.free() {
+            Ok(free) => free < near,
+            Err(_) => true,
+        }
     }
 
     /// Bytes that we may still use.

@@ -237,6 +237,11 @@ impl Store {
         self.inner.space.check()
     }
 
+    /// Whether the disk comes near the reserve: space should be given back at once.
+    pub fn is_short_of_space(&self) -> bool {
+        self.inner.space.is_short()
+    }
+
     /// The failure that stopped the store, if one did.
     pub fn failure(&self) -> Option<Error> {
         self.inner.disk.failure.get()
