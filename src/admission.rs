@@ -21,7 +21,7 @@ const UNIT_BYTES: u64 = 256;
 /// What a call holds beside its bytes: its task, its place in queues.
 const CALL_BYTES: u64 = 1 << 10;
 
-/// While the process has more memory than it may, calls that want more than so much are refused.
+/// While the process has nearly all the memory that it may, calls that want more are refused.
 const SMALL_BYTES: u64 = 16 << 10;
 
 /// The room for calls. Cheap to clone.
@@ -34,7 +34,7 @@ struct Shared {
     room: Arc<Semaphore>,
     units_max: u64,
     answer_bytes_max: u64,
-    /// The process has more memory than it may.
+    /// The process has nearly all the memory that it may.
     pressed: AtomicBool,
     refused: AtomicU64,
 }
@@ -92,7 +92,7 @@ impl Admission {
         held.await.expect("the semaphore is never closed")
     }
 
-    /// Whether the process has more memory than it may: then calls of any size are refused.
+    /// Whether the process has nearly all the memory that it may: then only small calls pass.
     pub fn press(&self, pressed: bool) {
         self.shared.pressed.store(pressed, Relaxed);
     }
@@ -141,6 +141,8 @@ impl Charge {
         let max = self.answer_bytes_max;
         let all = self.answer_bytes.fetch_add(bytes, Relaxed) + bytes;
         if all > max {
+            // Of a batch, smaller states may still fit.
+            self.answer_bytes.fetch_sub(bytes, Relaxed);
             let max = ByteSize(max);
             let message = format!("the answer has {all} bytes at least, and may have {max}");
             return Err(Failure::new(Reason::AnswerTooLarge, message));
@@ -210,6 +212,7 @@ mod tests {
         let refused = charge.answer(2 << 20).unwrap_err();
         assert_eq!(refused.reason, Reason::AnswerTooLarge);
         assert!(refused.retry_after.is_none(), "{refused}");
+        charge.answer(1 << 20).expect("what is smaller still fits");
     }
 
     #[test]
