@@ -47,5 +47,6 @@ pub mod scheduling;
 pub mod score;
 pub mod size;
 pub mod states;
+mod stream_threads;
 pub mod svg;
 pub mod telemetry;

@@ -20,8 +20,10 @@ pub const MEMORY_MIN: ByteSize = ByteSize::mib(128);
 /// The parts together may have so many thousandths of all; the rest is for what nobody counts.
 const PARTS_PER_MILLE_MAX: u64 = 850;
 
-/// The largest message that a node takes unless told otherwise.
+/// The largest message that a node takes unless told otherwise, and the least that it must take:
+/// what nodes send each other of an upload at a time.
 const MESSAGE_BYTES_MAX: u64 = 64 << 20;
+const MESSAGE_BYTES_MIN: u64 = 2 << 20;
 
 /// How often a message is in memory while it is worked on: as it came, and as it goes on to the
 /// log or to another node.
@@ -105,6 +107,13 @@ impl Plan {
             );
         }
         let message_max = plan.requests / MESSAGE_COPIES;
+        ensure!(
+            message_max >= MESSAGE_BYTES_MIN,
+            "request_bytes_max is {}; it needs {} at least, a message of {} {MESSAGE_COPIES} times",
+            ByteSize(plan.requests),
+            ByteSize(MESSAGE_BYTES_MIN * MESSAGE_COPIES),
+            ByteSize(MESSAGE_BYTES_MIN)
+        );
         let message = match chosen.message {
             Some(ByteSize(bytes)) if bytes > message_max => bail!(
                 "message_bytes_max is {}; request_bytes_max ({}) must hold it {MESSAGE_COPIES} \
@@ -112,9 +121,14 @@ impl Plan {
                 ByteSize(bytes),
                 ByteSize(plan.requests)
             ),
+            Some(ByteSize(bytes)) if bytes < MESSAGE_BYTES_MIN => bail!(
+                "message_bytes_max is {}; nodes need {} at least for each other",
+                ByteSize(bytes),
+                ByteSize(MESSAGE_BYTES_MIN)
+            ),
             Some(ByteSize(bytes)) => bytes,
             // In whole MiB, since people are told of it.
-            None => (message_max >> 20 << 20).clamp(1 << 20, MESSAGE_BYTES_MAX),
+            None => (message_max >> 20 << 20).min(MESSAGE_BYTES_MAX),
         };
         plan.message = message;
         Ok(plan)
@@ -146,6 +160,10 @@ mod tests {
         assert!(error.contains("block_cache_bytes 900 MiB"), "{error}");
         let error = refused(512, Chosen { message: Some(ByteSize::mib(64)), ..Chosen::default() });
         assert!(error.contains("message_bytes_max is 64 MiB"), "{error}");
+        let error = refused(512, Chosen { message: Some(ByteSize::mib(1)), ..Chosen::default() });
+        assert!(error.contains("message_bytes_max is 1 MiB; nodes need 2 MiB"), "{error}");
+        let error = refused(512, Chosen { requests: Some(ByteSize::mib(3)), ..Chosen::default() });
+        assert!(error.contains("request_bytes_max is 3 MiB; it needs 4 MiB"), "{error}");
         let error = refused(512, Chosen { batch: Some(ByteSize(5)), ..Chosen::default() });
         assert!(error.contains("batch_bytes_max is 5 bytes"), "{error}");
     }

@@ -25,8 +25,9 @@ use tonic::transport::server::TcpIncoming;
 use crate::admission::Admission;
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    AdminService, Arriving, Calls, ClusterService, ModelsService, PIPELINE_REQUEST_BYTES_MAX,
-    PipelineService, STREAMS_MAX, ScoreService, StateService, Transfers,
+    AdminService, Arriving, Calls, ClusterService, Leaving, ModelsService,
+    PIPELINE_REQUEST_BYTES_MAX, PipelineService, STREAMS_MAX, ScoreService, StateService,
+    Transfers,
 };
 use crate::http;
 use crate::large::LargeRequests;
@@ -36,9 +37,12 @@ use crate::models::Models;
 use crate::router::{self, Router};
 use crate::score::Scorer;
 use crate::states::States;
+use crate::stream_threads::StreamThreads;
 
-/// States that one sweep of a shard deletes, as a whole or fields of them.
+/// States that one sweep of a shard deletes, as a whole or fields of them; and how many sweeps
+/// follow each other, until all that has expired is gone.
 const SWEEP_STATES_MAX: u32 = 1_024;
+const SWEEPS_MAX: usize = 256;
 
 /// HTTP/2 windows: one stream fills a loopback or a data-centre link, and all streams that bring
 /// large states together leave room for small calls on the same connection.
@@ -82,6 +86,7 @@ pub struct Node {
     pub device: String,
     /// Holds the process to its memory.
     pub memory: Governor,
+    _streams: StreamThreads,
     config: Config,
     store: Store,
     shards: Arc<Shards>,
@@ -116,7 +121,7 @@ impl Node {
         let models = Models::new(catalog.clone(), worker.clone(), store.clone());
         models.load_active().await;
         let parts = (shards.clone(), catalog.clone(), worker.clone(), models.clone());
-        let Serving { calls, router, large, metrics, governor } =
+        let Serving { calls, router, large, metrics, governor, streams } =
             serving(&config, memory, parts, &device)?;
 
         let mut tasks = Vec::new();
@@ -140,6 +145,7 @@ impl Node {
             id: shards.me().0,
             device,
             memory: governor,
+            _streams: streams,
             config,
             store,
             shards,
@@ -208,6 +214,7 @@ struct Serving {
     large: LargeRequests,
     metrics: Arc<Metrics>,
     governor: Governor,
+    streams: StreamThreads,
 }
 
 /// The use cases over a node's parts, what bounds them, and what counts them.
@@ -225,7 +232,8 @@ fn serving(
     let routed = RoutingMetrics::default();
     let admission = Admission::new(&memory);
     let stall_after = Duration::from_secs(config.stream_stall_s.get());
-    let transfers = Transfers::new(memory.transfers as usize, stall_after);
+    let streams = StreamThreads::start()?;
+    let transfers = Transfers::new(memory.transfers as usize, stall_after, streams.handle());
     let governor = Governor::start(memory, shards.store().clone(), admission.clone())?;
     let rooms = Rooms {
         shards: shards.clone(),
@@ -247,7 +255,7 @@ fn serving(
         (transfers, admission),
         (counted, large.clone()),
     );
-    Ok(Serving { calls, router, large, metrics, governor })
+    Ok(Serving { calls, router, large, metrics, governor, streams })
 }
 
 async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -320,7 +328,8 @@ async fn serve_grpc(
     models: Arc<Models>,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
-    let admission = calls.admission().clone();
+    let leaving = Leaving::new(&calls);
+    let memory = (calls.admission().clone(), leaving);
     let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
         .max_decoding_message_size(max)
         .max_encoding_message_size(max);
@@ -358,10 +367,10 @@ async fn serve_grpc(
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(Arriving::new(state, admission.clone(), max))
-        .add_service(Arriving::new(score, admission.clone(), max))
-        .add_service(Arriving::new(pipeline, admission.clone(), max))
-        .add_service(Arriving::new(models, admission, max))
+        .add_service(Arriving::new(state, memory.clone(), max))
+        .add_service(Arriving::new(score, memory.clone(), max))
+        .add_service(Arriving::new(pipeline, memory.clone(), max))
+        .add_service(Arriving::new(models, memory, max))
         .add_service(v1::admin_server::AdminServer::new(admin))
         .add_service(cluster)
         .add_service(reflection)
@@ -396,13 +405,21 @@ async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Rece
     }
 }
 
-/// One sweep of a shard, if there is something to sweep.
+/// Sweeps a shard as long as there is something to sweep, others' commands in between.
 async fn sweep_shard(shards: &Shards, replica: &Group) -> anyhow::Result<()> {
     let now_ms = crate::clock::unix_now_ms();
-    let reader = replica.reader().clone();
-    let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
-    let Some(start) = start else { return Ok(()) };
-    let sweep = Sweep { now_ms, limit: SWEEP_STATES_MAX, cursor: start.cursor };
-    shards.propose(replica.shard(), Command::Sweep(sweep)).await?;
+    let mut before = None;
+    for _ in 0..SWEEPS_MAX {
+        let reader = replica.reader().clone();
+        let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
+        // What a sweep leaves, since the log's time is behind this clock, has its time later.
+        if start.is_none() || start == before {
+            return Ok(());
+        }
+        let cursor = start.as_ref().and_then(|start| start.cursor.clone());
+        before = start;
+        let sweep = Sweep { now_ms, limit: SWEEP_STATES_MAX, cursor };
+        shards.propose(replica.shard(), Command::Sweep(sweep)).await?;
+    }
     Ok(())
 }

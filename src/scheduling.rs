@@ -22,6 +22,26 @@ pub fn gather() {
 #[cfg(not(target_os = "linux"))]
 pub fn gather() {}
 
+/// How nice threads for large states are: if all want the processor, each has a third of what
+/// another one has.
+#[cfg(target_os = "linux")]
+const NICE: libc::c_int = 5;
+
+/// Has this thread give way to the others of the process.
+#[cfg(target_os = "linux")]
+pub fn give_way() {
+    // SAFETY: takes no pointer; 0 is the calling thread.
+    let answer = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
+    if answer != 0 {
+        let error = std::io::Error::last_os_error();
+        tracing::debug!(%error, "a thread for large states keeps its priority");
+    }
+}
+
+/// Elsewhere priorities are a process's.
+#[cfg(not(target_os = "linux"))]
+pub fn give_way() {}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     #[test]

@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use harness::{
@@ -351,5 +351,40 @@ fn the_command_line_has_fields_expire_and_says_when() {
         let out = node.run(args);
         let error = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(!out.status.success() && error.contains(said), "{args:?}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_has_expired_goes_without_waiting_for_the_next_sweep() {
+    const STATES: u64 = 20_000;
+    const SWEEP_INTERVAL_S: u64 = 2;
+    // Of a shard, one command removes 1,024.
+    const LONGEST: Duration = Duration::from_secs(SWEEP_INTERVAL_S * STATES / 1_024 / 2);
+    let mut house = House::new();
+    house.flags = vec!["--shards".into(), "1".into()];
+    house.env.push(("STATEHOUSE_SWEEP_INTERVAL_S".into(), SWEEP_INTERVAL_S.to_string()));
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let in_ms = now_ms() + 5_000;
+    let expires = write_options::Expiry::ExpiresAtMs(in_ms);
+    let options = v1::WriteOptions { expiry: Some(expires), ..Default::default() };
+    for first in (0..STATES).step_by(1_000) {
+        let puts = (first..first + 1_000).map(|n| v1::PutRequest {
+            options: Some(options.clone()),
+            ..put("c", &format!("k{n}"), vec![bytes_field("v", "brief")])
+        });
+        client.batch_put(v1::BatchPutRequest { puts: puts.collect() }).await.unwrap();
+    }
+    let expired = Instant::now() + Duration::from_millis(in_ms.saturating_sub(now_ms()));
+    let left = || {
+        let usage = node.json(&["admin", "usage"]);
+        let all = usage["collections"].as_array().unwrap();
+        let found = all.iter().find(|it| it["name"] == "c");
+        found.map_or(0, |it| it["holdings"]["states"].as_u64().unwrap())
+    };
+    while left() > 0 {
+        assert!(expired + LONGEST > Instant::now(), "{} states are left", left());
+        tokio::task::yield_now().await;
     }
 }

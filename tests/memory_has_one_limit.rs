@@ -14,7 +14,14 @@ use bytes::Bytes;
 use harness::{House, Node, PATIENCE, bytes_field, create, field_bytes, get, put, reason, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use statehouse_client::v1::pipeline_client::PipelineClient;
 use statehouse_client::{Client, Error, v1};
+use tokio_stream::StreamExt as _;
+use tonic::Streaming;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 const MIB: usize = 1 << 20;
@@ -56,12 +63,17 @@ fn metric(node: &Node, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no metric {name}")).parse().unwrap()
 }
 
-async fn until_nothing_is_held(node: &Node) {
+/// Waits until a value of /metrics is so much.
+async fn until(node: &Node, name: &str, value: u64) {
     let started = Instant::now();
-    while metric(node, "statehouse_memory_part_bytes{part=\"request\"}") > 0 {
-        assert!(started.elapsed() < PATIENCE, "calls are over and still hold memory");
+    while metric(node, name) != value {
+        assert!(started.elapsed() < PATIENCE, "{name} is {}, not {value}", metric(node, name));
         tokio::task::yield_now().await;
     }
+}
+
+async fn until_nothing_is_held(node: &Node) {
+    until(node, "statehouse_memory_part_bytes{part=\"request\"}", 0).await;
 }
 
 /// How calls ended.
@@ -255,6 +267,63 @@ async fn an_answer_that_no_message_holds_is_refused_by_name_and_can_be_read() {
         read.extend_from_slice(&chunk.data);
     }
     assert_eq!(read, data);
+}
+
+/// A channel whose other end may send little that is not taken.
+async fn narrow(node: &Node) -> Channel {
+    let endpoint = Endpoint::new(node.endpoint()).unwrap();
+    endpoint.initial_stream_window_size(64 << 10).connect().await.unwrap()
+}
+
+/// Takes an answer to its end, which is a refusal.
+async fn refusal<T>(client: &Client, answer: &mut Streaming<T>) -> Error {
+    loop {
+        match answer.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("it was answered to its end"),
+            Err(status) => return client.error(&status),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_nobody_takes_give_their_room_back() {
+    const CUT: &str = "statehouse_streams_cut_total";
+    let mut random = StdRng::seed_from_u64(seed());
+    let (_house, node) = house(&[
+        ("STATEHOUSE_MEMORY_MAX", "256MiB"),
+        ("STATEHOUSE_REQUEST_BYTES_MAX", "20MiB"),
+        ("STATEHOUSE_STREAM_STALL_S", "1"),
+    ]);
+    let client = node.client().await;
+    create(&client, "c").await;
+    for (key, bytes) in [("small", 200 << 10), ("large", 6 * MIB)] {
+        let data = noise(&mut random, bytes);
+        client.put(put("c", key, vec![bytes_field("f", data)])).await.unwrap();
+    }
+    // Of a pipeline.
+    let gets = (1..=40).map(|id| {
+        let call = Some(v1::pipeline_request::Call::Get(get("c", "small")));
+        v1::PipelineRequest { id, timeout_ms: 0, call }
+    });
+    let requests = tokio_stream::iter(gets).chain(tokio_stream::pending());
+    let mut pipeline = PipelineClient::new(narrow(&node).await);
+    let mut answers = pipeline.run(requests).await.unwrap().into_inner();
+    until(&node, CUT, 1).await;
+    until_nothing_is_held(&node).await;
+    assert_eq!(refusal(&client, &mut answers).await.reason(), Some("STREAM_STALLED"));
+    // Of one call.
+    let mut call = Grpc::new(narrow(&node).await).max_decoding_message_size(8 * MIB);
+    call.ready().await.unwrap();
+    let codec = ProstCodec::<v1::GetRequest, v1::GetResponse>::default();
+    let path = PathAndQuery::from_static("/statehouse.v1.State/Get");
+    let request = tonic::Request::new(get("c", "large"));
+    let mut answer = call.server_streaming(request, path, codec).await.unwrap().into_inner();
+    until(&node, CUT, 2).await;
+    until_nothing_is_held(&node).await;
+    assert_eq!(refusal(&client, &mut answer).await.reason(), Some("STREAM_STALLED"));
+    // And all is well for others.
+    client.get(get("c", "large")).await.unwrap();
 }
 
 #[test]

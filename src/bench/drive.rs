@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use hdrhistogram::Histogram;
+use tokio::sync::mpsc;
 
 use super::lane::{Done, Lane};
 use super::report::Figures;
@@ -139,25 +140,22 @@ async fn open(
 ) -> anyhow::Result<Meter> {
     let mut under_way = HashMap::with_capacity(in_flight);
     let mut next_id = 0;
-    let mut due = Instant::now() + phase;
-    loop {
-        let now = Instant::now();
-        if now >= meter.until {
-            break;
-        }
-        if due <= now && under_way.len() < in_flight {
-            start(&mut lane, &mut workload, &mut next_id, due, &mut under_way).await?;
-            due += period;
-            continue;
-        }
+    let mut due = due_times(Instant::now() + phase, period, meter.until)?;
+    let mut over = false;
+    while !over {
         if under_way.len() >= in_flight {
             finish(lane.next().await?, &mut under_way, &mut meter);
-        } else if under_way.is_empty() {
-            tokio::time::sleep_until(due.into()).await;
-        } else {
-            tokio::select! {
-                done = lane.next() => finish(done?, &mut under_way, &mut meter),
-                () = tokio::time::sleep_until(due.into()) => {}
+            continue;
+        }
+        tokio::select! {
+            due = due.recv() => match due {
+                Some(due) => {
+                    start(&mut lane, &mut workload, &mut next_id, due, &mut under_way).await?;
+                }
+                None => over = true,
+            },
+            done = lane.next(), if !under_way.is_empty() => {
+                finish(done?, &mut under_way, &mut meter);
             }
         }
     }
@@ -169,6 +167,28 @@ async fn open(
     };
     tokio::time::timeout(DRAIN_MAX, drain).await??;
     Ok(meter)
+}
+
+/// Tells each time when it has come. A thread of its own sleeps until then: an async timer is up
+/// to two milliseconds late, more than many a call takes.
+fn due_times(
+    first: Instant,
+    period: Duration,
+    until: Instant,
+) -> std::io::Result<mpsc::UnboundedReceiver<Instant>> {
+    let (sender, receiver) = mpsc::unbounded_channel();
+    let tell = move || {
+        let mut due = first;
+        while due < until {
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            if sender.send(due).is_err() {
+                return;
+            }
+            due += period;
+        }
+    };
+    std::thread::Builder::new().name("pace".into()).spawn(tell)?;
+    Ok(receiver)
 }
 
 async fn start(

@@ -19,14 +19,12 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
+use super::leaving::{Leaving, Path};
 use super::status::status;
 use crate::admission::Admission;
 
-/// Calls that wait for room with their next message.
-const WAITING: [&str; 2] = ["/statehouse.v1.Pipeline/Run", "/statehouse.v1.State/Write"];
-
 /// A smaller message comes whole in a frame or two: it is counted with its call.
-const COUNTED_BYTES_MIN: u64 = super::super::node::FRAME_BYTES_MAX as u64;
+const COUNTED_BYTES_MIN: u64 = crate::node::FRAME_BYTES_MAX as u64;
 
 /// In front of each message of gRPC: whether it is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
@@ -36,13 +34,18 @@ const PREFIX_BYTES: usize = 5;
 pub struct Arriving<S> {
     inner: S,
     admission: Admission,
+    leaving: Leaving,
     message_bytes_max: u64,
 }
 
 impl<S> Arriving<S> {
     /// Around a service that takes messages of so many bytes.
-    pub fn new(inner: S, admission: Admission, message_bytes_max: usize) -> Self {
-        Arriving { inner, admission, message_bytes_max: message_bytes_max as u64 }
+    pub fn new(
+        inner: S,
+        (admission, leaving): (Admission, Leaving),
+        message_bytes_max: usize,
+    ) -> Self {
+        Arriving { inner, admission, leaving, message_bytes_max: message_bytes_max as u64 }
     }
 }
 
@@ -65,13 +68,13 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (mut head, inner) = request.into_parts();
-        let waits = WAITING.contains(&head.uri.path());
+        let path = Path::of(&head.uri);
         let charge = self.admission.charge();
         head.extensions.insert(charge.clone());
         let body = Incoming {
             inner,
             messages: Messages::default(),
-            waits,
+            waits: path.brings_many(),
             admission: self.admission.clone(),
             message_bytes_max: self.message_bytes_max,
             held: None,
@@ -79,36 +82,8 @@ where
             waiting: None,
         };
         let answer = self.inner.call(http::Request::from_parts(head, Body::new(body)));
-        Box::pin(async move {
-            let answer = answer.await?;
-            Ok(answer.map(|inner| Body::new(Outgoing { inner, _charge: charge })))
-        })
-    }
-}
-
-/// The body of an answer, and what its call holds until that is gone.
-struct Outgoing<T> {
-    inner: Body,
-    _charge: T,
-}
-
-impl<T: Unpin> HttpBody for Outgoing<T> {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.inner).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        let leaving = self.leaving.clone();
+        Box::pin(async move { Ok(answer.await?.map(|body| leaving.body(path, body, charge))) })
     }
 }
 

@@ -102,14 +102,14 @@ fn counted(chunks: Chunks, open: OpenStream) -> Chunks {
     chunks.map(count).boxed()
 }
 
-/// The chunks of an opened state, read on a task of their own.
+/// The chunks of an opened state, read on a task of their own, on the threads for that.
 fn chunks(calls: &Calls, target: &StateKey, opened: Opened) -> Chunks {
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
     let bytes = opened.slices.iter().map(|slice| slice.bytes).sum();
     let subject = Subject { collection: &target.collection, key: &target.key, items: 0 };
     let watched = calls.large().watch(CallKind::Read, subject, 0);
-    let calls = calls.clone();
-    tokio::spawn(async move {
+    let (transfers, calls) = (calls.transfers().clone(), calls.clone());
+    transfers.spawn(async move {
         let to = Sender { chunks: &sender, transfers: calls.transfers() };
         let failed = feed(&calls, opened, &to).await;
         let outcome = match &failed {

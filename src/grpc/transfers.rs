@@ -1,10 +1,12 @@
-//! What bounds large transfers: the bytes that they hold in this node's memory, all together, and
-//! how long one may stand still.
+//! What bounds large transfers: the bytes that they hold in this node's memory, all together, how
+//! long one may stand still, and the threads that they have.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 
 use crate::failure::{Failure, Reason};
 use crate::metrics::StreamMetrics;
@@ -22,17 +24,27 @@ pub struct Transfers {
     streams: Arc<Semaphore>,
     units_max: usize,
     stall_after: Duration,
+    threads: Handle,
     counted: StreamMetrics,
 }
 
 impl Transfers {
     /// Room for so many bytes. A transfer waits so long for its share, and for its other end.
-    pub fn new(bytes_max: usize, stall_after: Duration) -> Self {
+    /// They are worked on by threads of their own.
+    pub fn new(bytes_max: usize, stall_after: Duration, threads: Handle) -> Self {
         let units_max = (bytes_max / UNIT_BYTES).max(1);
         let room = Arc::new(Semaphore::new(units_max));
         let streams = Arc::new(Semaphore::new(STREAMS_MAX));
         let counted = StreamMetrics::default();
-        Transfers { room, streams, units_max, stall_after, counted }
+        Transfers { room, streams, units_max, stall_after, threads, counted }
+    }
+
+    /// Works on a transfer where no small call waits for its turn.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        self.threads.spawn(work)
     }
 
     /// What counts streams.
@@ -72,8 +84,9 @@ impl Transfers {
         self.stall_after
     }
 
-    /// The other end did stand still.
+    /// The other end did stand still, and is cut off.
     pub fn stalled(&self, what: &str) -> Failure {
+        self.counted.cut_off();
         let message = format!("nothing was {what} for {} s", self.stall_after.as_secs());
         Failure::new(Reason::StreamStalled, message)
     }
@@ -85,7 +98,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_finds_no_room_waits_and_is_refused_in_the_end() {
-        let transfers = Transfers::new(100 << 10, Duration::from_millis(10));
+        let transfers = Transfers::new(100 << 10, Duration::from_millis(10), Handle::current());
         let first = transfers.hold(60 << 10).await.unwrap();
         let refused = transfers.hold(50 << 10).await.unwrap_err();
         assert!(refused.retry_after.is_some(), "{refused}");

@@ -16,6 +16,7 @@ use futures::stream::FuturesOrdered;
 use statehouse_proto::v1;
 use statehouse_proto::v1::upload_request::{Abort, Begin, End, Part, Step};
 use statehouse_proto::v1::write_stream_request::Part as Message;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
@@ -41,9 +42,22 @@ const STUCK_AFTER: Duration = Duration::from_secs(30);
 /// How long one attempt of a part may take.
 const PART_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Writes a state from a stream of chunks.
+/// Writes a state from a stream of chunks, on the threads for that.
 pub async fn write(
     calls: &Calls,
+    chunks: Streaming<v1::WriteStreamRequest>,
+    caller: Caller<'static>,
+) -> Result<v1::WriteStreamResponse, Failure> {
+    let on = calls.clone();
+    let small = Handle::current();
+    let written = calls.transfers().spawn(async move { begin(&on, &small, chunks, caller).await });
+    let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
+    written.await.map_err(stopping).flatten()
+}
+
+async fn begin(
+    calls: &Calls,
+    small: &Handle,
     mut chunks: Streaming<v1::WriteStreamRequest>,
     caller: Caller<'static>,
 ) -> Result<v1::WriteStreamResponse, Failure> {
@@ -55,7 +69,7 @@ pub async fn write(
     }
     let _place = calls.transfers().enter()?;
     let open = calls.transfers().counted().open(Direction::Write);
-    let upload = Uploading::new(calls, header, caller, open)?;
+    let upload = Uploading::new(calls, small, header, caller, open)?;
     let v1::WriteHeader { collection, key, .. } = &upload.header;
     let subject = Subject { collection, key, items: 0 };
     let watched = calls.large().watch(CallKind::Write, subject, upload.expected);
@@ -141,6 +155,8 @@ type UnderWay = Pin<Box<dyn Future<Output = Result<v1::UploadResponse, Failure>>
 /// An upload that a stream feeds.
 struct Uploading<'a> {
     calls: &'a Calls,
+    /// The threads of small calls: connections to other nodes are theirs.
+    small: &'a Handle,
     caller: Caller<'static>,
     header: v1::WriteHeader,
     /// Bytes that the fields have.
@@ -150,6 +166,8 @@ struct Uploading<'a> {
     received: u64,
     /// What came and is not cut into parts.
     gathered: BytesMut,
+    /// A part that came as it is, and its checksum.
+    whole: Option<(Bytes, u32)>,
     /// What is cut and not acknowledged; the first ones of it are under way.
     parts: VecDeque<Unacknowledged>,
     under_way: FuturesOrdered<UnderWay>,
@@ -161,6 +179,7 @@ struct Uploading<'a> {
 impl<'a> Uploading<'a> {
     fn new(
         calls: &'a Calls,
+        small: &'a Handle,
         mut header: v1::WriteHeader,
         caller: Caller<'static>,
         open: OpenStream,
@@ -176,12 +195,14 @@ impl<'a> Uploading<'a> {
         }
         Ok(Uploading {
             calls,
+            small,
             caller,
             header,
             expected,
             writer,
             received,
             gathered: BytesMut::new(),
+            whole: None,
             parts: VecDeque::new(),
             under_way: FuturesOrdered::new(),
             progress: Instant::now(),
@@ -198,9 +219,11 @@ impl<'a> Uploading<'a> {
         let deadline = self.caller.deadline.map_or(latest, |deadline| deadline.min(latest));
         let caller = Caller { deadline: Some(deadline), ..self.caller.clone() };
         let calls = self.calls.clone();
-        Box::pin(
-            async move { super::caller::within(Some(deadline), calls.part(request, caller)).await },
-        )
+        let call = self.small.spawn(async move {
+            super::caller::within(Some(deadline), calls.part(request, caller)).await
+        });
+        let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
+        Box::pin(async move { call.await.map_err(stopping).flatten() })
     }
 
     /// Begins or continues. Answers at once if the same upload was ended before.
@@ -240,7 +263,7 @@ impl<'a> Uploading<'a> {
         let end = loop {
             match next(self.calls.transfers(), chunks).await? {
                 Some(Message::Chunk(chunk)) => {
-                    let data = checked(chunk)?;
+                    let (data, _) = checked(chunk)?;
                     self.check_came((gathered.len() + data.len()) as u64)?;
                     gathered.extend_from_slice(&data);
                     self.open.moved(data.len());
@@ -282,9 +305,9 @@ impl<'a> Uploading<'a> {
         let transfers = self.calls.transfers();
         let mut end: Option<Option<v1::WriteEnd>> = None;
         loop {
-            let whole = self.gathered.len() >= PART_BYTES;
+            let whole = self.whole.is_some() || self.gathered.len() >= PART_BYTES;
             let cut = whole || (end.is_some() && !self.gathered.is_empty());
-            let bytes = self.gathered.len().min(PART_BYTES);
+            let bytes = if whole { PART_BYTES } else { self.gathered.len() };
             if let (Some(end), false, true) = (&end, cut, self.parts.is_empty()) {
                 return Ok(*end);
             }
@@ -293,7 +316,7 @@ impl<'a> Uploading<'a> {
                 Some(answer) = self.under_way.next() => self.answered(answer).await?,
                 held = transfers.hold(bytes), if may_cut => self.send(bytes, held?),
                 message = next(transfers, chunks), if !cut && end.is_none() => match message? {
-                    Some(Message::Chunk(chunk)) => self.gather(&checked(chunk)?)?,
+                    Some(Message::Chunk(chunk)) => self.gather(checked(chunk)?)?,
                     Some(Message::End(last)) => end = Some(Some(last)),
                     Some(Message::Header(_)) => return Err(invalid("a write has one header")),
                     None => end = Some(None),
@@ -302,23 +325,31 @@ impl<'a> Uploading<'a> {
         }
     }
 
-    fn gather(&mut self, data: &[u8]) -> Result<(), Failure> {
+    fn gather(&mut self, (data, crc32): (Bytes, Option<u32>)) -> Result<(), Failure> {
         if data.len() > CHUNK_BYTES_MAX {
             let (got, max) = (data.len(), CHUNK_BYTES_MAX);
             return Err(invalid(format!("a chunk has at most {max} bytes, got {got}")));
         }
         let cut = self.parts.back().map_or(self.received, Unacknowledged::end);
         self.check_came(cut + (self.gathered.len() + data.len()) as u64)?;
-        self.gathered.extend_from_slice(data);
         self.open.moved(data.len());
+        match crc32 {
+            Some(crc32) if self.gathered.is_empty() && data.len() == PART_BYTES => {
+                self.whole = Some((data, crc32));
+            }
+            _ => self.gathered.extend_from_slice(&data),
+        }
         Ok(())
     }
 
     /// Cuts a part and sends it.
     fn send(&mut self, bytes: usize, held: OwnedSemaphorePermit) {
         let offset = self.parts.back().map_or(self.received, Unacknowledged::end);
-        let data = self.gathered.split_to(bytes).freeze();
-        let crc32 = crc32fast::hash(&data);
+        let (data, crc32) = self.whole.take().unwrap_or_else(|| {
+            let data = self.gathered.split_to(bytes).freeze();
+            let crc32 = crc32fast::hash(&data);
+            (data, crc32)
+        });
         self.parts.push_back(Unacknowledged { offset, data, crc32, _held: held });
         self.send_from(self.parts.len() - 1);
     }
@@ -402,13 +433,13 @@ impl<'a> Uploading<'a> {
     }
 }
 
-/// A chunk's data, if they are what was sent.
-fn checked(chunk: v1::WriteChunk) -> Result<Bytes, Failure> {
+/// A chunk's data and their checksum, if they are what was sent.
+fn checked(chunk: v1::WriteChunk) -> Result<(Bytes, Option<u32>), Failure> {
     match chunk.crc32 {
         Some(expected) if crc32fast::hash(&chunk.data) != expected => {
             let message = format!("a chunk's CRC-32 is not {expected:#010x}: send it again");
             Err(Failure::new(Reason::ChecksumMismatch, message))
         }
-        Some(_) | None => Ok(chunk.data),
+        Some(_) | None => Ok((chunk.data, chunk.crc32)),
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Parts are counted as well as they can be, but an allocator keeps more than it was asked for,
 //! and some things nobody counts. So several times a second this looks at the resident memory of
-//! the process. Near the limit the block cache gives way, the one part that is only there for
+//! the process. Near the limit the allocator gives back what is free, which it keeps for a while
+//! otherwise. If that is not enough the block cache gives way, the one part that is only there for
 //! speed; it gets its memory back when there is room again. At the limit no calls come in but small
 //! ones.
 
@@ -18,8 +19,8 @@ use crate::admission::Admission;
 use crate::memory::Plan;
 use crate::size::ByteSize;
 
-/// How often it looks.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// How often it looks: large states come by tens of MiB in this time.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// In thousandths of the limit: the block cache gives way above, gets back below.
 const HIGH_PER_MILLE: u64 = 950;
@@ -52,7 +53,7 @@ impl Governor {
         let run = move || {
             let mut balance = Balance::new(&plan);
             while stopped.recv_timeout(LOOK_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                let Some(resident) = resident_bytes() else { continue };
+                let Some(resident) = resident_after_purge(&balance) else { continue };
                 let before = balance.taken;
                 balance.look(resident);
                 if balance.taken != before {
@@ -102,9 +103,14 @@ impl Balance {
         Balance { memory_max: plan.memory_max, taken: 0, taken_max }
     }
 
+    /// From here on the process has too much.
+    fn high(&self) -> u64 {
+        self.memory_max / 1_000 * HIGH_PER_MILLE
+    }
+
     fn look(&mut self, resident: u64) {
         let per_mille = |share| self.memory_max / 1_000 * share;
-        let (high, low) = (per_mille(HIGH_PER_MILLE), per_mille(LOW_PER_MILLE));
+        let (high, low) = (self.high(), per_mille(LOW_PER_MILLE));
         if resident > high {
             // What was taken shows in the resident memory a while later: half of it at a time.
             let more = (resident - high).div_ceil(2);
@@ -113,6 +119,27 @@ impl Balance {
             self.taken = self.taken.saturating_sub(per_mille(GIVEN_BACK_PER_MILLE));
         }
     }
+}
+
+/// Resident bytes of this process; near the limit after the allocator has given back what is free.
+fn resident_after_purge(balance: &Balance) -> Option<u64> {
+    let resident = resident_bytes()?;
+    if resident <= balance.high() {
+        return Some(resident);
+    }
+    purge();
+    resident_bytes()
+}
+
+/// Has jemalloc give back the pages of all arenas that are free.
+fn purge() {
+    const ALL_ARENAS: &std::ffi::CStr = c"arena.4096.purge";
+    let (no_old, no_new) = (std::ptr::null_mut(), std::ptr::null_mut());
+    // SAFETY: a name that ends in NUL; nothing is read and nothing is written.
+    let error = unsafe {
+        tikv_jemalloc_sys::mallctl(ALL_ARENAS.as_ptr(), no_old, std::ptr::null_mut(), no_new, 0)
+    };
+    debug_assert_eq!(error, 0, "jemalloc knows no {ALL_ARENAS:?}");
 }
 
 /// Resident bytes of this process, as Linux tells them.

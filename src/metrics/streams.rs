@@ -34,6 +34,7 @@ struct Counters {
     /// By direction.
     bytes: [AtomicU64; 2],
     open: [AtomicU64; 2],
+    cut_off: AtomicU64,
     uploads: Uploads,
 }
 
@@ -67,6 +68,11 @@ impl StreamMetrics {
     pub fn open(&self, direction: Direction) -> OpenStream {
         self.counters.open[direction as usize].fetch_add(1, Relaxed);
         OpenStream { counters: self.counters.clone(), direction }
+    }
+
+    /// A stream or an answer was cut off, since its other end stood still.
+    pub fn cut_off(&self) {
+        self.counters.cut_off.fetch_add(1, Relaxed);
     }
 
     /// What counts uploads.
@@ -114,6 +120,9 @@ impl Collector for StreamMetrics {
             let value = self.counters.open[direction as usize].load(Relaxed) as i64;
             ConstGauge::new(value).encode(family.encode_family(&[("call", call)])?)?;
         }
+        let help = "Streams and answers cut off, since their other end stood still";
+        let value = ConstCounter::new(self.counters.cut_off.load(Relaxed));
+        value.encode(out.encode_descriptor("streams_cut", help, None, MetricType::Counter)?)?;
         let Uploads { begun, ended, aborted } = &self.counters.uploads;
         let help = "Uploads that came in streams, by what became of them";
         let mut family = out.encode_descriptor("uploads", help, None, MetricType::Counter)?;

@@ -1,0 +1,210 @@
+//! Answers hold their room until whoever asked has taken them, but not for ever.
+//!
+//! HTTP/2 gets an answer by pieces, the next one once its stream has room in its window: what
+//! waits, waits here, where it is counted. Who takes nothing of an answer for `stream_stall_s`
+//! loses it, and with it all that its call, or the calls of its pipeline, hold; if they come back
+//! they are told so.
+
+use std::pin::Pin;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
+
+use axum::body::HttpBody;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use parking_lot::Mutex;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http;
+use tonic::codegen::http::HeaderMap;
+
+use super::status::status;
+use super::{Calls, Transfers};
+use crate::admission::Charge;
+
+/// Bytes that HTTP/2 gets at a time.
+const PIECE_BYTES: usize = crate::node::FRAME_BYTES_MAX as usize;
+
+/// How often it is looked whether answers are taken.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+
+/// Watches answers that are on their way out. Cheap to clone.
+#[derive(Clone)]
+pub struct Leaving(Arc<Shared>);
+
+struct Shared {
+    transfers: Transfers,
+    watched: Mutex<Vec<Weak<Mutex<Answer>>>>,
+}
+
+impl Leaving {
+    /// Whoever takes nothing for as long as a transfer may stand still is cut off.
+    pub fn new(calls: &Calls) -> Self {
+        let transfers = calls.transfers().clone();
+        let shared = Arc::new(Shared { transfers, watched: Mutex::default() });
+        tokio::spawn(look_again(Arc::downgrade(&shared)));
+        Leaving(shared)
+    }
+
+    /// The body of an answer to a path, with what its call holds.
+    pub fn body(&self, path: Path, inner: Body, charge: Arc<Charge>) -> Body {
+        let answer = Answer { going: Going::On(inner, charge), rest: Bytes::new(), since: None };
+        let watcher = (path != Path::Read).then(|| self.clone());
+        let long = if path == Path::Pipeline { 0 } else { PIECE_BYTES };
+        Body::new(Outgoing { answer: Arc::new(Mutex::new(answer)), watcher, long })
+    }
+}
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// Many calls come, and one answer goes on as long as they do.
+    Pipeline,
+    /// A state comes as a stream.
+    Write,
+    /// A state goes as a stream, which sees to it itself that it is taken.
+    Read,
+    /// One message comes, and one goes.
+    Call,
+}
+
+impl Path {
+    /// Of a request.
+    pub fn of(uri: &http::Uri) -> Path {
+        match uri.path() {
+            "/statehouse.v1.Pipeline/Run" => Path::Pipeline,
+            "/statehouse.v1.State/Write" => Path::Write,
+            "/statehouse.v1.State/Read" => Path::Read,
+            _ => Path::Call,
+        }
+    }
+
+    /// Whether many messages come, each of which waits for its room.
+    pub fn brings_many(self) -> bool {
+        matches!(self, Path::Pipeline | Path::Write)
+    }
+}
+
+async fn look_again(shared: Weak<Shared>) {
+    let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let Some(shared) = shared.upgrade() else { return };
+        shared.look(Instant::now());
+    }
+}
+
+impl Shared {
+    /// Cuts off who has taken nothing for too long, and forgets who is done.
+    fn look(&self, now: Instant) {
+        self.watched.lock().retain(|answer| {
+            let Some(answer) = answer.upgrade() else { return false };
+            !answer.lock().cut(now, &self.transfers)
+        });
+    }
+}
+
+/// An answer on its way out.
+struct Answer {
+    going: Going,
+    /// Of the frame that came last, what HTTP/2 did not get.
+    rest: Bytes,
+    /// Since when HTTP/2 has not asked for more than it got.
+    since: Option<Instant>,
+}
+
+enum Going {
+    /// What is left of it, and what it holds.
+    On(Body, #[expect(dead_code, reason = "held")] Arc<Charge>),
+    /// Nobody took it: how that is told.
+    Cut(HeaderMap),
+    Told,
+}
+
+impl Answer {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.since = None;
+        let body = match &mut self.going {
+            Going::On(body, _) => body,
+            Going::Cut(told) => {
+                let told = Frame::trailers(std::mem::take(told));
+                self.going = Going::Told;
+                return Poll::Ready(Some(Ok(told)));
+            }
+            Going::Told => return Poll::Ready(None),
+        };
+        if self.rest.is_empty() {
+            match ready!(Pin::new(body).poll_frame(cx)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => self.rest = data,
+                    Err(other) => return Poll::Ready(Some(Ok(other))),
+                },
+                end => return Poll::Ready(end),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
+        self.since = Some(Instant::now());
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    /// Lets go of everything if nothing was taken for so long. Answers whether it has.
+    fn cut(&mut self, now: Instant, transfers: &Transfers) -> bool {
+        let stalled = |since| now.duration_since(since) >= transfers.stall_after();
+        let stalled = self.since.is_some_and(stalled);
+        if stalled {
+            let mut told = HeaderMap::new();
+            // It has no names but our own, and values that were made for headers.
+            let _ = status(transfers.stalled("taken")).add_header(&mut told);
+            (self.going, self.rest, self.since) = (Going::Cut(told), Bytes::new(), None);
+        }
+        stalled
+    }
+}
+
+/// The body of an answer.
+struct Outgoing {
+    answer: Arc<Mutex<Answer>>,
+    /// Who is yet to watch it.
+    watcher: Option<Leaving>,
+    /// How much must be left of it to be watched: calls with short answers hold little.
+    long: usize,
+}
+
+impl HttpBody for Outgoing {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        let mut answer = this.answer.lock();
+        let polled = answer.poll(cx);
+        let long = answer.since.is_some() && answer.rest.len() >= this.long;
+        drop(answer);
+        if long && let Some(Leaving(shared)) = this.watcher.take() {
+            shared.watched.lock().push(Arc::downgrade(&this.answer));
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let answer = self.answer.lock();
+        match &answer.going {
+            Going::On(body, _) => answer.rest.is_empty() && body.is_end_stream(),
+            Going::Cut(_) => false,
+            Going::Told => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let answer = self.answer.lock();
+        match &answer.going {
+            Going::On(body, _) if answer.rest.is_empty() => body.size_hint(),
+            _ => SizeHint::default(),
+        }
+    }
+}
