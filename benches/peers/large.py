@@ -46,6 +46,9 @@ DISK_FACTOR = 3
 WORKERS = 8
 GET_RATE = 500
 
+# Processes that only take processor time, as many as would be busy with streams.
+BUSY_LOOPS = 4
+
 
 class Node:
     """A node of its own."""
@@ -302,8 +305,21 @@ def replicated(bench):
             "goals": [("states of 16 MiB written to three nodes", rate, ">=", 10, "/s")]}
 
 
+@contextlib.contextmanager
+def busy_loops(count):
+    """Processes that take all the processor time that they get, and do nothing else."""
+    loops = [subprocess.Popen(["sh", "-c", "while :; do :; done"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
 def beside(bench):
-    """Gets of 1 KiB alone, and while eight clients write and read states of 64 MiB."""
+    """Gets of 1 KiB alone, while eight clients write and read states of 64 MiB, and while others
+    take as much processor time and leave the node alone."""
     seconds = 5 if bench.quick else 30
     gets = [bench.statehouse, "bench", "--json", "--target", "pipelined", "--mix", "get",
             "--state-bytes", "1KiB", "--rate", GET_RATE, "--connections", 1, "--in-flight", 512,
@@ -321,8 +337,12 @@ def beside(bench):
             finally:
                 load.kill()
         churned = json.loads(out)
+        node.settle()
+        with busy_loops(BUSY_LOOPS):
+            contended = json.loads(run(*gets, "--endpoint", node.endpoint))
     ratio = busy["latency_us"]["p99"] / alone["latency_us"]["p99"]
     return {"rate": GET_RATE, "alone": alone, "busy": busy, "churn": churned,
+            "contended": contended, "loops": BUSY_LOOPS,
             "goals": [("get of 1 KiB beside streams against alone, p99", ratio, "<=", 3, "x")]}
 
 

@@ -123,9 +123,12 @@ def replicated(part):
 def beside(part):
     lines = ["## Small reads beside streams", "",
              f"Gets of 1 KiB, {part['rate']} a second, by one client; then the same while eight write and read "
-             "states of 64 MiB.", "",
+             f"states of 64 MiB; then while {part['loops']} loops take processor time and leave the node alone.",
+             "",
              "| | p50 ms | p99 ms | max ms | failed |", "|---|---|---|---|---|"]
-    for name, figures in (("alone", part["alone"]), ("beside streams", part["busy"])):
+    rows = (("alone", part["alone"]), ("beside streams", part["busy"]),
+            ("beside loops", part["contended"]))
+    for name, figures in rows:
         at = figures["latency_us"]
         lines.append(f"| {name} | {at['p50'] / 1e3:.2f} | {at['p99'] / 1e3:.2f} | {at['max'] / 1e3:.1f} "
                      f"| {figures['errors']} |")
