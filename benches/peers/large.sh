@@ -6,7 +6,7 @@
 #   benches/peers/large.sh [--gib N] [--seconds N] [--quick] [--out DIR]
 #                          [--only mixed,ranges,streams,replicated,beside,patches]
 #
-# Takes about 25 minutes and 30 GB under TMPDIR; --quick two minutes and 6 GB, to see that it runs:
+# Takes about 20 minutes and 30 GB under TMPDIR; --quick two minutes and 6 GB, to see that it runs:
 # it writes nothing, nor does --only. Everything listens on the loopback; what is started here is
 # ended here, and its data removed.
 set -euo pipefail
