@@ -13,6 +13,7 @@ mod convert;
 mod leaving;
 mod models;
 mod observed;
+mod path;
 mod pipeline;
 mod prefetch;
 mod read;

@@ -86,6 +86,7 @@ pub struct Node {
     pub device: String,
     /// Holds the process to its memory.
     pub memory: Governor,
+    /// Held: large states are worked on as long as it is there.
     _streams: StreamThreads,
     config: Config,
     store: Store,

@@ -19,7 +19,8 @@ use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
 
-use super::leaving::{Leaving, Path};
+use super::leaving::Leaving;
+use super::path::Path;
 use super::status::status;
 use crate::admission::Admission;
 

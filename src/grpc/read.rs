@@ -20,8 +20,9 @@ use tonic::Status;
 use tonic::metadata::MetadataValue;
 
 use super::caller::Caller;
+use super::transfers::finished;
 use super::{Calls, Transfers, convert, status};
-use crate::failure::{Failure, Reason};
+use crate::failure::Failure;
 use crate::large::Subject;
 use crate::metrics::{CallKind, Direction, OpenStream};
 use crate::router::Place;
@@ -152,9 +153,7 @@ async fn feed(calls: &Calls, opened: Opened, sender: &Sender<'_>) -> Result<(), 
     for (field, slice) in (0u32..).zip(opened.slices) {
         let mut reading = tokio::spawn(read_on(calls.clone(), slice));
         loop {
-            let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
-            let read = reading.await.map_err(stopping).and_then(|read| read);
-            let (slice, pieces, _held) = read.map_err(Some)?;
+            let (slice, pieces, _held) = finished(reading).await.map_err(Some)?;
             if pieces.is_empty() {
                 break;
             }

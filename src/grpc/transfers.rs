@@ -92,9 +92,30 @@ impl Transfers {
     }
 }
 
+/// What work came to that has a task of its own.
+pub async fn finished<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+    task.await.unwrap_or_else(|error| {
+        Err(match error.is_panic() {
+            true => Failure::new(Reason::Internal, "the work on a stream panicked"),
+            false => Failure::new(Reason::Unavailable, "the node is stopping"),
+        })
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn work_that_panics_is_not_taken_for_a_stop() {
+        let panics = tokio::spawn(async { panic!("on purpose") });
+        let failed = finished::<()>(panics).await.unwrap_err();
+        assert_eq!(failed.reason, Reason::Internal);
+        let ended = tokio::spawn(std::future::pending());
+        ended.abort();
+        let failed = finished::<()>(ended).await.unwrap_err();
+        assert_eq!(failed.reason, Reason::Unavailable);
+    }
 
     #[tokio::test]
     async fn what_finds_no_room_waits_and_is_refused_in_the_end() {

@@ -22,6 +22,7 @@ use tonic::{Status, Streaming};
 
 use super::caller::Caller;
 use super::observed::outcome;
+use super::transfers::finished;
 use super::{Calls, Transfers, convert};
 use crate::failure::{Failure, Reason};
 use crate::large::Subject;
@@ -51,8 +52,7 @@ pub async fn write(
     let on = calls.clone();
     let small = Handle::current();
     let written = calls.transfers().spawn(async move { begin(&on, &small, chunks, caller).await });
-    let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
-    written.await.map_err(stopping).flatten()
+    finished(written).await
 }
 
 async fn begin(
@@ -222,8 +222,7 @@ impl<'a> Uploading<'a> {
         let call = self.small.spawn(async move {
             super::caller::within(Some(deadline), calls.part(request, caller)).await
         });
-        let stopping = |_| Failure::new(Reason::Unavailable, "the node is stopping");
-        Box::pin(async move { call.await.map_err(stopping).flatten() })
+        Box::pin(finished(call))
     }
 
     /// Begins or continues. Answers at once if the same upload was ended before.
