@@ -15,6 +15,7 @@ use crate::applied::Applied;
 use crate::cache::{RecordCache, Space};
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::commit::Commit;
+use crate::damage::DamageLog;
 use crate::db::{Db, Family};
 use crate::error::Error;
 use crate::failure::Failure;
@@ -35,6 +36,7 @@ pub(crate) struct Disk {
     pub meta: Family,
     pub commit: Commit,
     pub failure: Arc<Failure>,
+    pub damage: DamageLog,
     pub watch: Watch,
     pub cache: RecordCache,
     pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
@@ -97,6 +99,8 @@ pub(crate) struct Replica {
     /// Somebody holds the replica's `Shard`.
     pub taken: AtomicBool,
     pub dropped: AtomicBool,
+    /// It has lost acknowledged rows: nothing is read from it or written to it any more.
+    pub quarantined: AtomicBool,
     /// What was applied since the last flush that we know of.
     pub unflushed: Mutex<Unflushed>,
     /// Bytes of chunks that purges have deleted since the last flush that we know of.
@@ -140,6 +144,7 @@ impl Replica {
             expiries_from_ms: AtomicU64::new(0),
             taken: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
+            quarantined: AtomicBool::new(false),
             unflushed: Mutex::default(),
             freed_bytes: AtomicU64::new(0),
         })
@@ -168,10 +173,13 @@ impl Replica {
         Ok(flushed)
     }
 
-    /// Refuses if the replica was dropped.
+    /// Refuses if the replica was dropped or is quarantined.
     pub fn check(&self) -> Result<(), Error> {
-        match self.dropped.load(Ordering::Acquire) {
-            true => Err(Error::missing(self.id)),
+        if self.dropped.load(Ordering::Acquire) {
+            return Err(Error::missing(self.id));
+        }
+        match self.quarantined.load(Ordering::Acquire) {
+            true => Err(Error::quarantined(self.id)),
             false => Ok(()),
         }
     }

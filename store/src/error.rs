@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::codec::Malformed;
 use crate::command::OutOfBounds;
+use crate::damage::Damage;
 use crate::ids::ReplicaId;
 
 /// Why the store did not do something.
@@ -84,6 +85,13 @@ pub enum Error {
         /// What is the matter.
         problem: TransferProblem,
     },
+    /// Acknowledged rows can't be read as they were written, and no other node is known to hold them:
+    /// the store is not opened, and nothing in it has changed.
+    #[error("{} of acknowledged data: {}", describe_count(damages), describe(damages))]
+    Damaged {
+        /// The damaged places, at least one.
+        damages: Arc<[Damage]>,
+    },
     /// The entry is out of the vocabulary's bounds.
     #[error(transparent)]
     OutOfBounds(#[from] OutOfBounds),
@@ -126,6 +134,9 @@ pub enum ReplicaProblem {
     /// Somebody else holds its `Shard`.
     #[error("is applied by somebody else")]
     Taken,
+    /// It has lost acknowledged rows: other replicas of its shard rebuild it under a new id.
+    #[error("is quarantined: it has lost acknowledged rows")]
+    Quarantined,
     /// It has applied more than the view that should take its place.
     #[error("is ahead of the view received for it")]
     Ahead,
@@ -183,6 +194,26 @@ impl Error {
     pub(crate) fn missing(replica: ReplicaId) -> Self {
         Error::Replica { replica, problem: ReplicaProblem::Missing }
     }
+
+    pub(crate) fn quarantined(replica: ReplicaId) -> Self {
+        Error::Replica { replica, problem: ReplicaProblem::Quarantined }
+    }
+}
+
+/// Damages named in an error message; the log and `repair` have the others.
+const DAMAGES_SHOWN_MAX: usize = 4;
+
+fn describe_count(damages: &[Damage]) -> String {
+    match damages.len() {
+        1 => "damage at one place".to_owned(),
+        count => format!("damage at {count} places"),
+    }
+}
+
+fn describe(damages: &[Damage]) -> String {
+    let shown: Vec<String> =
+        damages.iter().take(DAMAGES_SHOWN_MAX).map(ToString::to_string).collect();
+    shown.join("; ")
 }
 
 /// What can go wrong while a log row is read: its bytes, or its payloads.

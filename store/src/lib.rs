@@ -42,6 +42,7 @@ mod codec;
 mod command;
 mod commit;
 mod config;
+mod damage;
 mod db;
 mod dedup;
 mod directory;
@@ -94,6 +95,7 @@ pub use command::{
 };
 pub use commit::Callback;
 pub use config::Config;
+pub use damage::{Damage, DamageHook, DamagePolicy};
 pub use encoding::ENTRY_FORMAT;
 pub use error::{Error, ReplicaProblem, TransferProblem};
 pub use export::Export;

@@ -16,6 +16,7 @@ use crate::batch::ApplyBatch;
 use crate::cache::RecordCache;
 use crate::commit::{Callback, Commit, Job};
 use crate::config::Config;
+use crate::damage::{Damage, DamageHook, DamageLog};
 use crate::db::{Db, Mutation, Walk};
 use crate::directory::Directory;
 use crate::disk::{Disk, Replica, decode_descriptor, encode_descriptor};
@@ -71,6 +72,7 @@ impl Store {
             log,
             meta,
             failure,
+            damage: DamageLog::default(),
             cache: RecordCache::new(config.state_cache_bytes),
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
@@ -250,6 +252,37 @@ impl Store {
     /// Calls the hook once when a write or sync fails: at once if one has. It must not block.
     pub fn on_failure(&self, hook: FailureHook) {
         self.inner.disk.failure.on_failure(hook);
+    }
+
+    /// Returns the damage found at the opening and since.
+    pub fn damages(&self) -> Vec<Damage> {
+        self.inner.disk.damage.found()
+    }
+
+    /// Calls the hook for each damage found so far and from now on, on the thread that finds it: it
+    /// must not block.
+    pub fn on_damage(&self, hook: DamageHook) {
+        self.inner.disk.damage.on_damage(hook);
+    }
+
+    /// Records damage that somebody above has found, such as an entry that can't be applied or a hash
+    /// that differs from other replicas' at the same entry.
+    pub fn report_damage(&self, damage: &Damage) {
+        self.inner.disk.damage.report(damage);
+    }
+
+    /// Quarantines a replica: from then on nothing is read from it or written to it, though it can be
+    /// dropped. Not durable: what is damaged is found again at the next opening, or by a read.
+    pub fn quarantine(&self, id: ReplicaId) -> Result<(), Error> {
+        self.inner.replica(id)?.quarantined.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Returns the replicas in quarantine, in order.
+    pub fn quarantined(&self) -> Vec<ReplicaId> {
+        let replicas = self.inner.disk.replicas.read();
+        let quarantined = |replica: &&Arc<Replica>| replica.quarantined.load(Ordering::Acquire);
+        replicas.values().filter(quarantined).map(|replica| replica.id).collect()
     }
 
     /// Figures as of now.
