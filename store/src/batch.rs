@@ -17,6 +17,7 @@ use crate::command::Command;
 use crate::db::Batch;
 use crate::disk::{Disk, Replica};
 use crate::error::Error;
+use crate::garbage;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::overlay::Overlay;
@@ -45,8 +46,27 @@ pub(crate) struct Part {
     /// The least release index of its garbage rows, and the earliest time of its expiry rows.
     pub garbage_from: u64,
     pub expiries_from_ms: u64,
+    /// Bytes of chunks that wait for the log to be purged, and of those deleted in ranges at once.
+    pub garbage_bytes: u64,
+    pub dropped_bytes: u64,
     /// Bytes of the entries.
     pub bytes: u64,
+}
+
+impl Part {
+    /// Notes what a compaction would give back.
+    fn note_deleted(&self) {
+        let mut deleted = self.replica.deleted.lock();
+        for (start, end) in self.overlay.dropped() {
+            match keys::is_record(start) {
+                true => deleted.add(start, end, garbage::COLLECTION_BYTES),
+                false if keys::is_request(start) => deleted.add_rows(1),
+                false => deleted.add(start, end, 0),
+            }
+        }
+        deleted.add_bytes(self.dropped_bytes);
+        deleted.add_rows(self.overlay.rows().filter(|(_, value)| value.is_none()).count() as u64);
+    }
 }
 
 impl ApplyBatch {
@@ -65,6 +85,8 @@ impl ApplyBatch {
                 usage: usage::Changed::default(),
                 garbage_from: u64::MAX,
                 expiries_from_ms: u64::MAX,
+                garbage_bytes: 0,
+                dropped_bytes: 0,
                 bytes: 0,
             }
         });
@@ -124,14 +146,14 @@ impl ApplyBatch {
         }
         drop(writing);
         for part in self.parts.values() {
-            for (start, end) in part.overlay.dropped() {
-                self.disk.cache.forget(part.replica.generation().space, start, end);
-            }
+            self.disk.cache.dropped(part.replica.generation().space, part.overlay.dropped());
+            part.note_deleted();
         }
         for part in self.parts.into_values() {
             // After the write: whoever sees these sees the rows.
             part.replica.garbage_from.fetch_min(part.garbage_from, AcqRel);
             part.replica.expiries_from_ms.fetch_min(part.expiries_from_ms, AcqRel);
+            part.replica.garbage_bytes.fetch_add(part.garbage_bytes, Relaxed);
             part.replica.unflushed.lock().grow(part.applied.id.index, part.bytes);
             part.replica.publish(part.applied);
         }

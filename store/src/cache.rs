@@ -26,6 +26,7 @@ pub(crate) use place::{Carried, Place, Space};
 
 use crate::error::Error;
 use crate::ids::CollectionId;
+use crate::keys;
 use crate::record::Record;
 use crate::reuse::Curve;
 use part::Part;
@@ -122,6 +123,29 @@ impl RecordCache {
         self.pinned.retain(stays);
     }
 
+    /// After rows of these ranges were deleted from a replica. What was kept of their collections is
+    /// forgotten, and so is what a read that began before still finds: it puts that where the
+    /// collection was, and nobody looks there any more.
+    pub fn dropped(&self, space: Space, ranges: &[(Vec<u8>, Vec<u8>)]) {
+        let records = ranges.iter().filter(|(start, _)| keys::is_record(start));
+        let collections: HashSet<_> =
+            records.map(|(start, _)| keys::collection_of(start)).collect();
+        if collections.is_empty() {
+            return;
+        }
+        {
+            let _pinning = self.pinning.lock();
+            let _nobody_writes = self.writing.write();
+            self.homes.leave(&collections);
+        }
+        let stays = |place: &Place| {
+            !collections.contains(&place.collection())
+                || (place.space() != space && self.homes.of(place.collection()) == place.home())
+        };
+        self.shared.retain(stays);
+        self.pinned.retain(stays);
+    }
+
     /// Keeps the states of these collections in a part of their own, and of no others. Those that
     /// were kept elsewhere are forgotten.
     pub fn pin(&self, collections: &HashSet<CollectionId>) {
@@ -161,7 +185,6 @@ impl RecordCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys;
     use crate::record::{Content, RecordField};
     use crate::value::FieldType;
 
@@ -242,6 +265,30 @@ mod tests {
         };
         assert_eq!((kept(one, 7), kept(one, 8)), (None, Some(8)));
         assert_eq!((kept(two, 7), kept(two, 8)), (Some(7), Some(8)));
+    }
+
+    #[test]
+    fn what_a_read_found_before_its_collection_was_dropped_is_seen_by_nobody() {
+        let cache = RecordCache::new(1 << 20);
+        let space = cache.space();
+        for pinned in [false, true] {
+            let collection = CollectionId(7 + u64::from(pinned));
+            if pinned {
+                cache.pin(&HashSet::from([collection]));
+            }
+            let place = || cache.place_of(space, collection, b"k");
+            let before = place();
+            let Found::Vacant(vacancy) = cache.find(&before, Asked::First) else {
+                panic!("nothing is kept yet")
+            };
+            cache.dropped(space, &[keys::records(collection)]);
+            vacancy.keep(Arc::new(record(1, 10)));
+            assert_eq!(version(&cache, &place()), None, "it was read before the drop");
+            // A write that comes late is kept like any other.
+            cache.hold(&place());
+            cache.release(place(), Some(&row(2))).unwrap();
+            assert_eq!(version(&cache, &place()), Some(2));
+        }
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! The thread takes what waits (up to [`BATCH_BYTES_MAX`]), writes it as one unsynced batch,
 //! syncs the write-ahead log once, then tells everyone. While it syncs, the next batch gathers.
 //! It waits a little for as many jobs as it had last, since who was told often comes back: that
-//! makes fewer syncs of the same jobs. A job that comes alone again and again never waits.
+//! makes fewer syncs of the same jobs. It waits [`GATHER_MAX`] at most, however long the last sync
+//! took, and not at all with an urgent job (a vote, which an election waits for). A job that comes
+//! alone again and again never waits.
 //!
 //! Unsynced write plus separate sync, because a synced write would keep RocksDB's write queue
 //! locked and make every apply wait for the disk.
@@ -47,6 +49,9 @@ pub(crate) struct Commit {
 /// How long the thread waits for jobs to gather: this part of what the last batch took.
 const GATHER_SHARE: u32 = 2;
 
+/// The longest that it does: a sync that took seconds says nothing of the next one.
+const GATHER_MAX: Duration = Duration::from_millis(3);
+
 /// How long a batch waits at most while memtables are far beyond their limit, so that flushes
 /// catch up; and between two looks. Not for ever: a flush may wait for what a batch brings.
 const BEHIND_WAIT_MAX: Duration = Duration::from_millis(100);
@@ -75,6 +80,8 @@ struct Queue {
     bytes: usize,
     /// The thread sleeps until so many jobs wait.
     awaited: usize,
+    /// An urgent job waits: nothing gathers.
+    urgent: bool,
     closed: bool,
 }
 
@@ -107,6 +114,15 @@ impl Commit {
 
     /// Puts a job in the queue. If it is refused, `done` is not called.
     pub fn push(&self, job: Job) -> Result<(), Error> {
+        self.enqueue(job, false)
+    }
+
+    /// The same of a job that does not wait for others to share its sync: nor do those in front.
+    pub fn push_urgent(&self, job: Job) -> Result<(), Error> {
+        self.enqueue(job, true)
+    }
+
+    fn enqueue(&self, job: Job, urgent: bool) -> Result<(), Error> {
         self.shared.failure.check()?;
         let bytes = job.mutations.iter().map(Mutation::bytes).sum();
         let mut queue = self.shared.queue.lock();
@@ -123,7 +139,8 @@ impl Commit {
         }
         queue.bytes += bytes;
         queue.jobs.push_back((job, bytes));
-        let enough = queue.jobs.len() == queue.awaited;
+        queue.urgent |= urgent;
+        let enough = urgent || queue.jobs.len() == queue.awaited;
         drop(queue);
         if enough {
             self.shared.arrived.notify_one();
@@ -138,7 +155,7 @@ impl Commit {
             // The receiver waits right below.
             let _ = sender.send(result);
         });
-        self.push(Job { mutations, sync: true, done })?;
+        self.push_urgent(Job { mutations, sync: true, done })?;
         receiver.recv().unwrap_or_else(|_| Err(Error::io("commit", "the commit thread ended")))
     }
 
@@ -184,9 +201,9 @@ impl Shared {
             queue.awaited = 1;
             self.arrived.wait(&mut queue);
         }
-        if queue.jobs.len() < last.jobs && !queue.closed {
+        if queue.jobs.len() < last.jobs && !queue.closed && !queue.urgent {
             queue.awaited = last.jobs;
-            self.arrived.wait_for(&mut queue, last.took / GATHER_SHARE);
+            self.arrived.wait_for(&mut queue, (last.took / GATHER_SHARE).min(GATHER_MAX));
         }
         let (mut jobs, mut taken) = (Vec::new(), 0);
         while let Some((_, bytes)) = queue.jobs.front() {
@@ -198,6 +215,8 @@ impl Shared {
             taken += bytes;
             jobs.push(job);
         }
+        // What did not fit is next, and has waited already.
+        queue.urgent &= !queue.jobs.is_empty();
         Some((jobs, taken))
     }
 

@@ -12,6 +12,8 @@ pub struct Config {
     pub memtable_bytes_max: usize,
     /// Bytes of disk that [`crate::Store::check_space`] keeps free.
     pub disk_reserve_bytes: u64,
+    /// Bytes of disk that [`crate::Store::check_space_to_free`] keeps free: at most as many.
+    pub disk_freeing_reserve_bytes: u64,
     /// Bytes of durable entries kept in memory, all logs together.
     pub log_tail_bytes_max: usize,
     /// Threads of the store's read pool.
@@ -39,6 +41,7 @@ impl Default for Config {
             state_cache_bytes: 64 << 20,
             memtable_bytes_max: 64 << 20,
             disk_reserve_bytes: 512 << 20,
+            disk_freeing_reserve_bytes: 128 << 20,
             log_tail_bytes_max: 32 << 20,
             read_threads: 8,
             read_queue_max: 4_096,

@@ -5,6 +5,7 @@
 //! No meaning of a row is known here: that is `keys.rs`.
 
 mod bulk;
+mod compaction;
 mod options;
 
 use std::fs::File;
@@ -25,6 +26,7 @@ pub(crate) use bulk::{Rows, TableWriter};
 use crate::config::Config;
 use crate::error::Error;
 use crate::keys::{LOG_FAMILY, META_FAMILY};
+use crate::space;
 
 /// Values up to here are copied out: cheaper than pinning a block and the owner around it.
 const COPIED_BYTES_MAX: usize = 512;
@@ -145,7 +147,10 @@ impl Db {
         lock: File,
     ) -> Result<Arc<Self>, Error> {
         let memory = options::Memory::new(config);
-        let database = options::database(config, &memory, direct_io);
+        let mut database = options::database(config, &memory, direct_io);
+        if space::is_below(dir, config.disk_reserve_bytes) {
+            options::keep_recovered_memtables(&mut database);
+        }
         let names = match dir.join("CURRENT").exists() {
             true => DB::list_cf(&Options::default(), dir).map_err(|error| failed("open", error))?,
             false => Vec::new(),

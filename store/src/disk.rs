@@ -19,8 +19,10 @@ use crate::damage::DamageLog;
 use crate::db::{Db, Family};
 use crate::error::Error;
 use crate::failure::Failure;
+use crate::garbage;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
+use crate::reclaim::Deleted;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
@@ -45,6 +47,8 @@ pub(crate) struct Disk {
     pub tail_bytes_max: u64,
     pub commands_applied: AtomicU64,
     pub payload_applied_bytes: AtomicU64,
+    /// Records that apply took from memory.
+    pub kept_used: AtomicU64,
     pub closed: AtomicBool,
     /// One replica is made, dropped or replaced at a time.
     pub changing: Mutex<()>,
@@ -105,6 +109,10 @@ pub(crate) struct Replica {
     pub unflushed: Mutex<Unflushed>,
     /// Bytes of chunks that purges have deleted since the last flush that we know of.
     pub freed_bytes: AtomicU64,
+    /// About how many bytes of chunks wait for the log to be purged.
+    pub garbage_bytes: AtomicU64,
+    /// What was deleted and may still lie on disk.
+    pub deleted: Mutex<Deleted>,
 }
 
 impl Replica {
@@ -124,6 +132,7 @@ impl Replica {
             .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
         usage::ensure(db, &family)?;
         let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
+        let garbage_bytes = garbage::waiting(db, &family)?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),
             Some(row) => decode_purged(&row)?,
@@ -147,6 +156,8 @@ impl Replica {
             quarantined: AtomicBool::new(false),
             unflushed: Mutex::default(),
             freed_bytes: AtomicU64::new(0),
+            garbage_bytes: AtomicU64::new(garbage_bytes),
+            deleted: Mutex::new(Deleted::unknown()),
         })
     }
 

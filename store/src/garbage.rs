@@ -7,10 +7,13 @@
 //!
 //! This is replica-local: replicas purge at different times. It is no part of a state's hash.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
-use crate::db::{Family, Mutation};
+use crate::db::{Db, Family, Mutation, Walk};
+use crate::error::Error;
 use crate::extent::{BlobId, CHUNK_BYTES, ChunkSpan};
 use crate::ids::CollectionId;
 use crate::keys;
@@ -19,7 +22,7 @@ use crate::keys;
 const CHUNKS_DELETED_SINGLY_MAX: u32 = 32;
 
 /// What a dropped collection counts for: enough to have its deletions flushed.
-const COLLECTION_BYTES: u64 = 1 << 30;
+pub(crate) const COLLECTION_BYTES: u64 = 1 << 30;
 
 const FORMAT: u8 = 1;
 const SPAN: u8 = 0;
@@ -117,6 +120,19 @@ impl Garbage {
         scan.finish()?;
         Ok(garbage)
     }
+}
+
+/// Returns about how many bytes of chunks wait in a family for the log to be purged.
+pub(crate) fn waiting(db: &Db, family: &Family) -> Result<u64, Error> {
+    let mut bytes = 0u64;
+    let all = keys::garbage_between(0, u64::MAX);
+    db.walk(family, all, Walk::Few, &mut |_, value| {
+        let garbage = Garbage::decode(Bytes::copy_from_slice(value))
+            .map_err(|error| Error::corrupt("garbage row", error))?;
+        bytes = bytes.saturating_add(garbage.bytes());
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(bytes)
 }
 
 #[cfg(test)]

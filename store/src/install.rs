@@ -12,6 +12,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use crate::applied::Applied;
 use crate::commit::{Callback, Job};
@@ -23,10 +26,14 @@ use crate::ids::EntryId;
 use crate::keys;
 use crate::log::Log;
 use crate::receive::Received;
+use crate::reclaim::Deleted;
 use crate::shard::Shard;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
+
+/// How long an installation waits before it tries a full commit queue again.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(2);
 
 impl Shard {
     /// Replaces everything that this replica has by what was received; blocks until that is
@@ -35,8 +42,8 @@ impl Shard {
     /// The log is purged through the view's last entry. If it holds that very entry, what
     /// follows is kept, for a quorum may count on it; else it is empty.
     ///
-    /// On an error the replica is as it was: `Replica` when it is ahead of the view,
-    /// `Overloaded` when the commit queue is full.
+    /// Waits while the commit queue is full. On an error the replica is as it was: `Replica` when it
+    /// is ahead of the view.
     ///
     /// # Panics
     /// If the view was received for another replica.
@@ -109,12 +116,27 @@ fn flip(
 ) -> Result<Arc<Generation>, Error> {
     // Whatever job of this log follows belongs to the new generation. Not held while the disk is
     // waited for: callbacks of jobs in front need it.
-    let mut log = replica.log.lock();
-    let (mut mutations, goes_on) = rows(disk, replica, &log, applied.id, &generation.family)?;
-    let put = |key, value| Mutation::Put { family: disk.meta.clone(), key, value };
-    mutations.push(put(keys::descriptor(replica.id), encode_descriptor(generation.number)));
-    mutations.push(put(keys::purged(replica.id), encode_purged(applied.id)));
-    disk.commit.push(Job { mutations, sync: true, done })?;
+    let done = Arc::new(Mutex::new(Some(done)));
+    let (mut log, goes_on) = loop {
+        let log = replica.log.lock();
+        let (mut mutations, goes_on) = rows(disk, replica, &log, applied.id, &generation.family)?;
+        let put = |key, value| Mutation::Put { family: disk.meta.clone(), key, value };
+        mutations.push(put(keys::descriptor(replica.id), encode_descriptor(generation.number)));
+        mutations.push(put(keys::purged(replica.id), encode_purged(applied.id)));
+        let done = done.clone();
+        let done: Callback = Box::new(move |result| {
+            if let Some(done) = done.lock().take() {
+                done(result);
+            }
+        });
+        match disk.commit.push(Job { mutations, sync: true, done }) {
+            Ok(()) => break (log, goes_on),
+            // A view costs too much to be thrown away for that.
+            Err(Error::Overloaded { .. }) => drop(log),
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(QUEUE_FULL_WAIT);
+    };
     let gone = match goes_on {
         true => log.forget_through(applied.id.index),
         false => log.restart(applied.id),
@@ -126,6 +148,9 @@ fn flip(
     let old = replica.replace_generation(generation);
     *replica.unflushed.lock() = Unflushed::default();
     replica.garbage_from.store(0, Ordering::Release);
+    // A view brings no garbage, and the family is new.
+    replica.garbage_bytes.store(0, Ordering::Relaxed);
+    *replica.deleted.lock() = Deleted::default();
     replica.expiries_from_ms.store(0, Ordering::Release);
     replica.publish(applied.clone());
     Ok(old)

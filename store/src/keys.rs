@@ -137,6 +137,11 @@ pub(crate) fn is_chunk(row: &[u8]) -> bool {
     row.first() == Some(&b'C')
 }
 
+/// Whether a row remembers a request.
+pub(crate) fn is_request(row: &[u8]) -> bool {
+    row.first() == Some(&b'D')
+}
+
 /// Whether a row is garbage.
 pub(crate) fn is_garbage(row: &[u8]) -> bool {
     row.first() == Some(&b'G')

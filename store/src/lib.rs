@@ -53,6 +53,7 @@ mod expiry;
 mod export;
 mod extent;
 mod failure;
+mod freeing;
 mod garbage;
 mod ids;
 mod inspect;
@@ -66,7 +67,10 @@ mod plan;
 mod pool;
 mod read;
 mod receive;
+mod reclaim;
 mod record;
+mod released;
+mod replicas;
 mod reply;
 mod reuse;
 mod selected;
@@ -112,6 +116,7 @@ pub use receive::{Incoming, Received};
 pub use reply::Reply;
 pub use selected::Slice;
 pub use shard::Shard;
+pub use space::DiskLevel;
 pub use state::{
     BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,
 };

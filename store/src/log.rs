@@ -5,7 +5,9 @@
 //! returned; they are durable when the callback fires. All jobs of a log are done in the order
 //! of the calls.
 //!
-//! Opening a log replays nothing. Its owner reads `Shard::applied` and applies what is behind.
+//! What shortens a log is in `log/shorten.rs`. Opening a log replays nothing. Its owner reads `Shard::applied` and applies what is behind.
+
+mod shorten;
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -13,25 +15,19 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
-use crate::apply::Moment;
 use crate::blob;
 use crate::codec::Malformed;
 use crate::command::{Body, Entry};
 use crate::commit::{Callback, Job};
 use crate::db::{Family, Look, Mutation, Walk};
-use crate::disk::{Disk, Replica, encode_purged};
+use crate::disk::{Disk, Replica};
 use crate::encoding::{PayloadRef, id_of_row};
 use crate::error::Error;
-use crate::extent::{BlobId, Extent, chunks_of};
-use crate::garbage::Garbage;
+use crate::extent::{BlobId, Extent};
 use crate::ids::{CollectionId, EntryId};
 use crate::keys;
 use crate::payload::detached;
 use crate::tail::LogState;
-
-/// Beyond this many entries a range deletion is cheaper than one deletion for each; below, it
-/// would slow every later read down.
-const ENTRIES_PURGED_SINGLY_MAX: u64 = 4_096;
 
 /// One replica's log. Cheap to clone.
 #[derive(Clone)]
@@ -125,7 +121,12 @@ impl Log {
     /// Which entry has an index; `None` if it is purged (but for the last purged one) or not
     /// there yet.
     pub fn entry_id(&self, index: u64) -> Result<Option<EntryId>, Error> {
-        self.id_at(&self.replica.log.lock(), index)
+        let known = self.known_id(&self.replica.log.lock(), index);
+        match known {
+            Known::Id(id) => Ok(id),
+            // Not under the lock: whoever appends must not wait for the disk.
+            Known::Stored => self.id_stored(index),
+        }
     }
 
     /// The last entry, or the last purged one if the log is empty.
@@ -162,13 +163,19 @@ impl Log {
         self.replica.freed_bytes.load(Ordering::Relaxed)
     }
 
+    /// About how many bytes of large fields no state has any more, which stay on disk until the log
+    /// is purged of the entries that they came with.
+    pub fn garbage_bytes(&self) -> u64 {
+        self.replica.garbage_bytes.load(Ordering::Relaxed)
+    }
+
     /// Keeps a vote; `done` fires when it is synced.
     pub fn save_vote(&self, vote: Bytes, done: Callback) -> Result<(), Error> {
         let mut log = self.replica.log.lock();
         self.replica.check()?;
         let key = keys::vote(self.replica.id);
         let row = Mutation::Put { family: self.disk.meta.clone(), key, value: vote.clone() };
-        self.disk.commit.push(Job { mutations: vec![row], sync: true, done })?;
+        self.disk.commit.push_urgent(Job { mutations: vec![row], sync: true, done })?;
         log.vote = Some(vote);
         Ok(())
     }
@@ -176,101 +183,6 @@ impl Log {
     /// The vote kept last, if there was one.
     pub fn vote(&self) -> Option<Bytes> {
         self.replica.log.lock().vote.clone()
-    }
-
-    /// Removes the entries from an index on, with their payloads.
-    ///
-    /// # Panics
-    /// If one of them is applied: what a quorum has committed never goes.
-    pub fn truncate_from(&self, index: u64, done: Callback) -> Result<(), Error> {
-        let applied = self.replica.applied_index.load(Ordering::Acquire);
-        assert!(index > applied, "entry {index} is applied (as is {applied}): it stays");
-        let mut log = self.replica.log.lock();
-        self.replica.check()?;
-        let mut mutations = Vec::new();
-        for index in index..=log.last.index {
-            let (family, key) = (self.disk.log.clone(), keys::entry(self.replica.id, index));
-            for (collection, extent) in self.payloads_at(&log, index, &key)? {
-                let garbage = Garbage::Span(collection, chunks_of(&extent));
-                garbage.delete(&self.replica.generation().family, &mut mutations);
-            }
-            mutations.push(Mutation::Delete { family, key });
-        }
-        let truncated = index <= log.last.index;
-        let last = match truncated {
-            true => self.id_at(&log, index - 1)?.unwrap_or_default(),
-            false => log.last,
-        };
-        self.disk.commit.push(Job { mutations, sync: true, done })?;
-        if truncated {
-            let gone = log.truncate_from(index, last);
-            self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Removes the entries up to an index, and the payloads that were kept for them alone.
-    ///
-    /// # Panics
-    /// If one of them is not applied or not flushed ([`Log::flushed`]): it would be lost.
-    pub fn purge_through(&self, index: u64, done: Callback) -> Result<(), Error> {
-        let applied = self.replica.applied.lock().id;
-        assert!(index <= applied.index, "entry {index} is not applied: it can't be purged");
-        let flushed = self.flushed()?.index;
-        assert!(index <= flushed, "entry {index} is not flushed: it can't be purged");
-        let mut mutations = Vec::new();
-        let from = self.replica.garbage_from.swap(u64::MAX, Ordering::AcqRel);
-        let purged = self.collect_garbage(from, index, flushed, &mut mutations).and_then(|next| {
-            self.purge_with(mutations, index, applied, done)?;
-            Ok(next)
-        });
-        let next = purged.as_ref().map_or(from, |next| *next);
-        self.replica.garbage_from.fetch_min(next, Ordering::AcqRel);
-        purged.map(|_| ())
-    }
-
-    /// Purges the entries, together with other deletions.
-    fn purge_with(
-        &self,
-        mut mutations: Vec<Mutation>,
-        index: u64,
-        applied: EntryId,
-        done: Callback,
-    ) -> Result<(), Error> {
-        let mut log = self.replica.log.lock();
-        self.replica.check()?;
-        if index <= log.purged.index {
-            return self.disk.commit.push(Job { mutations, sync: false, done });
-        }
-        let purged = match index == applied.index {
-            true => applied,
-            false => self.id_at(&log, index)?.ok_or_else(|| {
-                Error::corrupt("log", format!("entry {index} is applied but missing"))
-            })?,
-        };
-        self.delete_entries(log.purged.index + 1..=index.min(log.last.index), &mut mutations);
-        mutations.push(Mutation::Put {
-            family: self.disk.meta.clone(),
-            key: keys::purged(self.replica.id),
-            value: encode_purged(purged),
-        });
-        let written = {
-            let replica = self.replica.clone();
-            move |result: Result<(), Error>| {
-                if result.is_ok() {
-                    replica.purged.fetch_max(index, Ordering::AcqRel);
-                }
-                done(result);
-            }
-        };
-        self.disk.commit.push(Job { mutations, sync: false, done: Box::new(written) })?;
-        let gone = log.forget_through(index);
-        log.purged = purged;
-        if log.last.index < index {
-            log.last = purged;
-        }
-        self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
-        Ok(())
     }
 
     /// The log row of an entry, and the chunk rows of its large payloads.
@@ -286,15 +198,23 @@ impl Log {
     }
 
     pub(crate) fn id_at(&self, log: &LogState, index: u64) -> Result<Option<EntryId>, Error> {
+        match self.known_id(log, index) {
+            Known::Id(id) => Ok(id),
+            Known::Stored => self.id_stored(index),
+        }
+    }
+
+    fn known_id(&self, log: &LogState, index: u64) -> Known {
         if index == log.purged.index {
-            return Ok(Some(log.purged).filter(|purged| purged.index > 0));
+            return Known::Id(Some(log.purged).filter(|purged| purged.index > 0));
         }
         if index < log.purged.index || index > log.last.index {
-            return Ok(None);
+            return Known::Id(None);
         }
-        if let Some((entry, _)) = log.get(index) {
-            return Ok(Some(entry.id()));
-        }
+        log.get(index).map_or(Known::Stored, |(entry, _)| Known::Id(Some(entry.id())))
+    }
+
+    fn id_stored(&self, index: u64) -> Result<Option<EntryId>, Error> {
         let row = self.disk.db.fetch(&self.disk.log, &keys::entry(self.replica.id, index))?;
         let id = row.map(|row| id_of_row(&row)).transpose();
         id.map_err(|error| Error::corrupt("log row", error))
@@ -306,14 +226,15 @@ impl Log {
         log: &LogState,
         index: u64,
         key: &[u8],
-    ) -> Result<Vec<(CollectionId, Extent)>, Error> {
-        let mut found = Vec::new();
-        if let Some((entry, _)) = log.get(index) {
-            for (collection, blob, bytes) in payloads_of(entry) {
-                found.push((collection, Extent { blob, offset: 0, len: bytes.len() as u64 }));
-            }
-            return Ok(found);
+    ) -> Result<Payloads, Error> {
+        match payloads_in_memory(log, index) {
+            Some(payloads) => Ok(payloads),
+            None => self.payloads_stored(key),
         }
+    }
+
+    fn payloads_stored(&self, key: &[u8]) -> Result<Payloads, Error> {
+        let mut found = Vec::new();
         let Some(row) = self.disk.db.fetch(&self.disk.log, key)? else { return Ok(found) };
         Entry::decode_row(row, |payload: PayloadRef| {
             found.push((payload.collection, payload.extent()));
@@ -370,56 +291,26 @@ impl Log {
             .into_option()
             .ok_or_else(|| Error::corrupt("log", "an entry's payload is missing"))
     }
+}
 
-    /// Deletes the chunks that are kept for some entries alone. Answers the release index from
-    /// which garbage may be left.
-    ///
-    /// Garbage of entries that are not flushed stays: after a crash their states are as before
-    /// them, and need those chunks.
-    fn collect_garbage(
-        &self,
-        from: u64,
-        through: u64,
-        flushed: u64,
-        out: &mut Vec<Mutation>,
-    ) -> Result<u64, Error> {
-        let mut next = from.max(through + 1);
-        if from > through {
-            return Ok(next);
-        }
-        let generation = self.replica.generation();
-        let family = &generation.family;
-        let range = keys::garbage_between(from, through);
-        self.disk.db.walk(family, range, Walk::Few, &mut |key, value| {
-            let (release, version) = keys::parse_garbage(key)
-                .ok_or_else(|| Error::corrupt("garbage row", "its key is too short"))?;
-            if Moment::index_of(version) > flushed {
-                next = next.min(release);
-                return Ok(ControlFlow::Continue(()));
-            }
-            let garbage = Garbage::decode(Bytes::copy_from_slice(value))
-                .map_err(|error| Error::corrupt("garbage row", error))?;
-            garbage.delete(family, out);
-            self.replica.freed_bytes.fetch_add(garbage.bytes(), Ordering::Relaxed);
-            out.push(Mutation::Delete { family: family.clone(), key: key.to_vec() });
-            Ok(ControlFlow::Continue(()))
-        })?;
-        Ok(next)
-    }
+/// Where payloads of an entry lie.
+type Payloads = Vec<(CollectionId, Extent)>;
 
-    fn delete_entries(&self, range: std::ops::RangeInclusive<u64>, out: &mut Vec<Mutation>) {
-        let (id, family) = (self.replica.id, &self.disk.log);
-        let count = (range.end() + 1).saturating_sub(*range.start());
-        if count > ENTRIES_PURGED_SINGLY_MAX {
-            let start = keys::entry(id, *range.start());
-            let end = keys::entry(id, range.end() + 1);
-            return out.push(Mutation::DeleteRange { family: family.clone(), start, end });
-        }
-        for index in range {
-            let key = keys::entry(id, index);
-            out.push(Mutation::Delete { family: family.clone(), key });
-        }
-    }
+/// What the part of a log in memory says of an entry's id.
+enum Known {
+    /// This, or that there is none.
+    Id(Option<EntryId>),
+    /// Nothing: its row does.
+    Stored,
+}
+
+/// Where the payloads of an entry lie that is in memory.
+fn payloads_in_memory(log: &LogState, index: u64) -> Option<Payloads> {
+    let (entry, _) = log.get(index)?;
+    let payload = |(collection, blob, bytes): (CollectionId, BlobId, Bytes)| {
+        (collection, Extent { blob, offset: 0, len: bytes.len() as u64 })
+    };
+    Some(payloads_of(entry).into_iter().map(payload).collect())
 }
 
 /// The payloads of an entry that lie in chunk rows.

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use crate::apply::{self, Away, Change, Decision, Moment};
 use crate::batch::{ApplyBatch, Part};
 use crate::blob::{self, Loaded};
+use crate::cache::Place;
 use crate::command::{Body, Command, CommandBatch, Entry, RequestTag, Sweep, Write};
 use crate::db::{Fetched, Mutation};
 use crate::dedup;
@@ -135,6 +136,9 @@ impl Shard {
     }
 }
 
+/// Of so many records that apply takes from memory one is compared with the one on disk.
+const KEPT_PER_CHECK: u64 = 1_024;
+
 /// Applies the commands of one entry to one part of a batch.
 struct Applier<'a> {
     disk: &'a Disk,
@@ -251,6 +255,7 @@ impl Applier<'_> {
             let key = keys::garbage(garbage.release(), moment.version(), self.discarded);
             self.discarded += 1;
             self.part.garbage_from = self.part.garbage_from.min(garbage.release());
+            self.part.garbage_bytes = self.part.garbage_bytes.saturating_add(garbage.bytes());
             return overlay.put(key, garbage.encode().into());
         }
         let mut deletions = Vec::new();
@@ -259,7 +264,10 @@ impl Applier<'_> {
             match deletion {
                 Mutation::Put { key, value, .. } => overlay.put(key, value),
                 Mutation::Delete { key, .. } => overlay.delete(key),
-                Mutation::DeleteRange { start, end, .. } => overlay.drop_range(start, end),
+                Mutation::DeleteRange { start, end, .. } => {
+                    overlay.drop_range(start, end);
+                    self.part.dropped_bytes += garbage.bytes();
+                }
             }
         }
     }
@@ -321,12 +329,31 @@ impl Applier<'_> {
         let row = match self.part.overlay.decided(place.row()) {
             Some(row) => row,
             None => match self.disk.cache.get(&place) {
-                Some(record) => return Ok(Some(record)),
+                Some(record) => {
+                    self.check_kept(&place, &record)?;
+                    return Ok(Some(record));
+                }
                 None => self.disk.db.fetch(&self.part.replica.generation().family, place.row())?,
             },
         };
         let record = row.map(Record::decode).transpose();
         Ok(record.map_err(|error| Error::corrupt("state record", error))?.map(Arc::new))
+    }
+
+    /// Now and then, whether a record kept in memory is the one that the replica has: a command that
+    /// is decided by another one makes replicas differ.
+    fn check_kept(&self, place: &Place, kept: &Record) -> Result<(), Error> {
+        if self.disk.kept_used.fetch_add(1, Ordering::Relaxed) % KEPT_PER_CHECK != 0 {
+            return Ok(());
+        }
+        let family = &self.part.replica.generation().family;
+        let stored = self.disk.db.fetch(family, place.row())?;
+        let stored = stored.map(Record::decode).transpose();
+        let stored = stored.map_err(|error| Error::corrupt("state record", error))?;
+        match stored.as_ref() == Some(kept) {
+            true => Ok(()),
+            false => Err(Error::corrupt("state in memory", "it is not the one on disk")),
+        }
     }
 
     fn load(&self, collection: CollectionId, extent: &Extent) -> Result<Bytes, Error> {

@@ -1,7 +1,8 @@
 //! How much room the disk has, asked at most every few milliseconds.
 //!
-//! The caller asks before it admits a write. The commit path does not: an entry that a quorum
-//! waits for must not be refused halfway.
+//! Two reserves: below the first, only what gives space back is admitted; below the second, nothing
+//! is. The caller asks before it admits a write, and before it takes a leader's entries. The commit
+//! path does not: an entry that a quorum waits for must not be refused halfway.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,25 +17,78 @@ const FRESH: Duration = Duration::from_millis(50);
 /// The disk is short already when this part of the reserve is left above it.
 const NEAR_DIVISOR: u64 = 2;
 
+/// Below this part of the freeing reserve not even what gives space back is taken.
+const SPENT_DIVISOR: u64 = 2;
+
+/// How full the disk is, by its two reserves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DiskLevel {
+    /// Less than half of the freeing reserve is free: any write may be the one that fails.
+    Spent,
+    /// Less than the freeing reserve is free.
+    Freeing,
+    /// Less than the reserve is free.
+    Reserved,
+    /// At least the reserve is free.
+    Ample,
+}
+
+/// Whether less than a reserve is free on a directory's disk. One that can't be asked has room: what
+/// is done there next says what is wrong.
+pub(crate) fn is_below(dir: &Path, reserve: u64) -> bool {
+    // The directory may not be there yet, but its disk is.
+    let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);
+    free_bytes(there).is_ok_and(|free| free < reserve)
+}
+
+fn free_bytes(dir: &Path) -> Result<u64, Error> {
+    let disk = rustix::fs::statvfs(dir)
+        .map_err(|error| Error::io("ask for the disk's free space", error))?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
 /// Watches the disk under a directory.
 pub(crate) struct Space {
     dir: PathBuf,
     reserve: u64,
+    freeing_reserve: u64,
     last: Mutex<Option<(Instant, u64)>>,
 }
 
 impl Space {
-    pub fn new(dir: &Path, reserve: u64) -> Self {
-        Space { dir: dir.to_owned(), reserve, last: Mutex::new(None) }
+    /// Watches a directory's disk. The second reserve is at most as large as the first.
+    pub fn new(dir: &Path, reserve: u64, freeing_reserve: u64) -> Self {
+        let freeing_reserve = freeing_reserve.min(reserve);
+        Space { dir: dir.to_owned(), reserve, freeing_reserve, last: Mutex::new(None) }
     }
 
-    /// Whether more than the reserve is free.
+    /// Refuses if less than the reserve is free.
     pub fn check(&self) -> Result<(), Error> {
-        let (free, reserve) = (self.free()?, self.reserve);
+        self.at_least(self.reserve)
+    }
+
+    /// Refuses if less than the freeing reserve is free.
+    pub fn check_freeing(&self) -> Result<(), Error> {
+        self.at_least(self.freeing_reserve)
+    }
+
+    fn at_least(&self, reserve: u64) -> Result<(), Error> {
+        let free = self.free()?;
         if free < reserve {
             return Err(Error::DiskFull { free, reserve });
         }
         Ok(())
+    }
+
+    /// Returns how full the disk is. A disk that can't be asked counts as spent.
+    pub fn level(&self) -> DiskLevel {
+        let Ok(free) = self.free() else { return DiskLevel::Spent };
+        match free {
+            free if free >= self.reserve => DiskLevel::Ample,
+            free if free >= self.freeing_reserve => DiskLevel::Reserved,
+            free if free >= self.freeing_reserve / SPENT_DIVISOR => DiskLevel::Freeing,
+            _ => DiskLevel::Spent,
+        }
     }
 
     /// Whether what is free comes near the reserve: what was deleted should be given back before
@@ -55,9 +109,7 @@ impl Space {
         {
             return Ok(free);
         }
-        let disk = rustix::fs::statvfs(&self.dir)
-            .map_err(|error| Error::io("ask for the disk's free space", error))?;
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free = free_bytes(&self.dir)?;
         *last = Some((Instant::now(), free));
         Ok(free)
     }

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::damage::{Damage, DamageHook, DamageLog};
 use crate::db::{Db, Mutation, Walk};
 use crate::directory::Directory;
-use crate::disk::{Disk, Replica, decode_descriptor, encode_descriptor};
+use crate::disk::{Disk, Replica, decode_descriptor};
 use crate::error::{Error, ReplicaProblem};
 use crate::export::Export;
 use crate::failure::{Failure, FailureHook};
@@ -30,8 +30,9 @@ use crate::plan::CachePlan;
 use crate::pool::ReadPool;
 use crate::read::Reader;
 use crate::receive::Incoming;
+use crate::reclaim::Reclaimer;
 use crate::shard::Shard;
-use crate::space::Space;
+use crate::space::{DiskLevel, Space};
 use crate::stats::{MemoryStats, Stats, WrittenStats};
 use crate::watch::Watch;
 
@@ -42,13 +43,14 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-struct Inner {
-    disk: Arc<Disk>,
+pub(crate) struct Inner {
+    pub(crate) disk: Arc<Disk>,
     pool: Arc<ReadPool>,
     stream_pool: Arc<ReadPool>,
-    space: Space,
+    space: Arc<Space>,
+    reclaimer: Reclaimer,
     id: [u8; 16],
-    database: PathBuf,
+    pub(crate) database: PathBuf,
     config: Config,
     incoming: PathBuf,
     receiving: AtomicU64,
@@ -77,6 +79,7 @@ impl Store {
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
             tail_bytes_max: config.log_tail_bytes_max as u64,
+            kept_used: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             changing: Mutex::new(()),
             commands_applied: AtomicU64::new(0),
@@ -85,65 +88,40 @@ impl Store {
         let pool = Arc::new(ReadPool::new("read", config.read_threads, config.read_queue_max));
         let (threads, queue_max) = (config.stream_threads, config.stream_queue_max);
         let stream_pool = Arc::new(ReadPool::new("stream", threads, queue_max));
-        let space = Space::new(dir, config.disk_reserve_bytes);
+        let (reserve, freeing) = (config.disk_reserve_bytes, config.disk_freeing_reserve_bytes);
+        let space = Arc::new(Space::new(dir, reserve, freeing));
+        let reclaimer = Reclaimer::start(&disk, space.clone())?;
         let (incoming, receiving) = (directory.incoming, AtomicU64::new(0));
-        let inner =
-            Inner { disk, pool, stream_pool, space, id, database, config, incoming, receiving };
+        let inner = Inner {
+            disk,
+            pool,
+            stream_pool,
+            space,
+            reclaimer,
+            id,
+            database,
+            config,
+            incoming,
+            receiving,
+        };
         let opened = inner.check_identity().and_then(|()| inner.open_replicas());
         if let Err(error) = opened {
             inner.disk.commit.close();
             inner.disk.watch.close();
+            inner.disk.closed.store(true, Ordering::Release);
+            inner.reclaimer.close();
             return Err(error);
         }
         Ok(Store { inner: Arc::new(inner) })
     }
 
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// Which store this is: random, made with it.
     pub fn id(&self) -> [u8; 16] {
         self.inner.id
-    }
-
-    /// Makes an empty replica. Blocks until it is durable.
-    pub fn create_replica(&self, id: ReplicaId) -> Result<(), Error> {
-        let inner = &self.inner;
-        inner.disk.failure.check()?;
-        let _changing = inner.disk.changing.lock();
-        if inner.disk.replicas.read().contains_key(&id) {
-            return Err(Error::Replica { replica: id, problem: ReplicaProblem::Exists });
-        }
-        inner.disk.db.create_family(&keys::family(id, 0))?;
-        inner.disk.commit.write_and_wait(vec![Mutation::Put {
-            family: inner.disk.meta.clone(),
-            key: keys::descriptor(id),
-            value: encode_descriptor(0),
-        }])?;
-        inner.open_replica(id)
-    }
-
-    /// Drops a replica: its states, its log, its vote. Blocks until that is durable. Handles to
-    /// it answer from then on that it does not exist.
-    pub fn drop_replica(&self, id: ReplicaId) -> Result<(), Error> {
-        let inner = &self.inner;
-        inner.disk.failure.check()?;
-        let _changing = inner.disk.changing.lock();
-        let replica = inner.disk.replicas.write().remove(&id).ok_or(Error::missing(id))?;
-        let gone = {
-            // Under the log's lock: no job for it can follow those that delete it.
-            let mut log = replica.log.lock();
-            replica.dropped.store(true, Ordering::Release);
-            log.forget_through(u64::MAX)
-        };
-        inner.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
-        let (meta, log) = (&inner.disk.meta, &inner.disk.log);
-        let delete = |key| Mutation::Delete { family: meta.clone(), key };
-        let (start, end) = (keys::entry(id, 0), keys::entry(id, u64::MAX));
-        inner.disk.commit.write_and_wait(vec![
-            delete(keys::descriptor(id)),
-            delete(keys::vote(id)),
-            delete(keys::purged(id)),
-            Mutation::DeleteRange { family: log.clone(), start, end },
-        ])?;
-        inner.disk.db.drop_family(&keys::family(id, replica.generation().number))
     }
 
     /// The replicas, in order.
@@ -237,6 +215,17 @@ impl Store {
     /// 50 ms. Call it before a write is admitted; nothing below does.
     pub fn check_space(&self) -> Result<(), Error> {
         self.inner.space.check()
+    }
+
+    /// Refuses when less than the freeing reserve is free on the disk: for writes that give space
+    /// back, see [`crate::Command::frees`]. Asks the system at most every 50 ms.
+    pub fn check_space_to_free(&self) -> Result<(), Error> {
+        self.inner.space.check_freeing()
+    }
+
+    /// Returns how full the disk is, by its two reserves. Asks the system at most every 50 ms.
+    pub fn disk_level(&self) -> DiskLevel {
+        self.inner.space.level()
     }
 
     /// Whether the disk comes near the reserve: space should be given back at once.
@@ -376,6 +365,7 @@ impl Store {
         });
         disk.watch.close();
         disk.db.stop_background_work();
+        self.inner.reclaimer.close();
         flushed
     }
 }
@@ -441,7 +431,7 @@ impl Inner {
         ids.into_iter().try_for_each(|id| self.open_replica(id))
     }
 
-    fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
+    pub(crate) fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
         let disk = &self.disk;
         let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id, disk.cache.space())?;
         disk.replicas.write().insert(id, Arc::new(replica));

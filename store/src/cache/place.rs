@@ -1,7 +1,7 @@
 //! Where a record is kept: under which key, and in which part of the cache.
 //!
 //! A collection's records are at its *home*, which is in one part of the cache. When a collection
-//! is pinned or let go it gets another home, with a number that is never used again: whoever still
+//! is pinned, let go or dropped it gets another home, with a number that is never used again: whoever still
 //! puts something into the old one puts it where nobody looks.
 
 use std::collections::{HashMap, HashSet};
@@ -160,6 +160,18 @@ impl Homes {
     /// Whether any collection is pinned.
     pub fn any_pinned(&self) -> bool {
         self.moved.load(Ordering::SeqCst) && self.homes.load().values().any(|home| home.pinned)
+    }
+
+    /// Gives these collections homes that they never had.
+    pub fn leave(&self, collections: &HashSet<CollectionId>) {
+        let mut numbers = self.numbers.lock();
+        let mut homes = HashMap::clone(&self.homes.load());
+        for collection in collections {
+            *numbers += 1;
+            homes.entry(*collection).or_default().number = *numbers;
+        }
+        self.homes.store(homes.into());
+        self.moved.store(true, Ordering::SeqCst);
     }
 
     /// Pins these collections and no others; answers those that have moved.

@@ -98,6 +98,15 @@ fn leave_memtables(options: &mut Options) {
     }
 }
 
+/// Has an opening keep what it reads from the write-ahead log in memtables, and the log as it is,
+/// instead of writing tables: a full disk has no room for them. The files go with the next flushes.
+pub(super) fn keep_recovered_memtables(options: &mut Options) {
+    // SAFETY: the options are alive, and the call sets one of their fields.
+    unsafe {
+        librocksdb_sys::rocksdb_options_set_avoid_flush_during_recovery(options.as_raw_ptr(), 1);
+    }
+}
+
 /// Values of more bytes lie in blob files, which compaction does not write again: the chunks of
 /// large states do, records do not.
 const BLOB_BYTES_MIN: u64 = 64 << 10;
@@ -109,6 +118,23 @@ const BLOB_FILE_BYTES: u64 = 64 << 20;
 /// live chunks moved; if so much of them is garbage, a compaction is made for it.
 const BLOB_GC_AGE: f64 = 0.1;
 const BLOB_GC_GARBAGE: f64 = 0.5;
+
+/// The same while the disk is nearly full: all blob files are looked through, and a smaller share
+/// of garbage is enough.
+const BLOB_GC_AGE_SHORT: f64 = 1.0;
+const BLOB_GC_GARBAGE_SHORT: f64 = 0.2;
+
+/// The options of a replica's family that say which blob files are looked through for garbage.
+pub(super) fn blob_gathering(all: bool) -> [(&'static str, String); 2] {
+    let (age, garbage) = match all {
+        true => (BLOB_GC_AGE_SHORT, BLOB_GC_GARBAGE_SHORT),
+        false => (BLOB_GC_AGE, BLOB_GC_GARBAGE),
+    };
+    [
+        ("blob_garbage_collection_age_cutoff", age.to_string()),
+        ("blob_garbage_collection_force_threshold", garbage.to_string()),
+    ]
+}
 
 /// The share of deletions in a table from which on it is compacted by itself. Writes of states,
 /// which delete what they replace, stay below.

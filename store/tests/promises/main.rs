@@ -14,6 +14,8 @@ mod fields;
 mod flush;
 mod log;
 mod read;
+mod reclaimed;
+mod retry;
 mod scripts;
 mod size;
 mod support;
