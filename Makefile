@@ -25,7 +25,7 @@ needs:
 	@./.ci/needs
 
 build: needs
-	cargo build $(CARGO_FLAGS) --bin statehouse
+	@./.ci/build cargo build $(CARGO_FLAGS) --bin statehouse
 
 # EVENTS=FILE.csv[.gz] replays that file of bank transactions instead of a made-up stream.
 demo: build
@@ -37,7 +37,7 @@ check-fmt:
 	cargo fmt --all --check
 
 lint:
-	cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
+	@./.ci/build cargo clippy $(CARGO_FLAGS) --workspace --all-targets -- -D warnings
 
 unit:
 	cargo test $(CARGO_FLAGS) --workspace --no-fail-fast
@@ -55,10 +55,11 @@ fix:
 bench: needs
 	cargo bench --profile release --locked --workspace
 
-# The promises of a cluster, for long: kill -9, pauses, cuts, moves, restarts, repeated requests.
+# The promises of a cluster, for long: kill -9, power losses (as root, with loop devices), pauses,
+# cuts, moves, restarts, repeated requests.
 # Writes benches/results/soak.md. SEED=N repeats a run's choices.
 SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
-SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60
+SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60 POWER_LOSSES=100
 
 soak: needs
 	@{ echo '# Soak'; echo; \

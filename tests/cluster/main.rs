@@ -19,6 +19,7 @@ mod a_slow_disk_stops_nobody;
 mod a_wiped_node_stays_out;
 mod bootstrap_script;
 mod no_acknowledged_write_is_lost_in_a_cluster;
+mod power_losses_lose_nothing;
 mod repeated_requests_have_one_effect;
 mod shards_move_under_load;
 mod uploads_survive_kills;

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::{Channel, Endpoint};
 
+use super::power::Disk;
 use super::process::{Process, tail};
 use super::proxy::Proxies;
 use super::{PATIENCE, statehouse};
@@ -50,11 +51,13 @@ pub struct Shape {
     pub env: Vec<(String, String)>,
     /// Nodes reach each other through proxies that can cut them off.
     pub proxied: bool,
+    /// Each node's data lies on a file system of its own of so many MiB, which can lose power.
+    pub disk_mib: Option<u64>,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Shape { nodes: 3, shards: 4, replicas: 3, env: Vec::new(), proxied: false }
+        Shape { nodes: 3, shards: 4, replicas: 3, env: Vec::new(), proxied: false, disk_mib: None }
     }
 }
 
@@ -78,6 +81,8 @@ pub struct Cluster {
     last: u64,
     shape: Shape,
     proxies: Option<Proxies>,
+    /// Unmounted once no process is left, and before the directory goes.
+    disks: BTreeMap<u64, Disk>,
     dir: Option<TempDir>,
     _turn: OwnedMutexGuard<()>,
 }
@@ -96,7 +101,8 @@ impl Cluster {
         let proxies = if shape.proxied { Some(Proxies::default()) } else { None };
         let members = BTreeMap::new();
         let nodes = shape.nodes;
-        let mut cluster = Cluster { members, last: 0, shape, proxies, dir: Some(dir), _turn: turn };
+        let (disks, dir) = (BTreeMap::new(), Some(dir));
+        let mut cluster = Cluster { members, last: 0, shape, proxies, disks, dir, _turn: turn };
         for _ in 0..nodes {
             cluster.add().await;
         }
@@ -108,6 +114,9 @@ impl Cluster {
     pub async fn add(&mut self) -> u64 {
         let number = self.last + 1;
         self.last = number;
+        if let Some(mib) = self.shape.disk_mib {
+            self.disks.insert(number, Disk::mount(&self.data(number), mib).unwrap());
+        }
         let id = self.prepare(number);
         let [grpc, http, peer] = free_addresses();
         let member = Member { id, grpc, http, peer, process: None, paused: false, env: Vec::new() };
@@ -216,6 +225,21 @@ impl Cluster {
     /// kill -9.
     pub fn kill(&mut self, node: u64) {
         self.take(node).kill();
+    }
+
+    /// Nodes lose their power at one moment: what they had not synced is gone. Their disks are there
+    /// again when this returns, so that they can be started.
+    pub fn lose_power(&mut self, nodes: &[u64]) {
+        for node in nodes {
+            self.disks[node].lose_power().unwrap();
+        }
+        for node in nodes {
+            // What it noticed of its own disk meanwhile is no matter.
+            self.kill(*node);
+        }
+        for node in nodes {
+            self.disks[node].return_power();
+        }
     }
 
     /// Asks a node to stop; it must do so with exit code 0.

@@ -5,6 +5,8 @@
 pub mod cluster;
 pub mod counter;
 pub mod history;
+pub mod ledger;
+pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod steps;
@@ -37,6 +39,8 @@ pub struct Node {
     child: Child,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    /// What it logged until it was ready.
+    pub said: String,
     /// Gathers what it logs after it is ready.
     log: Option<std::thread::JoinHandle<Vec<String>>>,
 }
@@ -101,7 +105,7 @@ impl Node {
                 let address = |name: &str| fields[name].as_str().unwrap().parse().unwrap();
                 let (grpc, http) = (address("grpc"), address("http"));
                 let log = std::thread::spawn(move || lines.map_while(Result::ok).collect());
-                return Ok(Node { child, grpc, http, log: Some(log) });
+                return Ok(Node { child, grpc, http, said, log: Some(log) });
             }
         }
         child.wait().unwrap();
