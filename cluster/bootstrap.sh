@@ -434,13 +434,15 @@ print_systemd() {
 Description=Statehouse, a store of model states
 Wants=network-online.target
 After=network-online.target
+# A node whose disk is full or broken ends; it is tried again for as long as that takes.
+StartLimitIntervalSec=0
 
 [Service]
 User=statehouse
 EnvironmentFile=/etc/statehouse/statehouse.env
 ExecStart=/usr/local/bin/statehouse serve
 Restart=always
-RestartSec=1
+RestartSec=5
 # Hands over what it leads, lets calls under way end, flushes.
 KillSignal=SIGTERM
 TimeoutStopSec=60

@@ -93,6 +93,9 @@ pub struct Config {
     pub message_bytes_max: Option<ByteSize>,
     /// Free bytes on the disk below which writes are refused.
     pub disk_reserve_bytes: u64,
+    /// Free bytes on the disk below which even deletes are refused; `None`: a quarter of the
+    /// reserve, and 128 MiB at most.
+    pub disk_freeing_reserve_bytes: Option<u64>,
     /// Threads that wait for the disk on cold reads.
     pub read_threads: usize,
     /// Cold reads that may wait for those threads.
@@ -150,6 +153,7 @@ impl Default for Config {
             append_bytes_max: None,
             message_bytes_max: None,
             disk_reserve_bytes: 512 << 20,
+            disk_freeing_reserve_bytes: None,
             read_threads: 8,
             read_queue_max: 4_096,
             score_queue_rows_max: 16_384,
@@ -195,6 +199,7 @@ const KEYS: &[&str] = &[
     "append_bytes_max",
     "message_bytes_max",
     "disk_reserve_bytes",
+    "disk_freeing_reserve_bytes",
     "read_threads",
     "read_queue_max",
     "score_queue_rows_max",
@@ -207,6 +212,11 @@ const KEYS: &[&str] = &[
     "sweep_interval_s",
     "shutdown_grace_s",
 ];
+
+/// Of the reserve, the part that only what frees space may use unless configured; at most the
+/// second.
+const FREEING_RESERVE_DIVISOR: u64 = 4;
+const FREEING_RESERVE_MAX: u64 = 128 << 20;
 
 /// What every override in the environment starts with.
 const ENV_PREFIX: &str = "STATEHOUSE_";
@@ -261,6 +271,12 @@ impl Config {
             message: self.message_bytes_max,
         };
         Plan::new(self.memory_max, &chosen)
+    }
+
+    /// Free bytes on the disk below which even what frees space is refused.
+    pub fn freeing_reserve(&self) -> u64 {
+        let part = (self.disk_reserve_bytes / FREEING_RESERVE_DIVISOR).min(FREEING_RESERVE_MAX);
+        self.disk_freeing_reserve_bytes.unwrap_or(part).min(self.disk_reserve_bytes)
     }
 
     /// Where to listen for other nodes.
@@ -334,6 +350,14 @@ mod tests {
     fn an_unknown_key_names_the_nearest() {
         let error = load("lissten = \"127.0.0.1:1\"", &[]).unwrap_err().to_string();
         assert_eq!(error, "config has no key \"lissten\"; the nearest is \"listen\"");
+    }
+
+    #[test]
+    fn what_frees_space_has_a_part_of_the_reserve_and_never_more_than_it() {
+        let reserve = |text| load(text, &[]).unwrap().freeing_reserve();
+        assert_eq!(reserve("disk_reserve_bytes = 4096"), 1_024);
+        assert_eq!(reserve("disk_reserve_bytes = 1099511627776"), FREEING_RESERVE_MAX);
+        assert_eq!(reserve("disk_reserve_bytes = 4096\ndisk_freeing_reserve_bytes = 9999"), 4_096);
     }
 
     #[test]

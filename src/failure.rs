@@ -207,7 +207,9 @@ impl From<&store::Error> for Failure {
                 .with("free_bytes", free)
                 .with("reserve_bytes", reserve)
                 .retry_after(RETRY_DISK_FULL),
-            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => Failure::new(Reason::Corrupt, message),
+            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => {
+                Failure::new(Reason::Corrupt, message)
+            }
             store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
             _ => Failure::new(Reason::Internal, message),
         }
@@ -230,6 +232,9 @@ impl From<cluster::Error> for Failure {
             }
             cluster::Error::Members { .. } => {
                 Failure::new(Reason::Unavailable, message).retry_after(RETRY_OVERLOADED)
+            }
+            cluster::Error::DisksFull { .. } => {
+                Failure::new(Reason::DiskFull, message).retry_after(RETRY_DISK_FULL)
             }
             cluster::Error::Closed { .. } => Failure::new(Reason::Unavailable, message),
             cluster::Error::Unreachable { .. } | cluster::Error::Peer { passes: true, .. } => {

@@ -274,6 +274,7 @@ async fn open_store(
         memtable_bytes_max: memory.memtables as usize,
         log_tail_bytes_max: memory.log_tails as usize,
         disk_reserve_bytes: config.disk_reserve_bytes,
+        disk_freeing_reserve_bytes: config.freeing_reserve(),
         read_threads: config.read_threads,
         read_queue_max: config.read_queue_max,
         ..store::Config::default()

@@ -1,5 +1,5 @@
-//! Short of space, a node refuses writes before its log fails, goes on reading, and takes writes
-//! again once there is space.
+//! Short of space, a node refuses writes before its log fails, goes on reading, takes what frees
+//! space, and writes again once there is some.
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
@@ -128,6 +128,101 @@ async fn an_upload_that_finds_the_disk_full_is_given_up_and_its_space_comes_back
     client.put(put("c", "next", vec![bytes_field("v", "taken again")])).await.unwrap();
 }
 
+/// How space is made on a full disk.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Freeing {
+    Deletes,
+    FieldsRemoved,
+    Drop,
+}
+
+/// Fills a disk with states of 4 MiB, makes space, and awaits that it is there.
+async fn frees(how: Freeing) {
+    let mut house = House::new();
+    let Some(disk) = SmallDisk::mount(&house.path("disk"), 512) else {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    };
+    house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (160u64 << 20).to_string()));
+    let node = house.try_start_at("127.0.0.1:0", &disk.0.join("data")).unwrap();
+    let client = node.client().await;
+    create(&client, "c").await;
+    create(&client, "other").await;
+    let mut written = 0;
+    let refused = loop {
+        let fields = vec![bytes_field("v", vec![written as u8; 4 << 20]), bytes_field("w", "w")];
+        match client.put(put("c", &format!("{written}"), fields)).await {
+            Ok(_) => written += 1,
+            Err(error) => break error,
+        }
+        assert!(written < 200, "the disk never fills up");
+    };
+    assert_eq!(refused.reason(), Some("DISK_FULL"), "{refused}");
+    assert!(written > 10, "{written}");
+    match how {
+        Freeing::Deletes => {
+            for n in 0..written {
+                // By pipeline and by itself, with a request id and without.
+                let mut delete = v1::DeleteRequest {
+                    collection: "c".into(),
+                    key: format!("{n}").into(),
+                    ..Default::default()
+                };
+                if n % 2 == 0 {
+                    let request_id = format!("r{n}").into();
+                    delete.options = Some(v1::WriteOptions { request_id, ..Default::default() });
+                    client.state().delete(delete).await.unwrap();
+                } else {
+                    client.delete(delete).await.unwrap();
+                }
+            }
+        }
+        Freeing::FieldsRemoved => {
+            for n in 0..written {
+                let edit = v1::edit::Edit::Remove("v".into());
+                let patch = v1::PatchRequest {
+                    collection: "c".into(),
+                    key: format!("{n}").into(),
+                    edits: vec![v1::Edit { edit: Some(edit) }],
+                    ..Default::default()
+                };
+                client.patch(patch).await.unwrap();
+            }
+        }
+        Freeing::Drop => {
+            let drop = v1::DropCollectionRequest { name: "c".into() };
+            client.state().drop_collection(drop).await.unwrap();
+        }
+    }
+    let again = async {
+        while let Err(error) = client.put(put("other", "k", vec![])).await {
+            assert_eq!(error.reason(), Some("DISK_FULL"), "{error}");
+            tokio::task::yield_now().await;
+        }
+    };
+    let came_back = tokio::time::timeout(3 * harness::PATIENCE, again).await;
+    assert!(came_back.is_ok(), "{how:?}: no space comes back");
+    if how == Freeing::FieldsRemoved {
+        let state = client.get(get("c", "0")).await.unwrap();
+        assert_eq!(field_bytes(&state, "w"), "w");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletes_go_through_on_a_full_disk_and_make_space() {
+    frees(Freeing::Deletes).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn removed_fields_make_space_on_a_full_disk() {
+    frees(Freeing::FieldsRemoved).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collection_dropped_on_a_full_disk_makes_space() {
+    frees(Freeing::Drop).await;
+}
+
 /// So many bytes of nothing.
 struct Zeros(u64);
 
@@ -150,4 +245,15 @@ async fn a_reserve_that_is_larger_than_what_is_free() {
     let client = node.client().await;
     assert_eq!(reason(client.put(put("c", "k", vec![])).await), "DISK_FULL");
     assert_eq!(field_bytes(&client.get(get("c", "k")).await.unwrap(), "v"), "kept");
+    // There is more than the freeing reserve.
+    let delete =
+        v1::DeleteRequest { collection: "c".into(), key: "k".into(), ..Default::default() };
+    client.delete(delete).await.unwrap();
+    assert_eq!(reason(client.get(get("c", "k")).await), "STATE_NOT_FOUND");
+    node.stop();
+    house.env.push(("STATEHOUSE_DISK_FREEING_RESERVE_BYTES".into(), i64::MAX.to_string()));
+    let node = house.start();
+    let delete =
+        v1::DeleteRequest { collection: "c".into(), key: "k".into(), ..Default::default() };
+    assert_eq!(reason(node.client().await.delete(delete).await), "DISK_FULL");
 }

@@ -70,6 +70,8 @@ pub struct NodeReport {
     pub disk_free_bytes: u64,
     /// That is less than its reserve: it refuses writes.
     pub disk_short: bool,
+    /// Replicas that do without entries of their leaders for want of space.
+    pub out_of_room: u32,
     /// Its replicas.
     pub groups: Vec<GroupReport>,
 }

@@ -18,6 +18,13 @@ pub enum Error {
         /// How many wait.
         waiting: usize,
     },
+    /// Most of a shard's replicas are on disks that are nearly full: nothing that adds to them is
+    /// taken.
+    #[error("most replicas of shard {shard} are on disks with less free than their reserve")]
+    DisksFull {
+        /// The shard.
+        shard: ShardId,
+    },
     /// The node is stopping, or the disk under it failed: ask another one.
     #[error("replica is closed: {reason}")]
     Closed {

@@ -10,6 +10,7 @@
 //! | `proposing.rs` | how commands become entries |
 //! | `reads.rs`, `confirm.rs` | linearizable reads; whether a leader still leads |
 //! | `members.rs` | who belongs to a group; hand-over of the lead |
+//! | `room.rs` | what replicas on nearly full disks take, and their leader admits |
 //! | `status.rs` | what a group says of itself |
 //! | `heard.rs` * | how old what a follower has applied may be |
 //! | `thread.rs` | the thread that all groups run on |
@@ -45,6 +46,7 @@ mod pulse;
 mod purger;
 mod reads;
 mod retained;
+mod room;
 mod snapshot;
 mod state_machine;
 mod status;

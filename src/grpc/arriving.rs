@@ -13,16 +13,18 @@ use std::task::{Context, Poll, ready};
 use axum::body::HttpBody;
 use bytes::{Buf as _, Bytes};
 use http_body::{Frame, SizeHint};
+use statehouse_client::HOP;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Service, http};
 use tonic::server::NamedService;
+use tonic::transport::server::TcpConnectInfo;
 
 use super::leaving::Leaving;
 use super::path::Path;
 use super::status::status;
-use crate::admission::Admission;
+use crate::admission::{Admission, Owner};
 
 /// A smaller message comes whole in a frame or two: it is counted with its call.
 const COUNTED_BYTES_MIN: u64 = crate::node::FRAME_BYTES_MAX as u64;
@@ -70,7 +72,8 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let (mut head, inner) = request.into_parts();
         let path = Path::of(&head.uri);
-        let charge = self.admission.charge();
+        let owner = owner_of(&head, &self.admission);
+        let charge = self.admission.charge(owner);
         head.extensions.insert(charge.clone());
         let body = Incoming {
             inner,
@@ -86,6 +89,15 @@ where
         let leaving = self.leaving.clone();
         Box::pin(async move { Ok(answer.await?.map(|body| leaving.body(path, body, charge))) })
     }
+}
+
+/// Whose call it is: that of its connection. Other nodes' calls are of many.
+fn owner_of(head: &http::request::Parts, admission: &Admission) -> Option<Owner> {
+    if head.headers.contains_key(HOP) {
+        return None;
+    }
+    let connected = head.extensions.get::<TcpConnectInfo>()?;
+    connected.remote_addr().map(|peer| admission.owner(peer))
 }
 
 type Waiting = Pin<Box<dyn Future<Output = OwnedSemaphorePermit> + Send>>;

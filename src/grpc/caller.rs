@@ -37,7 +37,7 @@ impl Caller<'_> {
             deadline: deadline(metadata),
             hop: is_hop(metadata),
             forwarded_to: None,
-            charge: charge.unwrap_or_else(|| admission.charge()),
+            charge: charge.unwrap_or_else(|| admission.charge(None)),
         }
     }
 

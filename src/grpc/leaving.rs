@@ -3,7 +3,8 @@
 //! HTTP/2 gets an answer by pieces, the next one once its stream has room in its window: what
 //! waits, waits here, where it is counted. Who takes nothing of an answer for `stream_stall_s`
 //! loses it, and with it all that its call, or the calls of its pipeline, hold; if they come back
-//! they are told so.
+//! they are told so. While others find no room, whoever has taken nothing for [`UNTAKEN_MAX`] loses
+//! it too, the longest first.
 
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -26,6 +27,12 @@ use crate::admission::Charge;
 /// Bytes that HTTP/2 gets at a time.
 const PIECE_BYTES: usize = crate::node::FRAME_BYTES_MAX as usize;
 
+/// For so long an answer may wait to be taken while others find no room.
+const UNTAKEN_MAX: Duration = Duration::from_millis(500);
+
+/// How long after a look for untaken answers that found none the next one may be.
+const SEARCH_INTERVAL: Duration = Duration::from_millis(10);
+
 /// How often it is looked whether answers are taken.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -36,13 +43,22 @@ pub struct Leaving(Arc<Shared>);
 struct Shared {
     transfers: Transfers,
     watched: Mutex<Vec<Weak<Mutex<Answer>>>>,
+    /// When untaken answers were looked for and none was found.
+    searched: Mutex<Option<Instant>>,
 }
 
 impl Leaving {
     /// Whoever takes nothing for as long as a transfer may stand still is cut off.
     pub fn new(calls: &Calls) -> Self {
         let transfers = calls.transfers().clone();
-        let shared = Arc::new(Shared { transfers, watched: Mutex::default() });
+        let (watched, searched) = (Mutex::default(), Mutex::default());
+        let shared = Arc::new(Shared { transfers, watched, searched });
+        let weak = Arc::downgrade(&shared);
+        calls.admission().when_full(Box::new(move |enough| {
+            if let Some(shared) = weak.upgrade() {
+                shared.make_room(Instant::now(), enough);
+            }
+        }));
         tokio::spawn(look_again(Arc::downgrade(&shared)));
         Leaving(shared)
     }
@@ -69,10 +85,56 @@ async fn look_again(shared: Weak<Shared>) {
 impl Shared {
     /// Cuts off who has taken nothing for too long, and forgets who is done.
     fn look(&self, now: Instant) {
+        let stall_after = self.transfers.stall_after();
+        let stalled = self.untaken(now, stall_after);
+        for (_, answer) in stalled {
+            answer.lock().cut(now, stall_after, &self.transfers);
+        }
+    }
+
+    /// Cuts off who takes nothing, the longest first, until there is room enough.
+    fn make_room(&self, now: Instant, enough: &dyn Fn() -> bool) {
+        {
+            let mut searched = self.searched.lock();
+            if searched.is_some_and(|at| now.duration_since(at) < SEARCH_INTERVAL) {
+                return;
+            }
+            // Until some are found: others need not look meanwhile.
+            *searched = Some(now);
+        }
+        let mut untaken = self.untaken(now, UNTAKEN_MAX);
+        untaken.sort_unstable_by_key(|(since, _)| *since);
+        let mut cut = false;
+        for (_, answer) in untaken {
+            if enough() {
+                break;
+            }
+            // One that is locked is being taken, perhaps by whoever wants room.
+            if let Some(mut answer) = answer.try_lock() {
+                cut |= answer.cut(now, UNTAKEN_MAX, &self.transfers);
+            }
+        }
+        if cut {
+            *self.searched.lock() = None;
+        }
+    }
+
+    /// The answers of which nothing was taken for so long, and since when. Forgets who is done.
+    fn untaken(&self, now: Instant, at_least: Duration) -> Vec<(Instant, Arc<Mutex<Answer>>)> {
+        let mut untaken = Vec::new();
         self.watched.lock().retain(|answer| {
             let Some(answer) = answer.upgrade() else { return false };
-            !answer.lock().cut(now, &self.transfers)
+            let Some((since, on)) = answer.try_lock().map(|it| (it.since, it.is_on())) else {
+                return true;
+            };
+            if let Some(since) = since
+                && now.saturating_duration_since(since) >= at_least
+            {
+                untaken.push((since, answer));
+            }
+            on
         });
+        untaken
     }
 }
 
@@ -119,14 +181,18 @@ impl Answer {
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
+    fn is_on(&self) -> bool {
+        matches!(self.going, Going::On(..))
+    }
+
     /// Lets go of everything if nothing was taken for so long. Answers whether it has.
-    fn cut(&mut self, now: Instant, transfers: &Transfers) -> bool {
-        let stalled = |since| now.duration_since(since) >= transfers.stall_after();
+    fn cut(&mut self, now: Instant, at_least: Duration, transfers: &Transfers) -> bool {
+        let stalled = |since| now.saturating_duration_since(since) >= at_least;
         let stalled = self.since.is_some_and(stalled);
         if stalled {
             let mut told = HeaderMap::new();
             // It has no names but our own, and values that were made for headers.
-            let _ = status(transfers.stalled("taken")).add_header(&mut told);
+            let _ = status(transfers.stalled("taken", at_least)).add_header(&mut told);
             (self.going, self.rest, self.since) = (Going::Cut(told), Bytes::new(), None);
         }
         stalled

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::caller::{Caller, is_hop};
 use super::{Calls, status};
-use crate::admission::Charge;
+use crate::admission::{Charge, Owner};
 use crate::failure::{Failure, Reason};
 use crate::size::ByteSize;
 
@@ -61,8 +61,10 @@ impl Pipeline for PipelineService {
         &self,
         request: Request<Streaming<v1::PipelineRequest>>,
     ) -> Result<Response<Answers>, Status> {
+        let owner = request.extensions().get::<Arc<Charge>>().and_then(|charge| charge.owner());
         Ok(Response::new(Answers {
             calls: self.calls.clone(),
+            owner,
             hop: is_hop(request.metadata()),
             requests: Some(request.into_inner()),
             under_way: FuturesUnordered::new(),
@@ -86,6 +88,8 @@ type UnderWay = Pin<Box<dyn Future<Output = Answered> + Send>>;
 /// The answers of one stream, in the order they are ready.
 pub struct Answers {
     calls: Calls,
+    /// Whose they are.
+    owner: Option<Owner>,
     /// Another node forwarded them.
     hop: bool,
     /// `None` once the client has sent its last.
@@ -115,7 +119,8 @@ impl Stream for Answers {
             match requests.poll_next_unpin(cx) {
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(Some(Ok(request))) => {
-                    let mut call: UnderWay = Box::pin(run(this.calls.clone(), request, this.hop));
+                    let whose = (this.owner.clone(), this.hop);
+                    let mut call: UnderWay = Box::pin(run(this.calls.clone(), request, whose));
                     match call.as_mut().poll(cx) {
                         Poll::Ready(answered) => return this.send(answered),
                         // Pushed woken: the set registers its own waker at the next poll.
@@ -147,8 +152,12 @@ impl Answers {
     }
 }
 
-async fn run(calls: Calls, request: v1::PipelineRequest, hop: bool) -> Answered {
-    let charge = calls.admission().charge_up_to(READ_ANSWER_BYTES_MAX as u64);
+async fn run(
+    calls: Calls,
+    request: v1::PipelineRequest,
+    (owner, hop): (Option<Owner>, bool),
+) -> Answered {
+    let charge = calls.admission().charge_up_to(READ_ANSWER_BYTES_MAX as u64, owner);
     let id = request.id;
     let deadline = match request.timeout_ms {
         0 => None,

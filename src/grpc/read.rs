@@ -142,7 +142,9 @@ impl Sender<'_> {
         let sent = self.chunks.send_timeout(Ok(message), self.transfers.stall_after()).await;
         sent.map_err(|error| match error {
             mpsc::error::SendTimeoutError::Closed(_) => None,
-            mpsc::error::SendTimeoutError::Timeout(_) => Some(self.transfers.stalled("taken")),
+            mpsc::error::SendTimeoutError::Timeout(_) => {
+                Some(self.transfers.stalled("taken", self.transfers.stall_after()))
+            }
         })
     }
 }

@@ -169,7 +169,8 @@ impl State for StateService {
         let request = request.into_inner();
         let update = async {
             let change = convert::settings_change(&request)?;
-            self.calls.states().shards().store().check_space()?;
+            // Smaller limits and shorter expiries are a way out of a full disk.
+            self.calls.states().shards().store().check_space_to_free()?;
             let catalog = self.calls.states().catalog();
             let updated = catalog.update_collection(&request.name, change).await?;
             Ok::<_, Failure>(convert::collection(&updated))
@@ -182,7 +183,9 @@ impl State for StateService {
         request: Request<v1::DropCollectionRequest>,
     ) -> Result<Response<v1::DropCollectionResponse>, Status> {
         let name = request.into_inner().name;
-        let dropped = self.calls.states().catalog().drop_collection(&name).await;
+        let states = self.calls.states();
+        states.shards().store().check_space_to_free().map_err(|full| status(full.into()))?;
+        let dropped = states.catalog().drop_collection(&name).await;
         dropped.map_err(|error| status(error.into()))?;
         Ok(Response::new(v1::DropCollectionResponse {}))
     }

@@ -84,10 +84,10 @@ impl Transfers {
         self.stall_after
     }
 
-    /// The other end did stand still, and is cut off.
-    pub fn stalled(&self, what: &str) -> Failure {
+    /// The other end did stand still, for so long at least, and is cut off.
+    pub fn stalled(&self, what: &str, stood: Duration) -> Failure {
         self.counted.cut_off();
-        let message = format!("nothing was {what} for {} s", self.stall_after.as_secs());
+        let message = format!("nothing was {what} for {} s", stood.as_secs_f32());
         Failure::new(Reason::StreamStalled, message)
     }
 }

@@ -113,7 +113,7 @@ async fn next(
     chunks: &mut Streaming<v1::WriteStreamRequest>,
 ) -> Result<Option<Message>, Failure> {
     let message = tokio::time::timeout(transfers.stall_after(), chunks.message()).await;
-    let message = message.map_err(|_| transfers.stalled("sent"))?;
+    let message = message.map_err(|_| transfers.stalled("sent", transfers.stall_after()))?;
     match message.map_err(|status| broken(&status))? {
         None => Ok(None),
         Some(message) => message

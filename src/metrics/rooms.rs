@@ -75,6 +75,12 @@ impl Rooms {
         if let Some(free) = stats.disk_free_bytes {
             gauge(out, "disk_free", "Free on the disk", bytes, free)?;
         }
+        let short = u64::from(self.shards.store().check_space().is_err());
+        let help = "Whether less is free on the disk than the reserve";
+        gauge(out, "disk_short", help, None, short)?;
+        let waiting = self.shards.groups().iter().filter(|it| it.is_out_of_room()).count() as u64;
+        let help = "Replicas here that do without entries of their leaders for want of space";
+        gauge(out, "replicas_out_of_room", help, None, waiting)?;
         quantiles(out, "sync_micros", "Microseconds of a write and its sync", |share| {
             stats.commit.sync_micros.quantile(share)
         })?;

@@ -144,6 +144,7 @@ impl States {
                 Ok(Uploaded::Done { version, repeated, warning })
             }
             UploadAction::Abort => {
+                self.shards().store().check_space_to_free()?;
                 let Names { id, .. } = names(&collection, &target.key, &upload_id, 0)?;
                 uploaded(self.step(group, &collection, target.key, id, UploadStep::Abort).await?)
             }
@@ -184,6 +185,9 @@ impl States {
         let target = Target { collection: collection.id, key };
         let (sender, receiver) = oneshot::channel();
         let command = Command::Upload(Upload { target, id, step });
+        if !command.frees() {
+            group.check_room()?;
+        }
         // The caller may have given up.
         group.propose(command, Box::new(move |reply| drop(sender.send(reply))));
         let gone = || Failure::new(Reason::OutcomeUnknown, "the node stopped before the reply");

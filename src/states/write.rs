@@ -125,7 +125,8 @@ impl States {
                 hash_edit(hash, edit);
             }
         });
-        let write = self.write(&collection, &patch.target.key, &patch.options, fingerprint)?;
+        self.check_space(patch.edits.iter().all(Edit::frees))?;
+        let write = self.checked(&collection, &patch.target.key, &patch.options, fingerprint)?;
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
@@ -143,7 +144,8 @@ impl States {
     ) -> Result<(bool, bool), Failure> {
         let collection = self.collection(&delete.target.collection).await?;
         let fingerprint = fingerprint(b"delete", |_| {});
-        let write = self.write(&collection, &delete.target.key, &delete.options, fingerprint)?;
+        self.check_space(true)?;
+        let write = self.checked(&collection, &delete.target.key, &delete.options, fingerprint)?;
         let command = Command::Delete(Delete { write });
         let turn = self.chains().enter(collection.id, &delete.target.key)?.await?;
         let commit = propose(group, command, turn.begin(), charge);
@@ -169,7 +171,17 @@ impl States {
         Ok(Written { warning: self.size_warning(collection, key, attempt, bytes), ..written })
     }
 
-    /// Checks what every write has in common.
+    /// Refuses if the disk has no room: there is more for what frees space.
+    fn check_space(&self, frees: bool) -> Result<(), Failure> {
+        let store = self.shards().store();
+        match frees {
+            true => store.check_space_to_free()?,
+            false => store.check_space()?,
+        }
+        Ok(())
+    }
+
+    /// Checks what every write has in common that adds to its state.
     pub fn write(
         &self,
         collection: &Collection,
@@ -177,8 +189,19 @@ impl States {
         options: &WriteOptions,
         fingerprint: u64,
     ) -> Result<Write, Failure> {
+        self.check_space(false)?;
+        self.checked(collection, key, options, fingerprint)
+    }
+
+    /// Checks what every write has in common, but for room on the disk.
+    fn checked(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        options: &WriteOptions,
+        fingerprint: u64,
+    ) -> Result<Write, Failure> {
         check_key(key)?;
-        self.shards().store().check_space()?;
         let settings = &collection.settings;
         let default = settings
             .default_ttl_ms
@@ -219,7 +242,11 @@ pub fn propose(
         // The caller may have given up; the write stands all the same.
         let _ = sender.send(reply);
     };
-    group.propose(command, Box::new(done));
+    let room = if command.frees() { Ok(()) } else { group.check_room() };
+    match room {
+        Ok(()) => group.propose(command, Box::new(done)),
+        Err(full) => done(Err(full)),
+    }
     async move {
         let reply = receiver.await;
         let gone = "the node stopped before the reply";

@@ -123,8 +123,8 @@ impl RecordCache {
         self.pinned.retain(stays);
     }
 
-    /// After rows of these ranges were deleted from a replica. What was kept of their collections is
-    /// forgotten, and so is what a read that began before still finds: it puts that where the
+    /// After rows of these ranges were deleted from a replica. What was kept of their collections
+    /// is forgotten, and so is what a read that began before still finds: it puts that where the
     /// collection was, and nobody looks there any more.
     pub fn dropped(&self, space: Space, ranges: &[(Vec<u8>, Vec<u8>)]) {
         let records = ranges.iter().filter(|(start, _)| keys::is_record(start));

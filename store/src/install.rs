@@ -42,8 +42,8 @@ impl Shard {
     /// The log is purged through the view's last entry. If it holds that very entry, what
     /// follows is kept, for a quorum may count on it; else it is empty.
     ///
-    /// Waits while the commit queue is full. On an error the replica is as it was: `Replica` when it
-    /// is ahead of the view.
+    /// Waits while the commit queue is full. On an error the replica is as it was: `Replica` when
+    /// it is ahead of the view.
     ///
     /// # Panics
     /// If the view was received for another replica.

@@ -5,7 +5,8 @@
 //! returned; they are durable when the callback fires. All jobs of a log are done in the order
 //! of the calls.
 //!
-//! What shortens a log is in `log/shorten.rs`. Opening a log replays nothing. Its owner reads `Shard::applied` and applies what is behind.
+//! What shortens a log is in `log/shorten.rs`. Opening a log replays nothing. Its owner reads
+//! `Shard::applied` and applies what is behind.
 
 mod shorten;
 

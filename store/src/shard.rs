@@ -340,8 +340,8 @@ impl Applier<'_> {
         Ok(record.map_err(|error| Error::corrupt("state record", error))?.map(Arc::new))
     }
 
-    /// Now and then, whether a record kept in memory is the one that the replica has: a command that
-    /// is decided by another one makes replicas differ.
+    /// Checks now and then that a record kept in memory is the one that the replica has: a command
+    /// that is decided by another one makes replicas differ.
     fn check_kept(&self, place: &Place, kept: &Record) -> Result<(), Error> {
         if self.disk.kept_used.fetch_add(1, Ordering::Relaxed) % KEPT_PER_CHECK != 0 {
             return Ok(());

@@ -33,8 +33,8 @@ pub enum DiskLevel {
     Ample,
 }
 
-/// Whether less than a reserve is free on a directory's disk. One that can't be asked has room: what
-/// is done there next says what is wrong.
+/// Whether less than a reserve is free on a directory's disk. One that can't be asked has room:
+/// what is done there next says what is wrong.
 pub(crate) fn is_below(dir: &Path, reserve: u64) -> bool {
     // The directory may not be there yet, but its disk is.
     let there = dir.ancestors().find(|dir| dir.exists()).unwrap_or(dir);

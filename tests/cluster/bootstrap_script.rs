@@ -120,7 +120,12 @@ fn what_is_missing_is_named() {
     let mut command = Command::new("cluster/bootstrap.sh");
     command.args(["status", "--dir", "/nowhere"]).env("STATEHOUSE_BIN", "/nowhere/statehouse");
     assert_eq!(command.output().unwrap().status.code(), Some(4));
-    assert!(script.ok(&["--print-systemd"]).contains("ExecStart=/usr/local/bin/statehouse serve"));
+    let unit = script.ok(&["--print-systemd"]);
+    assert!(unit.contains("ExecStart=/usr/local/bin/statehouse serve"));
+    let service = unit.find("[Service]").unwrap();
+    let limit = unit.find("StartLimitIntervalSec=0").expect("it is started again for ever");
+    assert!(limit < service, "systemd reads it in [Unit]");
+    assert!(unit[service..].contains("Restart=always\nRestartSec="));
     assert!(script.ok(&["--print-env"]).contains("STATEHOUSE_PEER_ADVERTISE="));
     let path = script.path();
     std::fs::create_dir_all(&path).unwrap();

@@ -10,6 +10,7 @@ mod harness;
 
 mod a_cluster_is_looked_after;
 mod a_dead_node_costs_the_others_little;
+mod a_follower_short_of_space_waits;
 mod a_full_disk_leads_nothing;
 mod a_long_absence_ends_in_a_snapshot;
 mod a_partition_splits_nothing;

@@ -154,6 +154,7 @@ fn refusal(error: &Error) -> v1::PeerRefusal {
                 (Kind::Refused, None)
             }
         },
+        Error::DisksFull { .. } => (Kind::NoRoom, None),
         Error::Closed { .. } => (Kind::Stopped, None),
         Error::OutcomeUnknown { .. } => (Kind::UnknownOutcome, None),
         _ => (Kind::Refused, None),
@@ -166,7 +167,9 @@ fn refused(refusal: v1::PeerRefusal, node: NodeId, shard: ShardId) -> Error {
     match refusal.kind() {
         Kind::NotLeader => Error::NotLeader { shard, leader: refusal.leader.map(leader) },
         Kind::UnknownOutcome => Error::OutcomeUnknown { reason: refusal.detail },
-        Kind::Busy | Kind::Stopped => Error::Peer { node, reason: refusal.detail, passes: true },
+        Kind::Busy | Kind::Stopped | Kind::NoRoom => {
+            Error::Peer { node, reason: refusal.detail, passes: true }
+        }
         Kind::Unspecified
         | Kind::Gone
         | Kind::Unknown
@@ -220,6 +223,7 @@ pub fn report_answer(report: NodeReport) -> v1::NodeReport {
         version: report.version,
         disk_free_bytes: report.disk_free_bytes,
         disk_short: report.disk_short,
+        out_of_room: report.out_of_room,
         groups: groups.collect(),
     }
 }
@@ -254,6 +258,7 @@ pub fn report(report: v1::NodeReport) -> Result<NodeReport, Error> {
         version: report.version,
         disk_free_bytes: report.disk_free_bytes,
         disk_short: report.disk_short,
+        out_of_room: report.out_of_room,
         groups: report.groups.into_iter().map(group).collect::<Result<_, _>>()?,
     })
 }

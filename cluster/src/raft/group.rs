@@ -4,13 +4,13 @@
 //! status (`status.rs`), members (`members.rs`). What comes in from peers is `inbound.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
-use statehouse_store::{EntryId, Reader, ReplicaId, Reply, Shard, Store};
+use statehouse_store::{EntryId, Log, Reader, ReplicaId, Reply, Shard, Store};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -25,6 +25,7 @@ use super::network::Network;
 use super::proposing::Proposals;
 use super::reads::Told;
 use super::retained::Retained;
+use super::room::SharedRoom;
 use super::state_machine::StateMachine;
 use super::status::GroupStatus;
 use super::transfers::Transfers;
@@ -69,6 +70,11 @@ pub struct Group {
     pub(super) retained: Arc<Mutex<Retained>>,
     pub(super) transfers: Arc<Transfers>,
     pub(super) peers: Arc<Peers>,
+    pub(super) room: SharedRoom,
+    /// Entries of the leader are refused for want of space.
+    pub(super) out_of_room: AtomicBool,
+    pub(super) store: Store,
+    pub(super) log: Log,
     /// Commands answered by this replica.
     pub(super) commands: AtomicU64,
     reader: Reader,
@@ -98,18 +104,23 @@ impl Group {
         let state: Shard = store.shard(replica)?;
         let (applied_sender, applied) = watch::channel(EntryId::default());
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
-        let parts = (store, replica, log.clone(), state);
+        let parts = (store.clone(), replica, log.clone(), state);
         let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
-        let told = Arc::<Told>::default();
-        let network =
-            Network::new((peers.clone(), transfers.clone()), shard, replica, told.clone());
+        let (told, room) = (Arc::<Told>::default(), SharedRoom::default());
+        let known = (told.clone(), room.clone());
+        let network = Network::new((peers.clone(), transfers.clone()), shard, replica, known);
         let retained: Arc<Mutex<Retained>> = Arc::default();
         let vote = log.vote().map(|bytes| convert::vote_of_bytes(&bytes)).transpose();
         let vote =
             vote.map_err(|error| Error::Invalid(format!("read a replica's vote: {error}")))?;
         let promise = Arc::new(Promise::of(vote.map_or(0, |vote| vote.leader_id.term)));
-        let storage =
-            LogStorage::new(log, applied.clone(), retained.clone(), landed, promise.clone());
+        let storage = LogStorage::new(
+            log.clone(),
+            applied.clone(),
+            retained.clone(),
+            landed,
+            promise.clone(),
+        );
         let openraft = Arc::new(config.openraft()?);
         let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
         let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;
@@ -130,6 +141,10 @@ impl Group {
             retained,
             transfers,
             peers,
+            room,
+            out_of_room: AtomicBool::new(false),
+            store,
+            log,
             commands: AtomicU64::new(0),
             reader,
             applier,

@@ -4,7 +4,7 @@
 //! replica ids are never used again, and whoever still calls a destroyed one is told so. A wiped
 //! node that came back under an old id could vote twice in one term.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -204,6 +204,15 @@ impl Groups {
 
     pub(super) fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The nodes, of this one and its peers, whose disks have less free than their reserve.
+    pub(super) fn short_of_space(&self) -> HashSet<NodeId> {
+        let mut short = self.peers.short_of_space();
+        if self.store.check_space().is_err() {
+            short.insert(self.peers.node());
+        }
+        short
     }
 
     /// Whether a replica here has promised nothing newer than a term.

@@ -26,6 +26,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use super::convert::{self, Malformed};
 use super::group::Group;
 use super::groups::{Absent, Groups};
+use super::room::{Offered, taken};
 use super::types::{Entry, LogId, TypeConfig};
 use crate::{Error, ShardId};
 
@@ -183,26 +184,29 @@ impl Group {
     ) {
         // When each request under way came, and with which commit index.
         let came: Arc<Mutex<VecDeque<(Instant, u64)>>> = Arc::default();
-        let malformed: Arc<Mutex<Option<Malformed>>> = Arc::default();
+        let ended: Arc<Mutex<Option<Ended>>> = Arc::default();
         let requests = {
-            let (came, malformed) = (came.clone(), malformed.clone());
-            UnboundedReceiverStream::new(requests).map(append_request).scan(
-                (),
-                move |(), parsed| {
-                    let request = match parsed {
-                        Ok((request, committed)) => {
-                            came.lock().push_back((Instant::now(), committed));
-                            Some(request)
+            let (came, ended, group) = (came.clone(), ended.clone(), self.clone());
+            UnboundedReceiverStream::new(requests).scan((), move |(), request| {
+                let needed = request.needed;
+                let request = match append_request(request) {
+                    // What follows on this session is not listened to any more.
+                    _ if ended.lock().is_some() => None,
+                    Ok((mut request, committed)) => {
+                        if group.leave_out(&mut request, needed) {
+                            *ended.lock() = Some(Ended::NoRoom);
                         }
-                        // The session ends here.
-                        Err(error) => {
-                            *malformed.lock() = Some(error);
-                            None
-                        }
-                    };
-                    async move { request }
-                },
-            )
+                        came.lock().push_back((Instant::now(), committed));
+                        Some(request)
+                    }
+                    // The session ends here.
+                    Err(error) => {
+                        *ended.lock() = Some(Ended::Malformed(error));
+                        None
+                    }
+                };
+                async move { request }
+            })
         };
         let mut results = Box::pin(self.raft.stream_append(requests));
         while let Some(result) = results.next().await {
@@ -227,13 +231,47 @@ impl Group {
             if !answer(AppendAnswer::Appended(answered)).await || ends {
                 return;
             }
+            if came.lock().is_empty() && matches!(*ended.lock(), Some(Ended::NoRoom)) {
+                break;
+            }
         }
-        let malformed = malformed.lock().take();
-        if let Some(error) = malformed {
-            tracing::warn!(shard = %self.shard, %error, "a peer's append makes no sense");
-            answer(AppendAnswer::Refusal(error.into())).await;
+        let ended = ended.lock().take();
+        match ended {
+            None => {}
+            Some(Ended::NoRoom) => {
+                let detail = "the disk has less free than its reserve";
+                answer(AppendAnswer::Refusal(refusal(Kind::NoRoom, detail))).await;
+            }
+            Some(Ended::Malformed(error)) => {
+                tracing::warn!(shard = %self.shard, %error, "a peer's append makes no sense");
+                answer(AppendAnswer::Refusal(error.into())).await;
+            }
         }
     }
+
+    /// Leaves out of a request the entries that this replica has no room for, and answers whether
+    /// there were any.
+    fn leave_out(&self, request: &mut Append, needed: bool) -> bool {
+        if request.entries.is_empty() {
+            return false;
+        }
+        let offered = request
+            .entries
+            .iter()
+            .map(|entry| Offered { frees: entry.stored.frees(), bytes: entry.stored.bytes() });
+        let taken = taken(self.store.disk_level(), needed, offered);
+        let left_out = taken < request.entries.len();
+        request.entries.truncate(taken);
+        self.note_room(left_out);
+        left_out
+    }
+}
+
+/// Why a session is not listened to any more.
+enum Ended {
+    Malformed(Malformed),
+    /// Entries were left out of its last request.
+    NoRoom,
 }
 
 fn vote_request(ask: v1::VoteAsk) -> Result<VoteRequest<TypeConfig>, Malformed> {

@@ -231,7 +231,15 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
         let from = last.map_or(1, |last| types::entry_id(last).index + 1);
         self.landed.cut(from - 1);
-        self.enqueue(|| self.log.truncate_from(from, Box::new(reported("truncated")))).await
+        loop {
+            let log = self.log.clone();
+            // Looks for payloads of what it removes on the disk.
+            let truncate = move || log.truncate_from(from, Box::new(reported("truncated")));
+            match blocking(truncate).await? {
+                Err(store::Error::Overloaded { .. }) => tokio::time::sleep(QUEUE_FULL_WAIT).await,
+                result => return result.map_err(io::Error::other),
+            }
+        }
     }
 
     async fn purge(&mut self, through: LogId) -> Result<(), io::Error> {

@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use super::convert;
 use super::reads::Told;
+use super::room::SharedRoom;
 use super::snapshot::Destination;
 use super::state_machine::{Snapshot, View};
 use super::transfers::Transfers;
@@ -57,17 +58,19 @@ pub struct Network {
     shard: ShardId,
     replica: ReplicaId,
     told: Arc<Told>,
+    room: SharedRoom,
 }
 
 impl Network {
-    /// Raises `told` before it tells anybody a commit index.
+    /// Raises `told` before it tells anybody a commit index. Says with entries whether `room` has
+    /// it that a quorum can't do without anybody.
     pub fn new(
         (peers, transfers): (Arc<Peers>, Arc<Transfers>),
         shard: ShardId,
         replica: ReplicaId,
-        told: Arc<Told>,
+        (told, room): (Arc<Told>, SharedRoom),
     ) -> Self {
-        Network { peers, transfers, shard, replica, told }
+        Network { peers, transfers, shard, replica, told, room }
     }
 
     fn link(&self, target: u64, member: &Member, beats: bool) -> Link {
@@ -77,8 +80,8 @@ impl Network {
             to_replica: target,
         };
         let (peers, transfers) = (self.peers.clone(), self.transfers.clone());
-        let told = self.told.clone();
-        Link { peers, transfers, node: NodeId(member.node), route, told, beats }
+        let (told, room) = (self.told.clone(), self.room.clone());
+        Link { peers, transfers, node: NodeId(member.node), route, told, room, beats }
     }
 }
 
@@ -101,6 +104,7 @@ pub struct Link {
     node: NodeId,
     route: v1::PeerRoute,
     told: Arc<Told>,
+    room: SharedRoom,
     /// Sends heartbeats and nothing else.
     beats: bool,
 }
@@ -175,8 +179,8 @@ impl Link {
         let peer = self.peers.peer(self.node);
         let Session { requests, answers } = peer.appends.session().map_err(lost)?;
         let under_way = Arc::new(UnderWay::default());
-        let pump =
-            tokio::spawn(pump(input, requests, (self.route, self.told.clone()), under_way.clone()));
+        let known = (self.told.clone(), self.room.clone());
+        let pump = tokio::spawn(pump(input, requests, (self.route, known), under_way.clone()));
         let patience = self.peers.append_answer_timeout();
         let session = Answers { answers, under_way, patience, _pump: Pump(pump) };
         let answers = futures::stream::unfold(Some(session), |session| async move {
@@ -221,7 +225,7 @@ struct UnderWay {
 async fn pump(
     mut input: impl Stream<Item = Append> + Unpin,
     requests: Requests,
-    (route, told): (v1::PeerRoute, Arc<Told>),
+    (route, (told, room)): (v1::PeerRoute, (Arc<Told>, SharedRoom)),
     under_way: Arc<UnderWay>,
 ) {
     while let Some(request) = input.next().await {
@@ -239,6 +243,7 @@ async fn pump(
             previous: convert::position(request.prev_log_id),
             committed: committed(&request, &told),
             entries,
+            needed: room.quorum_is_short(),
             ..Default::default()
         };
         if requests.send(request).await.is_err() {

@@ -42,7 +42,9 @@ pub(super) async fn beat(groups: Weak<Groups>) {
     loop {
         ticks.tick().await;
         let Some(groups) = groups.upgrade() else { return };
+        let short = groups.short_of_space();
         for group in groups.all() {
+            group.look_for_room(&short);
             if group.leads() {
                 // A stopped group has no one to beat for.
                 let _ = group.raft.trigger().heartbeat().await;

@@ -14,6 +14,9 @@ use super::groups::Groups;
 use super::types::entry_id_or_default;
 use crate::NodeId;
 
+/// Bytes of what no state has any more, for which a log is purged of all that no follower needs.
+const GARBAGE_BYTES_MAX: u64 = 64 << 20;
+
 /// Purges every log now and then, until the groups are gone.
 pub(super) async fn run(groups: Weak<Groups>) {
     let Some(every) = groups.upgrade().map(|groups| groups.config().purge_interval) else {
@@ -53,7 +56,9 @@ impl Group {
             let metrics = metrics.borrow_watched();
             (entry_id_or_default(metrics.snapshot), entry_id_or_default(metrics.purged))
         };
-        let kept = self.config.log_entries_kept;
+        // Space that waits for a purge is worth more than entries that nobody asks for.
+        let hurry = self.wants_space();
+        let kept = if hurry { 0 } else { self.config.log_entries_kept };
         let heavy = self.retained.lock().index_before(self.config.log_bytes_kept);
         let mut needed = durable.index.saturating_sub(kept).max(heavy.min(durable.index));
         let status = self.status();
@@ -67,8 +72,16 @@ impl Group {
         let over_budget = self.retained.lock().index_before(self.config.log_bytes_kept_max);
         let through = needed.max(over_budget.min(durable.index));
         // In runs, not entry by entry; a long log goes at once.
-        let run = through >= purged.index + kept || heavy.max(over_budget) > purged.index;
+        let run = through >= purged.index + kept.max(1) || heavy.max(over_budget) > purged.index;
         (run && through > purged.index).then_some(through)
+    }
+}
+
+impl Group {
+    /// Whether much of what was deleted lies on disk until the log is purged, or the disk is short
+    /// of space.
+    fn wants_space(&self) -> bool {
+        self.log.garbage_bytes() >= GARBAGE_BYTES_MAX || self.store.is_short_of_space()
     }
 }
 

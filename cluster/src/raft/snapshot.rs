@@ -192,6 +192,9 @@ impl Groups {
             last_log_id: convert::log_id(header.applied),
             last_membership: types::StoredMembership::new(membership_at, membership),
         };
+        if let Err(full) = self.store().check_space() {
+            return Err(refusal(Kind::NoRoom, full.to_string()));
+        }
         let busy = || refusal(Kind::Busy, "other snapshots are coming in");
         let guard = self.transfers().receive(group.shard(), group.replica()).ok_or_else(busy)?;
         let store = self.store().clone();

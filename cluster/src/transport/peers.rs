@@ -57,11 +57,24 @@ pub(super) struct Hearing {
     heard: AtomicU64,
     /// The connection that pings broke and was not made again.
     pub lost: AtomicBool,
+    /// Its disk has less free than its reserve, as it said last.
+    short: AtomicBool,
+    /// Why its disk has failed, as it said last; empty: it has not.
+    failed: Mutex<String>,
 }
 
 impl Hearing {
     pub fn note(&self) {
         self.heard.store(self.started.elapsed().as_millis() as u64 + 1, Ordering::Relaxed);
+    }
+
+    /// Notes what the peer says of its disk.
+    pub fn note_disk(&self, short: bool, failed: &str) {
+        self.short.store(short, Ordering::Relaxed);
+        let mut known = self.failed.lock();
+        if *known != failed {
+            failed.clone_into(&mut known);
+        }
     }
 
     fn silence(&self) -> Duration {
@@ -130,6 +143,8 @@ impl Peers {
                 started: Instant::now(),
                 heard: AtomicU64::new(0),
                 lost: AtomicBool::new(false),
+                short: AtomicBool::new(false),
+                failed: Mutex::default(),
             });
             Arc::new(Peer {
                 talk: Talk::start(self, node, hearing.clone()),
@@ -160,6 +175,22 @@ impl Peers {
             lost || peer.hearing.silence() > silence_max
         });
         silent.map(|(node, _)| *node).collect()
+    }
+
+    /// The peers whose disks have less free than their reserve, as they said last.
+    pub(crate) fn short_of_space(&self) -> HashSet<NodeId> {
+        let peers = self.peers.lock();
+        let short = peers.iter().filter(|(_, peer)| peer.hearing.short.load(Ordering::Relaxed));
+        short.map(|(node, _)| *node).collect()
+    }
+
+    /// What a peer said last of its disk, however long ago: whether it has less free than its
+    /// reserve, and why it has failed, if it has.
+    pub fn disk(&self, node: NodeId) -> (bool, Option<String>) {
+        let Some(peer) = self.peers.lock().get(&node).cloned() else { return (false, None) };
+        let failed = peer.hearing.failed.lock().clone();
+        let short = peer.hearing.short.load(Ordering::Relaxed);
+        (short, Some(failed).filter(|failed| !failed.is_empty()))
     }
 
     /// For fault tests: from now on nothing passes between this node and another, either way.

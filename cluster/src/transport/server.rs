@@ -161,7 +161,11 @@ async fn talk(
                 if groups.peers().is_cut(from) {
                     continue;
                 }
-                if answers.send(Ok(v1::PeerAnswers { answers: done })).await.is_err() {
+                let disk_short = groups.store().check_space().is_err();
+                let failed = groups.store().failure();
+                let disk_failed = failed.map_or(String::new(), |failed| failed.to_string());
+                let done = v1::PeerAnswers { answers: done, disk_short, disk_failed };
+                if answers.send(Ok(done)).await.is_err() {
                     return;
                 }
             }

@@ -160,6 +160,7 @@ impl Talker {
                     }
                     heard = Instant::now();
                     self.hearing.note();
+                    self.hearing.note_disk(message.disk_short, &message.disk_failed);
                     answered(message, pending);
                 }
                 Some(ask) = self.asks.recv(), if batch.asks.len() < BATCH_MAX => {

@@ -112,8 +112,18 @@ fn view(status: &v1::ClusterStatus) -> View {
     );
     let paused = if status.paused { "; paused: nothing is moved" } else { "" };
     line("tasks", format!("{} running{paused}", status.tasks_running));
+    for ill in &status.disk_ills {
+        line("disk", ill.clone());
+    }
     let ills = ills(status);
-    line("health", if ills.is_empty() { "all is well".into() } else { ills.join(", ") });
+    line(
+        "health",
+        match (ills.is_empty(), status.disk_ills.is_empty()) {
+            (true, true) => "all is well".into(),
+            (true, false) => "whole, but for disks".into(),
+            (false, _) => ills.join(", "),
+        },
+    );
     View { gist: text.clone(), text, json: status_json(status) }
 }
 
@@ -131,6 +141,7 @@ fn status_json(status: &v1::ClusterStatus) -> Json {
         "shards_without_leader": status.shards_without_leader,
         "shards_under_replicated": status.shards_under_replicated,
         "tasks_running": status.tasks_running,
+        "disk_ills": status.disk_ills,
         "healthy": ills(status).is_empty(),
     })
 }
@@ -175,6 +186,10 @@ mod tests {
         assert!(shown.text.contains(ills), "{}", shown.text);
         assert!(shown.text.contains("paused: nothing is moved"));
         assert_eq!(shown.json["healthy"], false);
+        let node = "node 3 is short of disk space (40 MiB free)";
+        let short = v1::ClusterStatus { disk_ills: vec![node.into()], ..whole() };
+        let shown = view(&short).text;
+        assert!(shown.contains(node) && !shown.contains("all is well"), "{shown}");
         let Progress::Going { now, share } = health(&ill) else { panic!("it is not whole") };
         assert_eq!((now.as_str(), share), (ills, Some(0.0)));
     }

@@ -13,6 +13,8 @@ use statehouse_cluster::task::{Purpose, State, Step, Task};
 use statehouse_cluster::{META_SHARD, NodeId, ShardId, Shards};
 use statehouse_proto::v1;
 
+use crate::size::ByteSize;
+
 pub fn cluster(shards: &Arc<Shards>, seen: &Observed) -> v1::ClusterStatus {
     let wanted = usize::from(seen.cluster.replicas.get());
     let whole = |shard: &ShardId| {
@@ -33,6 +35,28 @@ pub fn cluster(shards: &Arc<Shards>, seen: &Observed) -> v1::ClusterStatus {
         shards_without_leader: all().filter(|id| seen.leader(**id).is_none()).count() as u32,
         shards_under_replicated: all().filter(|id| !whole(id)).count() as u32,
         tasks_running: seen.running().count() as u32,
+        disk_ills: seen.members().filter_map(|(node, _)| disk_ill(shards, seen, node)).collect(),
+    }
+}
+
+/// What is wrong with a node's disk, as it says or said last.
+fn disk_ill(shards: &Shards, seen: &Observed, node: NodeId) -> Option<String> {
+    let (was_short, failed) = shards.peers().disk(node);
+    match (seen.reports.get(&node), failed) {
+        (None, Some(failed)) => Some(format!("node {node} has stopped: {failed}")),
+        (None, None) if was_short => {
+            Some(format!("node {node} is silent, and was short of disk space when last heard"))
+        }
+        (Some(report), _) if report.disk_short => {
+            let free = ByteSize(report.disk_free_bytes);
+            let mut ill = format!("node {node} is short of disk space ({free} free)");
+            if report.out_of_room > 0 {
+                let replicas = report.out_of_room;
+                ill.push_str(&format!(": {replicas} of its replicas wait for it"));
+            }
+            Some(ill)
+        }
+        _ => None,
     }
 }
 

@@ -1,8 +1,8 @@
 //! Where a record is kept: under which key, and in which part of the cache.
 //!
 //! A collection's records are at its *home*, which is in one part of the cache. When a collection
-//! is pinned, let go or dropped it gets another home, with a number that is never used again: whoever still
-//! puts something into the old one puts it where nobody looks.
+//! is pinned, let go or dropped it gets another home, with a number that is never used again:
+//! whoever still puts something into the old one puts it where nobody looks.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, Hash, Hasher};

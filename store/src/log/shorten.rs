@@ -1,8 +1,8 @@
 //! What shortens a log: truncation of its tail, purges of its head.
 //!
 //! Both look at the disk: for the payloads of entries that are not in memory, for garbage that a
-//! purge releases. They do so before they take the log's lock, for whoever appends, on the thread of
-//! all groups, takes it too.
+//! purge releases. They do so before they take the log's lock, for whoever appends, on the thread
+//! of all groups, takes it too.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
@@ -36,7 +36,7 @@ impl Log {
         let applied = self.replica.applied_index.load(Ordering::Acquire);
         assert!(index > applied, "entry {index} is applied (as is {applied}): it stays");
         loop {
-            // Entries that are in files alone: looked at without the lock, since they stay as they are.
+            // Entries in files alone are looked at without the lock: they stay as they are.
             let (last, tail_first, truncations) = {
                 let log = self.replica.log.lock();
                 (log.last.index, log.tail_first(), log.truncations)

@@ -1,0 +1,133 @@
+//! A follower whose disk is nearly full takes no large entries, though its leader has them: it
+//! stays up, says so, and has everything once there is space.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::cluster::{Cluster, await_some};
+use crate::harness::{bytes_field, create_with, field_bytes, get, put};
+
+/// A small file system of memory; needs root.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Puts what a directory has on a file system of its own.
+    fn under(dir: &Path, mib: u32) -> Option<Self> {
+        let aside = dir.with_extension("aside");
+        std::fs::rename(dir, &aside).unwrap();
+        std::fs::create_dir(dir).unwrap();
+        let size = format!("size={mib}m");
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir);
+        let mounted = mount.output().is_ok_and(|out| out.status.success());
+        if !mounted {
+            std::fs::remove_dir(dir).unwrap();
+            std::fs::rename(&aside, dir).unwrap();
+            return None;
+        }
+        let copied = Command::new("cp").arg("-a").arg(aside.join(".")).arg(dir).status().unwrap();
+        assert!(copied.success());
+        std::fs::remove_dir_all(aside).unwrap();
+        Some(SmallDisk(dir.to_owned()))
+    }
+
+    fn free(&self) -> u64 {
+        let disk = rustix::fs::statvfs(&self.0).unwrap();
+        disk.f_bavail * disk.f_frsize
+    }
+
+    /// Fills the disk with something else until so many bytes are free.
+    fn fill(&self, free: u64) -> PathBuf {
+        let ballast = self.0.join("ballast");
+        let bytes = self.free().saturating_sub(free);
+        std::fs::write(&ballast, vec![1; bytes as usize]).unwrap();
+        ballast
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily, as the node may be on its way out.
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+const RESERVE: u64 = 64 << 20;
+const STATE_BYTES: usize = 8 << 20;
+const STATES: usize = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_below_its_reserve_takes_no_large_entries_and_catches_up() {
+    let mut cluster = Cluster::start(3).await;
+    let full = 3;
+    cluster.stop(full).await;
+    let Some(disk) = SmallDisk::under(&cluster.data(full), 320) else {
+        println!("skipped: mounting a small file system needs root");
+        return;
+    };
+    let setting = |name: &str, value: u64| (name.to_owned(), value.to_string());
+    cluster.set_env(
+        full,
+        vec![
+            setting("STATEHOUSE_DISK_RESERVE_BYTES", RESERVE),
+            // So that what is in memory has room on so small a disk.
+            setting("STATEHOUSE_MEMTABLE_BYTES_MAX", 16 << 20),
+        ],
+    );
+    cluster.start_node(full).await;
+    cluster.whole().await;
+    let client = cluster.client(1).await;
+    create_with(&client, "c", Default::default()).await;
+    cluster.level().await;
+    let ballast = disk.fill(40 << 20);
+    await_some("the node leads nothing", async || {
+        let nodes = cluster.admin_json(&["nodes"]);
+        let node = nodes.as_array().unwrap().iter().find(|it| it["id"] == full).unwrap().clone();
+        match node["disk_short"] == true && node["leaders"] == 0 {
+            true => Ok(()),
+            false => Err(node.to_string()),
+        }
+    })
+    .await;
+    for n in 0..STATES {
+        let fields = || vec![bytes_field("f", vec![n as u8; STATE_BYTES])];
+        await_some("a large state is written", async || {
+            let written = client.put(put("c", &format!("{n}"), fields())).await;
+            written.map(drop).map_err(|error| error.to_string())
+        })
+        .await;
+    }
+    client.put(put("c", "small", vec![bytes_field("f", "small")])).await.unwrap();
+    client
+        .delete(statehouse_client::v1::DeleteRequest {
+            collection: "c".into(),
+            key: "0".into(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    assert!(!cluster.has_ended(full), "the node is up");
+    await_some("the node says that it waits", async || {
+        let status = cluster.admin_json(&["status"]);
+        let ills = status["disk_ills"].to_string();
+        let said = ills.contains("node 3 is short of disk space") && ills.contains("wait for it");
+        if said { Ok(()) } else { Err(status.to_string()) }
+    })
+    .await;
+    assert!(disk.free() > 8 << 20, "{} MiB are free", disk.free() >> 20);
+    // It starts on a disk like that, and serves.
+    cluster.stop(full).await;
+    cluster.start_node(full).await;
+    let through = cluster.client(full).await;
+    let state = through.get(get("c", "small")).await.unwrap();
+    assert_eq!(field_bytes(&state, "f"), "small");
+    std::fs::remove_file(ballast).unwrap();
+    cluster.level().await;
+    cluster.whole().await;
+    for n in 1..STATES {
+        let state = through.get(get("c", &format!("{n}"))).await.unwrap();
+        assert!(field_bytes(&state, "f").iter().all(|byte| *byte == n as u8));
+    }
+    assert!(!cluster.has_ended(full));
+    cluster.stop_all().await;
+}
