@@ -345,15 +345,9 @@ async fn serve_grpc(
     let models = v1::models_server::ModelsServer::new(ModelsService::new(models))
         .max_decoding_message_size(max);
     let cluster = v1::cluster_server::ClusterServer::new(ClusterService::new(router));
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    let reflection = reflected().build_v1()?;
     // Older clients, Python's among them, know this version alone.
-    let reflection_alpha = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(statehouse_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1alpha()?;
+    let reflection_alpha = reflected().build_v1alpha()?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<v1::state_server::StateServer<StateService>>().await;
     health.set_serving::<v1::score_server::ScoreServer<ScoreService>>().await;
@@ -387,6 +381,15 @@ async fn serve_grpc(
             tracing::error!(%error, "gRPC listener failed");
         }
     }))
+}
+
+/// Reflection of all that the client listener serves, both versions of itself included.
+fn reflected() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(statehouse_proto::SERVED_DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
 }
 
 /// Deletes expired states and fields and old request ids, shard by shard.

@@ -21,8 +21,16 @@ pub struct Line {
     pub name: &'static str,
     /// As CSS has it.
     pub colour: &'static str,
-    /// One per step of the x axis.
-    pub points: Vec<f64>,
+    /// One per step of the x axis; `None`: there is nothing to draw, the line has a gap.
+    pub points: Vec<Option<f64>>,
+}
+
+/// A moment that is worth a look: a labelled line across the chart.
+pub struct Mark {
+    /// In the unit of the x axis.
+    pub x: f64,
+    /// What happened.
+    pub label: String,
 }
 
 /// Lines over a common x axis that starts at 0.
@@ -35,6 +43,8 @@ pub struct Lines {
     pub x_step: f64,
     /// What is drawn.
     pub lines: Vec<Line>,
+    /// What is marked.
+    pub marks: Vec<Mark>,
 }
 
 /// Labelled bars.
@@ -51,23 +61,25 @@ impl Lines {
     /// The chart.
     pub fn svg(&self) -> String {
         let longest = self.lines.iter().map(|line| line.points.len()).max().unwrap_or(0);
-        let top = nice_above(self.lines.iter().flat_map(|line| line.points.iter().copied()));
+        let top =
+            nice_above(self.lines.iter().flat_map(|line| line.points.iter().flatten().copied()));
         let mut out = frame(top, self.y_unit);
         let thin = longest.div_ceil(POINTS_MAX).max(1);
         let x_max = (longest.max(2) - 1) as f64;
+        let x_of = |step: f64| LEFT + (step / x_max).min(1.0) * (WIDTH - LEFT - RIGHT);
+        for mark in &self.marks {
+            write_mark(&mut out, x_of(mark.x / self.x_step), &mark.label);
+        }
         for (at, line) in self.lines.iter().enumerate() {
             let points = line.points.chunks(thin).enumerate().map(|(chunk, points)| {
-                let value = points.iter().copied().fold(0.0, f64::max);
-                let x = LEFT + (chunk * thin) as f64 / x_max * (WIDTH - LEFT - RIGHT);
-                format!("{x:.1},{:.1}", y_of(value, top))
+                let value = points.iter().flatten().copied().reduce(f64::max)?;
+                Some((x_of((chunk * thin) as f64), y_of(value, top)))
             });
-            let points = points.collect::<Vec<_>>().join(" ");
+            write_line(&mut out, line.colour, &points.collect::<Vec<_>>());
             let _ = write!(
                 out,
-                "<polyline fill=\"none\" stroke=\"{}\" stroke-width=\"1.6\" points=\"{points}\"/>\
-                 <text x=\"{}\" y=\"{}\" fill=\"{}\" font-size=\"13\" \
+                "<text x=\"{}\" y=\"{}\" fill=\"{}\" font-size=\"13\" \
                  text-anchor=\"end\">{}</text>",
-                line.colour,
                 WIDTH - RIGHT - 70.0 * at as f64,
                 TOP - 6.0,
                 line.colour,
@@ -127,6 +139,45 @@ fn frame(top: f64, unit: &str) -> String {
     out
 }
 
+/// Draws what lies between gaps; a point alone is a dot, since a line of it would be nothing.
+fn write_line(out: &mut String, colour: &str, points: &[Option<(f64, f64)>]) {
+    for run in points.split(Option::is_none) {
+        let run: Vec<(f64, f64)> = run.iter().flatten().copied().collect();
+        match run.as_slice() {
+            [] => {}
+            [(x, y)] => {
+                let _ = write!(
+                    out,
+                    "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"1.6\" fill=\"{colour}\"/>"
+                );
+            }
+            run => {
+                let points = run.iter().map(|(x, y)| format!("{x:.1},{y:.1}"));
+                let points = points.collect::<Vec<_>>().join(" ");
+                let _ = write!(
+                    out,
+                    "<polyline fill=\"none\" stroke=\"{colour}\" stroke-width=\"1.6\" \
+                     points=\"{points}\"/>"
+                );
+            }
+        }
+    }
+}
+
+/// Draws a dashed line from top to bottom, its label on the side that has more room.
+fn write_mark(out: &mut String, x: f64, text: &str) {
+    let (from, to) = (TOP, HEIGHT - BOTTOM);
+    let _ = write!(
+        out,
+        "<line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{from}\" y2=\"{to}\" stroke=\"#1c2330\" \
+         stroke-dasharray=\"4 3\"/>"
+    );
+    match x < WIDTH / 2.0 {
+        true => label(out, x + 6.0, from + 12.0, "start", text),
+        false => label(out, x - 6.0, from + 12.0, "end", text),
+    }
+}
+
 fn label(out: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
     let _ = write!(
         out,
@@ -173,9 +224,34 @@ mod tests {
         assert_eq!(nice_above([0.013].into_iter()), 0.02);
     }
 
+    fn lines(points: Vec<Option<f64>>, marks: Vec<Mark>) -> String {
+        let lines = vec![Line { name: "p99", colour: "red", points }];
+        Lines { x_unit: "s", y_unit: "ms", x_step: 0.25, lines, marks }.svg()
+    }
+
+    #[test]
+    fn where_nothing_was_measured_the_line_has_a_gap() {
+        let points = vec![Some(1.0), Some(2.0), None, None, Some(1.0), None, Some(4.0), Some(4.0)];
+        let chart = lines(points, vec![]);
+        assert_eq!(chart.matches("<polyline").count(), 2, "{chart}");
+        assert_eq!(chart.matches("<circle").count(), 1, "a point alone is seen too: {chart}");
+        let ground = format!(",{:.1}", HEIGHT - BOTTOM);
+        assert!(!chart.contains(&ground), "nothing is drawn as 0: {chart}");
+    }
+
+    #[test]
+    fn a_moment_is_marked_where_it_was() {
+        let label = "node 1 killed".to_owned();
+        let chart = lines(vec![Some(1.0); 9], vec![Mark { x: 1.0, label }]);
+        let middle = LEFT + (WIDTH - LEFT - RIGHT) / 2.0;
+        assert!(chart.contains(&format!("<line x1=\"{middle:.1}\" x2=\"{middle:.1}\"")), "{chart}");
+        assert!(chart.contains(">node 1 killed</text>"), "{chart}");
+    }
+
     #[test]
     fn charts_of_nothing_are_whole() {
-        let lines = Lines { x_unit: "s", y_unit: "ms", x_step: 1.0, lines: vec![] }.svg();
+        let (lines, marks) = (vec![], vec![]);
+        let lines = Lines { x_unit: "s", y_unit: "ms", x_step: 1.0, lines, marks }.svg();
         assert!(lines.ends_with("</svg>") && !lines.contains("NaN"));
         let bars = Bars { unit: "n", bars: &[], colour: "red" }.svg();
         assert!(bars.ends_with("</svg>") && !bars.contains("NaN"));

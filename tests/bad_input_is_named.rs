@@ -257,3 +257,38 @@ async fn events_that_can_not_be_read() {
         assert!(!out.status.success() && said.contains(says), "{said}");
     }
 }
+
+#[tokio::test]
+async fn a_request_too_large_for_a_pipeline_ends_it_once_those_before_it_are_answered() {
+    use statehouse_client::v1::pipeline_client::PipelineClient;
+    use statehouse_client::v1::pipeline_request::Call;
+    use statehouse_client::v1::pipeline_response::Result as Answer;
+    const BEFORE: u64 = 64;
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let request = |id: u64, bytes: usize| {
+        let fields = vec![bytes_field("f", vec![id as u8; bytes])];
+        let call = Some(Call::Put(put("c", &format!("{id}"), fields)));
+        v1::PipelineRequest { id, timeout_ms: 0, call }
+    };
+    let requests = (1..=BEFORE).map(move |id| request(id, 10)).chain([request(99, 3 << 20)]);
+    let channel = tonic::transport::Endpoint::from_shared(node.endpoint()).unwrap();
+    let mut pipeline = PipelineClient::new(channel.connect().await.unwrap());
+    let mut answers = pipeline.run(tokio_stream::iter(requests)).await.unwrap().into_inner();
+    let mut written = Vec::new();
+    let broken = loop {
+        match answers.message().await {
+            Ok(Some(v1::PipelineResponse { id, result: Some(Answer::Write(_)), .. })) => {
+                written.push(id);
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(broken.code(), tonic::Code::OutOfRange, "{broken}");
+    written.sort_unstable();
+    assert_eq!(written, Vec::from_iter(1..=BEFORE), "each of them is answered first");
+    assert_eq!(reason(client.get(get("c", "99")).await), "STATE_NOT_FOUND");
+}

@@ -26,5 +26,6 @@ pub mod bench {
     }
 }
 
-/// The file descriptors of everything above, for reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/statehouse.bin"));
+/// The file descriptors of the services that a node serves to its clients, for reflection: what
+/// nodes say to each other and what the load generator speaks is not among them.
+pub const SERVED_DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/served.bin"));

@@ -120,7 +120,8 @@ async fn show(args: &Args, map: &Map, nodes: &mut Nodes) -> anyhow::Result<()> {
         while progress.position() < args.count / 2 {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
-        nodes.kill_first().await.map(Some)
+        let at = std::time::Instant::now();
+        nodes.kill_first().await.map(|node| Some((node, at)))
     };
     let (outcome, killed) = {
         let replayed = replay(&client, map, events, &options, &progress);
@@ -133,7 +134,9 @@ async fn show(args: &Args, map: &Map, nodes: &mut Nodes) -> anyhow::Result<()> {
     };
     progress.finish_and_clear();
     let mut outcome = outcome.context(source.clone())?;
-    if let Some(node) = killed {
+    if let Some((node, at)) = killed {
+        let after = at.saturating_duration_since(outcome.started);
+        outcome.moments.push((after, format!("node {node} killed")));
         println!("killed     node {node}, with -9, after {} events", show_count(args.count / 2));
         let (_, _, events) = open(args, map)?;
         nothing_lost(&client, map, (events, &options), &outcome).await?;

@@ -4,7 +4,8 @@
 //! call once (which is all that a hot read needs), and keeps it if it must wait. When the client
 //! does not read its answers, nothing polls, so nothing more is taken from it. Requests beyond
 //! the limit under way stay unread in the same way. When the node stops, the stream ends once the
-//! calls under way are answered; requests not taken by then had no effect.
+//! calls under way are answered; requests not taken by then had no effect. A message that can't be
+//! taken ends the stream too: with that error, once the calls before it are answered.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -68,6 +69,7 @@ impl Pipeline for PipelineService {
             hop: is_hop(request.metadata()),
             requests: Some(request.into_inner()),
             under_way: FuturesUnordered::new(),
+            broken: None,
             sending: None,
             in_flight_max: self.in_flight_max,
             stopped: Box::pin(stopping(self.stopped.clone())),
@@ -95,6 +97,8 @@ pub struct Answers {
     /// `None` once the client has sent its last.
     requests: Option<Streaming<v1::PipelineRequest>>,
     under_way: FuturesUnordered<UnderWay>,
+    /// Why no more requests are taken: what the stream ends with.
+    broken: Option<Status>,
     /// Of the answer that was given last: the next one is asked for once that is on its way.
     sending: Option<Arc<Charge>>,
     in_flight_max: usize,
@@ -128,15 +132,16 @@ impl Stream for Answers {
                     }
                 }
                 Poll::Ready(Some(Err(broken))) => {
-                    this.requests = None;
-                    return Poll::Ready(Some(Err(broken)));
+                    (this.requests, this.broken) = (None, Some(broken));
                 }
                 Poll::Ready(None) => this.requests = None,
             }
         }
         match this.under_way.poll_next_unpin(cx) {
             Poll::Ready(Some(answered)) => this.send(answered),
-            Poll::Ready(None) if this.requests.is_none() => Poll::Ready(None),
+            Poll::Ready(None) if this.requests.is_none() => {
+                Poll::Ready(this.broken.take().map(Err))
+            }
             Poll::Ready(None) | Poll::Pending => Poll::Pending,
         }
     }

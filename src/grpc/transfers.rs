@@ -92,12 +92,21 @@ impl Transfers {
     }
 }
 
-/// What work came to that has a task of its own.
+/// Awaits work that has a task of its own and no effect until it is done.
 pub async fn finished<T>(task: JoinHandle<Result<T, Failure>>) -> Result<T, Failure> {
+    finished_or(task, Reason::Unavailable).await
+}
+
+/// Awaits work that has a task of its own; `given_up` is the reason if the node stops before it is
+/// done.
+pub async fn finished_or<T>(
+    task: JoinHandle<Result<T, Failure>>,
+    given_up: Reason,
+) -> Result<T, Failure> {
     task.await.unwrap_or_else(|error| {
         Err(match error.is_panic() {
             true => Failure::new(Reason::Internal, "the work on a stream panicked"),
-            false => Failure::new(Reason::Unavailable, "the node is stopping"),
+            false => Failure::new(given_up, "the node is stopping"),
         })
     })
 }
@@ -115,6 +124,10 @@ mod tests {
         ended.abort();
         let failed = finished::<()>(ended).await.unwrap_err();
         assert_eq!(failed.reason, Reason::Unavailable);
+        let ended = tokio::spawn(std::future::pending());
+        ended.abort();
+        let failed = finished_or::<()>(ended, Reason::OutcomeUnknown).await.unwrap_err();
+        assert_eq!(failed.reason, Reason::OutcomeUnknown, "it may have had its effect");
     }
 
     #[tokio::test]

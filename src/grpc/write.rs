@@ -20,9 +20,9 @@ use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Status, Streaming};
 
-use super::caller::Caller;
+use super::caller::{Caller, late};
 use super::observed::outcome;
-use super::transfers::finished;
+use super::transfers::{finished, finished_or};
 use super::{Calls, Transfers, convert};
 use crate::failure::{Failure, Reason};
 use crate::large::Subject;
@@ -52,7 +52,8 @@ pub async fn write(
     let on = calls.clone();
     let small = Handle::current();
     let written = calls.transfers().spawn(async move { begin(&on, &small, chunks, caller).await });
-    finished(written).await
+    // A node that stops gives it up anywhere: the command that ends it may be on its way.
+    finished_or(written, Reason::OutcomeUnknown).await
 }
 
 async fn begin(
@@ -61,7 +62,8 @@ async fn begin(
     mut chunks: Streaming<v1::WriteStreamRequest>,
     caller: Caller<'static>,
 ) -> Result<v1::WriteStreamResponse, Failure> {
-    let Some(Message::Header(header)) = next(calls.transfers(), &mut chunks).await? else {
+    let first = next(calls.transfers(), &mut chunks, caller.deadline).await?;
+    let Some(Message::Header(header)) = first else {
         return Err(invalid("a write begins with a header"));
     };
     if header.options.as_ref().is_some_and(|options| !options.request_id.is_empty()) {
@@ -89,8 +91,8 @@ async fn take_up(
     if let Some(done) = upload.begin().await? {
         return Ok(done);
     }
-    let end = match upload.take(chunks).await {
-        Ok(end) => end,
+    let ending = match upload.take(chunks).await {
+        Ok(ending) => ending,
         Err(failure) => {
             upload.settle().await;
             if failure.reason == Reason::DiskFull {
@@ -99,21 +101,28 @@ async fn take_up(
             return Err(failure);
         }
     };
-    match end {
-        None => {
+    match ending {
+        Ending::Open => {
             Ok(v1::WriteStreamResponse { received_bytes: upload.received, ..Default::default() })
         }
-        Some(end) => upload.end(end.crc32).await,
+        Ending::Whole(end) => upload.end(end.crc32).await,
+        Ending::Refused(failure) => Err(failure.with("received_bytes", upload.received)),
     }
 }
 
-/// What a stream brings next; `None` at its end.
+/// What a stream brings next, until its sender's deadline; `None` at its end.
 async fn next(
     transfers: &Transfers,
     chunks: &mut Streaming<v1::WriteStreamRequest>,
+    deadline: Option<Instant>,
 ) -> Result<Option<Message>, Failure> {
-    let message = tokio::time::timeout(transfers.stall_after(), chunks.message()).await;
-    let message = message.map_err(|_| transfers.stalled("sent", transfers.stall_after()))?;
+    let stalled = Instant::now() + transfers.stall_after();
+    let until = deadline.map_or(stalled, |deadline| deadline.min(stalled));
+    let message = tokio::time::timeout_at(until.into(), chunks.message()).await;
+    let message = message.map_err(|_| match until == stalled {
+        true => transfers.stalled("sent", transfers.stall_after()),
+        false => late(),
+    })?;
     match message.map_err(|status| broken(&status))? {
         None => Ok(None),
         Some(message) => message
@@ -148,6 +157,16 @@ impl Unacknowledged {
     fn end(&self) -> u64 {
         self.offset + self.data.len() as u64
     }
+}
+
+/// How a stream of chunks ended. What it had brought by then is there.
+enum Ending {
+    /// With an end: the state is whole.
+    Whole(v1::WriteEnd),
+    /// Closed without one: another stream may go on.
+    Open,
+    /// It broke off, stood still, or brought something that is wrong.
+    Refused(Failure),
 }
 
 type UnderWay = Pin<Box<dyn Future<Output = Result<v1::UploadResponse, Failure>> + Send>>;
@@ -214,9 +233,13 @@ impl<'a> Uploading<'a> {
     fn call(&self, step: Step) -> UnderWay {
         let v1::WriteHeader { collection, key, upload_id, .. } = &self.header;
         let (collection, key, upload_id) = (collection.clone(), key.clone(), upload_id.clone());
-        let request = v1::UploadRequest { collection, key, upload_id, step: Some(step) };
         let latest = Instant::now() + PART_TIMEOUT;
-        let deadline = self.caller.deadline.map_or(latest, |deadline| deadline.min(latest));
+        let deadline = match (&step, self.caller.deadline) {
+            // What came is brought there, even if its sender waits no longer.
+            (Step::Part(_) | Step::Abort(_), _) | (_, None) => latest,
+            (_, Some(deadline)) => deadline.min(latest),
+        };
+        let request = v1::UploadRequest { collection, key, upload_id, step: Some(step) };
         let caller = Caller { deadline: Some(deadline), ..self.caller.clone() };
         let calls = self.calls.clone();
         let call = self.small.spawn(async move {
@@ -260,7 +283,7 @@ impl<'a> Uploading<'a> {
         let _held = self.calls.transfers().hold(self.expected as usize).await?;
         let mut gathered = BytesMut::with_capacity(self.expected as usize);
         let end = loop {
-            match next(self.calls.transfers(), chunks).await? {
+            match next(self.calls.transfers(), chunks, self.caller.deadline).await? {
                 Some(Message::Chunk(chunk)) => {
                     let (data, _) = checked(chunk)?;
                     self.check_came((gathered.len() + data.len()) as u64)?;
@@ -294,34 +317,46 @@ impl<'a> Uploading<'a> {
         }
     }
 
-    /// Takes chunks until the end, and waits until all of them are there. `None`: the stream had
-    /// no end. Parts that are under way get on meanwhile, whatever is waited for: what they hold
-    /// is what others wait for.
+    /// Takes chunks until the stream ends, however it does, and waits until all that it brought
+    /// are there. An error: they could not be brought there. Parts that are under way get on
+    /// meanwhile, whatever is waited for: what they hold is what others wait for.
     async fn take(
         &mut self,
         chunks: &mut Streaming<v1::WriteStreamRequest>,
-    ) -> Result<Option<v1::WriteEnd>, Failure> {
-        let transfers = self.calls.transfers();
-        let mut end: Option<Option<v1::WriteEnd>> = None;
+    ) -> Result<Ending, Failure> {
+        let (transfers, deadline) = (self.calls.transfers(), self.caller.deadline);
+        let mut ending = None;
         loop {
             let whole = self.whole.is_some() || self.gathered.len() >= PART_BYTES;
-            let cut = whole || (end.is_some() && !self.gathered.is_empty());
+            let cut = whole || (ending.is_some() && !self.gathered.is_empty());
             let bytes = if whole { PART_BYTES } else { self.gathered.len() };
-            if let (Some(end), false, true) = (&end, cut, self.parts.is_empty()) {
-                return Ok(*end);
+            if !cut
+                && self.parts.is_empty()
+                && let Some(ending) = ending
+            {
+                return Ok(ending);
             }
             let may_cut = cut && self.parts.len() < PARTS_IN_FLIGHT_MAX;
             tokio::select! {
                 Some(answer) = self.under_way.next() => self.answered(answer).await?,
                 held = transfers.hold(bytes), if may_cut => self.send(bytes, held?),
-                message = next(transfers, chunks), if !cut && end.is_none() => match message? {
-                    Some(Message::Chunk(chunk)) => self.gather(checked(chunk)?)?,
-                    Some(Message::End(last)) => end = Some(Some(last)),
-                    Some(Message::Header(_)) => return Err(invalid("a write has one header")),
-                    None => end = Some(None),
-                },
+                message = next(transfers, chunks, deadline), if !cut && ending.is_none() => {
+                    ending = self.brought(message);
+                }
             }
         }
+    }
+
+    /// Takes what the stream brought next. Answers how it ended, if it did.
+    fn brought(&mut self, message: Result<Option<Message>, Failure>) -> Option<Ending> {
+        let gathered = match message {
+            Ok(Some(Message::Chunk(chunk))) => checked(chunk).and_then(|chunk| self.gather(chunk)),
+            Ok(Some(Message::End(end))) => return Some(Ending::Whole(end)),
+            Ok(Some(Message::Header(_))) => Err(invalid("a write has one header")),
+            Ok(None) => return Some(Ending::Open),
+            Err(failure) => Err(failure),
+        };
+        gathered.err().map(Ending::Refused)
     }
 
     fn gather(&mut self, (data, crc32): (Bytes, Option<u32>)) -> Result<(), Failure> {

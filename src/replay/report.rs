@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
-use super::{Map, Outcome};
+use super::{Map, Outcome, Slice};
 use crate::cli::text::{show_count, show_us};
-use crate::svg::{Bars, Line, Lines};
+use crate::svg::{Bars, Line, Lines, Mark};
 
 /// Bars of the batch-size chart at most: powers of two up to 2^12.
 const BATCH_BUCKETS: u32 = 13;
@@ -71,37 +72,41 @@ fn tiles(out: &mut String, outcome: &Outcome) -> std::fmt::Result {
 }
 
 fn latency_chart(outcome: &Outcome) -> String {
-    let ms = |us: u64| us as f64 / 1e3;
+    // Of a slice in which nothing was answered there is no latency.
+    let points = |us: fn(&Slice) -> u64| {
+        let ms = |slice: &Slice| (slice.events > 0).then(|| us(slice) as f64 / 1e3);
+        outcome.slices.iter().map(ms).collect()
+    };
     Lines {
         x_unit: "s",
         y_unit: "ms",
         x_step: outcome.slice.as_secs_f64(),
         lines: vec![
-            Line {
-                name: "p99",
-                colour: "#d1495b",
-                points: outcome.slices.iter().map(|slice| ms(slice.p99_us)).collect(),
-            },
-            Line {
-                name: "p50",
-                colour: "#2e6f95",
-                points: outcome.slices.iter().map(|slice| ms(slice.p50_us)).collect(),
-            },
+            Line { name: "p99", colour: "#d1495b", points: points(|slice| slice.p99_us) },
+            Line { name: "p50", colour: "#2e6f95", points: points(|slice| slice.p50_us) },
         ],
+        marks: marks(outcome),
     }
     .svg()
 }
 
 fn throughput_chart(outcome: &Outcome) -> String {
     let seconds = outcome.slice.as_secs_f64();
-    let points = outcome.slices.iter().map(|slice| slice.events as f64 / seconds).collect();
+    let points = outcome.slices.iter().map(|slice| Some(slice.events as f64 / seconds)).collect();
     Lines {
         x_unit: "s",
         y_unit: "events/s",
         x_step: seconds,
         lines: vec![Line { name: "events/s", colour: "#3a7d44", points }],
+        marks: marks(outcome),
     }
     .svg()
+}
+
+fn marks(outcome: &Outcome) -> Vec<Mark> {
+    let mark =
+        |(at, label): &(Duration, String)| Mark { x: at.as_secs_f64(), label: escape(label) };
+    outcome.moments.iter().map(mark).collect()
 }
 
 fn batch_chart(outcome: &Outcome) -> String {

@@ -86,6 +86,10 @@ pub struct Outcome {
     pub slices: Vec<Slice>,
     /// How long a slice is.
     pub slice: Duration,
+    /// When the first slice began.
+    pub started: Instant,
+    /// What happened during the run that is worth a mark in its charts, and when, from its start.
+    pub moments: Vec<(Duration, String)>,
     /// What the model said on average; NaN if it said nothing finite.
     pub score_mean: f64,
     /// Most surprising first.
@@ -99,7 +103,6 @@ const SLICE: Duration = Duration::from_millis(250);
 const LATENCY_US_MAX: u64 = 60_000_000;
 
 struct Meter {
-    started: Instant,
     outcome: Outcome,
     slice_latency: Histogram<u64>,
     top: usize,
@@ -190,6 +193,7 @@ fn at_line(line: u64, error: Error) -> anyhow::Error {
 
 impl Meter {
     fn new(options: &Options) -> anyhow::Result<Self> {
+        let started = Instant::now();
         let outcome = Outcome {
             events: 0,
             repeated: 0,
@@ -198,13 +202,13 @@ impl Meter {
             batch_rows: Histogram::new(3)?,
             slices: Vec::new(),
             slice: SLICE,
+            started,
+            moments: Vec::new(),
             score_mean: f64::NAN,
             surprises: Vec::new(),
         };
         let slice_latency = Histogram::new_with_bounds(1, LATENCY_US_MAX, 3)?;
-        let started = Instant::now();
         Ok(Meter {
-            started,
             outcome,
             slice_latency,
             top: options.top,
@@ -243,7 +247,7 @@ impl Meter {
     }
 
     fn close_slices(&mut self) {
-        let due = (self.started.elapsed().as_millis() / SLICE.as_millis()) as usize;
+        let due = (self.outcome.started.elapsed().as_millis() / SLICE.as_millis()) as usize;
         while self.outcome.slices.len() < due {
             let latency = &self.slice_latency;
             self.outcome.slices.push(Slice {
@@ -256,7 +260,7 @@ impl Meter {
     }
 
     fn finish(mut self) -> Outcome {
-        self.outcome.elapsed = self.started.elapsed();
+        self.outcome.elapsed = self.outcome.started.elapsed();
         self.outcome.score_mean = self.score_sum / self.scores as f64;
         self.close_slices();
         self.outcome.surprises =

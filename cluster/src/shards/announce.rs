@@ -29,7 +29,9 @@ pub(super) async fn run(shards: Weak<Shards>, addresses: Addresses) {
     loop {
         let Some(here) = shards.upgrade() else { return };
         match announce(&here, &addresses).await {
-            Ok(()) => return,
+            Ok(true) => return,
+            // A node alone elects itself first: no news.
+            Ok(false) => {}
             Err(Error::Refused(_)) => {
                 here.removed.send_replace(true);
                 return;
@@ -47,18 +49,19 @@ pub(super) async fn run(shards: Weak<Shards>, addresses: Addresses) {
     }
 }
 
-async fn announce(shards: &Arc<Shards>, addresses: &Addresses) -> Result<(), Error> {
+/// Tells whoever can be told; answers whether there was anybody.
+async fn announce(shards: &Arc<Shards>, addresses: &Addresses) -> Result<bool, Error> {
     let me = shards.me();
     if shards.meta().is_ok_and(|meta| meta.leader().is_some()) {
-        return note(shards, me, addresses).await.map(|_| ());
+        return note(shards, me, addresses).await.map(|_| true);
     }
     let peers = shards.groups.peers();
-    let mut outcome = Err(Error::Closed { reason: "no other node is known".to_owned() });
+    let mut outcome = Ok(false);
     for node in peers.known().into_iter().filter(|node| *node != me) {
         match shards.control.announce(node, addresses).await {
             Ok(book) => {
                 peers.set_addresses(book);
-                return Ok(());
+                return Ok(true);
             }
             Err(error) => outcome = Err(error),
         }
