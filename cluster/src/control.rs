@@ -17,7 +17,7 @@ use std::time::Duration;
 use statehouse_store::{Body, Command, CommandBatch, Entry, ReplicaId, Reply};
 use tonic::{Request, Status};
 
-use crate::clock::unix_now_ms;
+use crate::clock::ClockReport;
 use crate::raft::{Groups, Leader, Role};
 use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
@@ -70,6 +70,8 @@ pub struct NodeReport {
     pub disk_free_bytes: u64,
     /// That is less than its reserve: it refuses writes.
     pub disk_short: bool,
+    /// How its clock is; `None` of a node of an older version.
+    pub clock: Option<ClockReport>,
     /// Its replicas.
     pub groups: Vec<GroupReport>,
 }
@@ -143,7 +145,8 @@ impl Control {
         if self.is_here(node) {
             return local::propose(&self.groups, shard, command).await;
         }
-        let batch = CommandBatch { time_ms: unix_now_ms(), commands: vec![command] };
+        // Whoever leads gives the entry its time.
+        let batch = CommandBatch { time_ms: 0, commands: vec![command] };
         let entry = Entry::new(0, 0, Body::Commands(batch)).encode();
         let hello = Some(self.groups.peers().hello(node));
         let ask = statehouse_proto::v1::ProposeAsk { hello, shard: shard.0.into(), entry };

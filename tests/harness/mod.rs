@@ -8,6 +8,7 @@ pub mod history;
 pub mod process;
 pub mod proxy;
 pub mod steps;
+pub mod wall_clock;
 pub mod workload;
 
 use std::io::{BufRead as _, BufReader};

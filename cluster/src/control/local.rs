@@ -90,6 +90,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         disk_free_bytes: store.stats().disk_free_bytes.unwrap_or(0),
         disk_short: store.check_space().is_err(),
+        clock: Some(groups.peers().clock().report()),
         groups: groups.all().into_iter().map(report).collect(),
     }
 }
