@@ -116,6 +116,8 @@ pub struct Config {
     pub upload_idle_s: NonZeroU64,
     /// Seconds between sweeps of expired states and fields, and old request ids.
     pub sweep_interval_s: u64,
+    /// Request ids that each shard remembers at most, the newest.
+    pub request_ids_max: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,
     /// Variables with our prefix that are no keys.
@@ -164,6 +166,7 @@ impl Default for Config {
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
+            request_ids_max: statehouse_store::REQUESTS_MAX,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
         }
@@ -210,6 +213,7 @@ const KEYS: &[&str] = &[
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",
+    "request_ids_max",
     "shutdown_grace_s",
 ];
 

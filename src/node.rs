@@ -137,7 +137,9 @@ impl Node {
             stopped.clone(),
         )));
         let interval = Duration::from_secs(config.sweep_interval_s.max(1));
-        tasks.push(tokio::spawn(sweep(shards.clone(), interval, stopped)));
+        let requests_max = config.request_ids_max.max(store::REQUESTS_MIN);
+        let sweeps = sweep(shards.clone(), (interval, requests_max), stopped);
+        tasks.push(tokio::spawn(sweeps));
         readiness.set(true);
         Ok(Node {
             address,
@@ -393,7 +395,11 @@ fn reflected() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// Deletes expired states and fields and old request ids, shard by shard.
-async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Receiver<bool>) {
+async fn sweep(
+    shards: Arc<Shards>,
+    (interval, requests_max): (Duration, u64),
+    mut stopped: watch::Receiver<bool>,
+) {
     let mut ticks = tokio::time::interval(interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -403,7 +409,7 @@ async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Rece
         }
         // What a leader sweeps, all replicas sweep.
         for replica in shards.groups().iter().filter(|replica| replica.leads()) {
-            if let Err(error) = sweep_shard(&shards, replica).await {
+            if let Err(error) = sweep_shard(&shards, replica, requests_max).await {
                 tracing::warn!(shard = %replica.shard(), %error, "sweep failed");
             }
         }
@@ -411,19 +417,23 @@ async fn sweep(shards: Arc<Shards>, interval: Duration, mut stopped: watch::Rece
 }
 
 /// Sweeps a shard as long as there is something to sweep, others' commands in between.
-async fn sweep_shard(shards: &Shards, replica: &Group) -> anyhow::Result<()> {
-    let now_ms = crate::clock::unix_now_ms();
+async fn sweep_shard(shards: &Shards, replica: &Group, requests_max: u64) -> anyhow::Result<()> {
+    // What all replicas keep to is a part of the shard, and this node leads it: its setting counts.
+    let limit = requests_max != replica.reader().remembered().requests_max;
+    let mut requests_max = limit.then_some(requests_max);
+    let now_ms = replica.now_ms();
     let mut before = None;
     for _ in 0..SWEEPS_MAX {
         let reader = replica.reader().clone();
         let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
         // What a sweep leaves, since the log's time is behind this clock, has its time later.
-        if start.is_none() || start == before {
+        if (start.is_none() || start == before) && requests_max.is_none() {
             return Ok(());
         }
         let cursor = start.as_ref().and_then(|start| start.cursor.clone());
         before = start;
-        let sweep = Sweep { now_ms, limit: SWEEP_STATES_MAX, cursor };
+        let (limit, requests_max) = (SWEEP_STATES_MAX, requests_max.take());
+        let sweep = Sweep { now_ms, limit, cursor, requests_max };
         shards.propose(replica.shard(), Command::Sweep(sweep)).await?;
     }
     Ok(())

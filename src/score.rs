@@ -231,8 +231,11 @@ impl Scorer {
             return Ok(first);
         }
         let tail = turn.tail_of(job.model.loaded.name(), job.model.version);
-        let (condition, states, initial) = match tail {
-            Some(tail) => (Condition::Writer(tail.writer), tail.states, false),
+        let (condition, states, expires, initial) = match tail {
+            Some(tail) => {
+                let expires = vec![None; tail.states.len()];
+                (Condition::Writer(tail.writer), tail.states, expires, false)
+            }
             None => {
                 turn.settled().await?;
                 // Read without asking a quorum whether this node still leads: the patch holds only
@@ -243,7 +246,7 @@ impl Scorer {
                     0 => Condition::Absent,
                     version => Condition::Version(version),
                 };
-                (condition, base.states, base.initial)
+                (condition, base.states, base.expires, base.initial)
             }
         };
         let answer = self.infer(job, states).await?;
@@ -260,10 +263,13 @@ impl Scorer {
         let bytes = answer.states.iter().map(|state| state.data.len() as u64).sum();
         let attempt = Attempt::new(CallKind::Score, bytes);
         let writer = self.next_writer();
-        let command = self.patch(job, condition, writer, &answer.states, &scored)?;
+        let edits = bind::edits(&job.model.loaded, &answer.states, &expires).map(Edit::Set);
+        let command = self.patch(job, condition, writer, edits.collect(), &scored)?;
         // Proposed before the next step may start: entries keep the order of the steps.
         let commit = states::propose(&job.group, command, turn.begin(), &job.charge);
-        turn.leave(Some(Tail {
+        // Nobody looks at a tail's expiry: where a field has its own, the next step reads it.
+        let lasts = expires.iter().all(Option::is_none);
+        turn.leave(lasts.then(|| Tail {
             model: job.model.loaded.name().to_owned(),
             model_version: job.model.version,
             states: answer.states,
@@ -279,7 +285,7 @@ impl Scorer {
     fn first_answer(&self, job: &Job) -> Result<Option<Scored>, Failure> {
         let Some(tag) = &job.request else { return Ok(None) };
         let reader = job.group.reader();
-        let Some(first) = reader.answer(tag, crate::clock::unix_now_ms())? else { return Ok(None) };
+        let Some(first) = reader.answer(tag, job.group.now_ms())? else { return Ok(None) };
         match first {
             statehouse_store::Reply::Written { version, answer, .. } => {
                 let written = Written { version, repeated: true, warning: None };
@@ -317,11 +323,11 @@ impl Scorer {
         job: &Job,
         condition: Condition,
         writer: u64,
-        states: &[Tensor],
+        edits: Vec<Edit>,
         scored: &Scored,
     ) -> Result<Command, Failure> {
         let options = WriteOptions { condition, expiry: None, request_id: Bytes::new() };
-        let mut write = self.states.write(&job.collection, &job.target.key, &options, 0)?;
+        let mut write = self.states.change(&job.collection, &job.target.key, &options, 0)?;
         write.writer = writer;
         write.model =
             Some(ModelTag { name: job.model.loaded.name().to_owned(), version: job.model.version });
@@ -329,7 +335,6 @@ impl Scorer {
             write.request = Some(tag);
             write.answer = answer::encode(scored)?;
         }
-        let edits = bind::edits(&job.model.loaded, states).map(Edit::Set).collect();
         Ok(Command::Patch(Patch { write, edits }))
     }
 

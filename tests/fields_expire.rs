@@ -293,7 +293,7 @@ fn number(scored: &v1::ScoreResponse) -> f32 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_model_starts_anew_from_an_expired_field_and_what_it_writes_lasts() {
+async fn a_model_starts_anew_from_an_expired_field_and_leaves_every_expiry_alone() {
     let house = House::new();
     let node = house.start();
     let client = node.client().await;
@@ -311,14 +311,86 @@ async fn a_model_starts_anew_from_an_expired_field_and_what_it_writes_lasts() {
     assert!((number(&gone) - initial).abs() < 1e-4, "an expired field is not");
     assert!(gone.state_version > 0 && !gone.from_initial_state, "though there is a state");
 
-    // A step sets the field: what it had expired with is gone.
-    for key in ["alive", "gone"] {
+    // A step changes the field: it expires when it would have, and what begins anew lasts.
+    let alive = client.get(get("accounts", "alive")).await.unwrap();
+    for (key, until) in [("alive", expiry(&alive, "h")), ("gone", None)] {
         let expected = number(&client.score(peek(key)).await.unwrap());
         let step = client.score(bank_score(key, 700.0, ScoreMode::Step)).await.unwrap();
         assert!((number(&step) - expected).abs() < 1e-4, "{key}");
         let found = client.get(get("accounts", key)).await.unwrap();
-        assert_eq!((found.version, expiry(&found, "h")), (step.state_version, None), "{key}");
+        assert_eq!((found.version, expiry(&found, "h")), (step.state_version, until), "{key}");
         client.score(bank_score(key, 700.0, ScoreMode::Step)).await.unwrap();
+    }
+    // Steps that run one behind the other do not build on a field whose time has come.
+    client.put(put("accounts", "brief", h(Expiry::TtlMs(700)))).await.unwrap();
+    let gives_up = Instant::now() + PATIENCE;
+    loop {
+        let steps = (0..8).map(|_| client.score(bank_score("brief", 700.0, ScoreMode::Step)));
+        futures::future::try_join_all(steps).await.unwrap();
+        let found = client.get(get("accounts", "brief")).await.unwrap();
+        if found.fields.iter().all(|field| field.name != "h") || expiry(&found, "h").is_none() {
+            break;
+        }
+        assert!(Instant::now() < gives_up, "the field should have expired");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_changes_a_state_leaves_its_expiry_alone_and_what_replaces_it_does_not() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    let day = v1::CollectionSettings { default_ttl_ms: 24 * HOUR_MS, ..Default::default() };
+    create(&client, "c").await;
+    harness::create_with(&client, "accounts", day.clone()).await;
+    push(&client, &bank_model()).await.unwrap();
+    let hour = Some(v1::WriteOptions {
+        expiry: Some(write_options::Expiry::TtlMs(HOUR_MS)),
+        ..Default::default()
+    });
+    let fields = || vec![bytes_field("v", "x"), f32_field("h", &[64], &[0.9; 64])];
+    let until =
+        async |collection: &str| client.get(get(collection, "k")).await.unwrap().expires_at_ms;
+    let change = async |collection: &str, edits: Vec<Edit>, options: Option<v1::WriteOptions>| {
+        let collection = collection.to_owned();
+        client.patch(v1::PatchRequest { collection, options, ..patch("k", edits) }).await.unwrap();
+    };
+    for (collection, default) in [("c", None), ("accounts", Some(24 * HOUR_MS))] {
+        // One that is created by a change has the default.
+        change(collection, vec![Edit::Set(bytes_field("v", "x"))], None).await;
+        let created = until(collection).await;
+        let expected = default.map(|ttl_ms| now_ms() + ttl_ms);
+        assert_eq!(created.is_some(), default.is_some());
+        assert!(created.unwrap_or(0).abs_diff(expected.unwrap_or(0)) < 120_000, "{created:?}");
+        let put_it = v1::PutRequest { options: hour.clone(), ..put(collection, "k", fields()) };
+        client.put(put_it).await.unwrap();
+        let expires = until(collection).await.unwrap();
+        assert!(expires.abs_diff(now_ms() + HOUR_MS) < 120_000, "{expires}");
+        for edit in [
+            Edit::Set(bytes_field("v", "y")),
+            append("v", "+"),
+            write_range("v", 0, "z"),
+            expire("v", expire::Expiry::TtlMs(HOUR_MS)),
+            Edit::Remove("v".into()),
+        ] {
+            change(collection, vec![edit], None).await;
+            assert_eq!(until(collection).await, Some(expires), "{collection}");
+        }
+        let step = v1::ScoreRequest {
+            collection: collection.into(),
+            ..bank_score("k", 700.0, ScoreMode::Step)
+        };
+        client.score(step).await.unwrap();
+        assert_eq!(until(collection).await, Some(expires), "a step in {collection}");
+        // Unless they say otherwise; and a put says it again.
+        let never = Some(v1::WriteOptions {
+            expiry: Some(write_options::Expiry::NeverExpires(true)),
+            ..Default::default()
+        });
+        change(collection, vec![Edit::Set(bytes_field("v", "y"))], never).await;
+        assert_eq!(until(collection).await, None);
+        client.put(put(collection, "k", fields())).await.unwrap();
+        assert_eq!(until(collection).await.is_some(), default.is_some());
     }
 }
 

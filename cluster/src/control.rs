@@ -17,7 +17,7 @@ use std::time::Duration;
 use statehouse_store::{Body, Command, CommandBatch, Entry, ReplicaId, Reply};
 use tonic::{Request, Status};
 
-use crate::clock::unix_now_ms;
+use crate::clock::ClockReport;
 use crate::raft::{Groups, Leader, Role};
 use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
@@ -72,6 +72,8 @@ pub struct NodeReport {
     pub disk_short: bool,
     /// Replicas that do without entries of their leaders for want of space.
     pub out_of_room: u32,
+    /// How its clock is; `None` of a node of an older version.
+    pub clock: Option<ClockReport>,
     /// Its replicas.
     pub groups: Vec<GroupReport>,
 }
@@ -145,7 +147,8 @@ impl Control {
         if self.is_here(node) {
             return local::propose(&self.groups, shard, command).await;
         }
-        let batch = CommandBatch { time_ms: unix_now_ms(), commands: vec![command] };
+        // Whoever leads gives the entry its time.
+        let batch = CommandBatch { time_ms: 0, commands: vec![command] };
         let entry = Entry::new(0, 0, Body::Commands(batch)).encode();
         let hello = Some(self.groups.peers().hello(node));
         let ask = statehouse_proto::v1::ProposeAsk { hello, shard: shard.0.into(), entry };

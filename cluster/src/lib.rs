@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `shard_map.rs` * | key → slot → shard |
 //! | `proposals.rs` * | which waiting commands ride in the next entry |
+//! | `clock.rs`, `clock/` | what time it is, for shards and for people |
 //! | `raft.rs`, `raft/` | groups: propose, read, change members; the only door to openraft |
 //! | `transport.rs`, `transport/` | what nodes say to each other |
 //! | `applier.rs` | the thread that applies what is committed |
@@ -37,7 +38,7 @@ pub mod admin;
 mod applier;
 pub mod catalog;
 mod checkpointer;
-mod clock;
+pub mod clock;
 pub mod control;
 pub mod controller;
 mod error;

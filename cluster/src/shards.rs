@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use crate::clock::Keeper;
 use crate::control::Control;
 use crate::proposals::Limits;
 use crate::raft::{self, Group, Groups, Transfer};
@@ -142,6 +143,7 @@ impl Shards {
         };
         let peers = Peers::new(identity.cluster, identity.node, config.transport());
         peers.set_addresses(identity.peers.clone());
+        let keeper = Keeper::start(peers.clock(), store.dir(), identity.founding);
         let groups = Groups::open(store.clone(), peers, config.raft()).await?;
         let stop = watch::Sender::new(false);
         let shards = Arc::new(Shards {
@@ -158,6 +160,8 @@ impl Shards {
         });
         let serving = tokio::spawn(serve(listener, Arc::downgrade(&shards)));
         shards.tasks.lock().push(serving);
+        let keeping = tokio::spawn(keeper.run(Arc::downgrade(&shards)));
+        shards.tasks.lock().push(keeping);
         if identity.founding {
             found::found(&shards, identity).await?;
         }

@@ -32,7 +32,7 @@ enum Action {
         /// States up to this size lie in one row; the default is 16KiB.
         #[arg(long, value_parser = text::bytes)]
         inline_max: Option<u64>,
-        /// Expiry of a write that names none, such as 30d; the default is never.
+        /// Expiry of states that are put or created without one, such as 30d; the default is never.
         #[arg(long, value_parser = text::duration)]
         ttl: Option<Duration>,
         /// A missing state reads as an empty one instead of an error.
@@ -81,7 +81,7 @@ struct UpdateArgs {
     /// States up to this size lie in one row, once they are written again.
     #[arg(long, value_parser = text::bytes)]
     inline_max: Option<u64>,
-    /// Expiry of a write that names none, such as 30d, or `never`.
+    /// Expiry of states that are put or created without one, such as 30d, or `never`.
     #[arg(long, value_parser = ttl_or_never)]
     ttl: Option<u64>,
     /// Whether its states have a part of the memory that other collections never evict them from.

@@ -37,9 +37,13 @@ pub struct Write {
     /// Only if there is no state.
     #[arg(long)]
     if_absent: bool,
-    /// Expire after this long, such as 30s or 7d.
+    /// Expire after this long, such as 30s or 7d. Without it a put takes the collection's default
+    /// or never expires, and a patch leaves the state's expiry as it is.
     #[arg(long, value_parser = text::duration)]
     ttl: Option<Duration>,
+    /// Never expire, whatever the state or its collection's default says.
+    #[arg(long, conflicts_with = "ttl")]
+    never_expires: bool,
     /// An idempotency key: the same id twice has one effect and one answer.
     #[arg(long)]
     pub request_id: Option<String>,
@@ -50,9 +54,11 @@ impl Write {
     pub fn options(&self) -> v1::WriteOptions {
         use write_options::{Condition, Expiry};
         let absent = self.if_absent.then_some(Condition::IfAbsent(true));
+        let ttl = self.ttl.map(|ttl| Expiry::TtlMs((ttl.as_millis() as u64).max(1)));
+        let never = self.never_expires.then_some(Expiry::NeverExpires(true));
         v1::WriteOptions {
             condition: self.if_version.map(Condition::IfVersion).or(absent),
-            expiry: self.ttl.map(|ttl| Expiry::TtlMs((ttl.as_millis() as u64).max(1))),
+            expiry: ttl.or(never),
             request_id: self.request_id.clone().unwrap_or_default().into(),
         }
     }

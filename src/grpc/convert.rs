@@ -10,10 +10,9 @@ use statehouse_cluster::catalog::{Collection, Missing, Settings};
 use statehouse_inference::Tensor;
 use statehouse_proto::v1;
 use statehouse_store::{
-    Condition, Edit, Expiry, Field, FieldRange, Part, Selection, Value, WholeState,
+    Condition, Edit, Field, FieldRange, Part, Selection, Value, When, WholeState,
 };
 
-use crate::clock::unix_now_ms;
 use crate::dtype;
 use crate::failure::{Failure, Reason};
 use crate::score::{Mode, ScoreQuery, Scored};
@@ -108,7 +107,11 @@ fn field_out(field: Field) -> v1::Field {
             data,
         }),
     };
-    let expiry = field.expires_at_ms.map(v1::field::Expiry::ExpiresAtMs);
+    // Of what is stored this is a time; only what is about to be written counts from its entry.
+    let expiry = field.expires.map(|when| match when {
+        When::At(at_ms) => v1::field::Expiry::ExpiresAtMs(at_ms),
+        When::After(ttl_ms) => v1::field::Expiry::TtlMs(ttl_ms),
+    });
     v1::Field { name: field.name, value: Some(value), expiry }
 }
 
@@ -124,8 +127,8 @@ fn field_in(field: v1::Field) -> Result<Field> {
             return Err(invalid(format!("field {:?} needs a tensor or bytes", field.name)));
         }
     };
-    let expires_at_ms = expiry::expires_at_ms(&field.name, field.expiry)?;
-    Ok(Field { name: field.name, value, expires_at_ms })
+    let expires = expiry::of_field(&field.name, field.expiry)?;
+    Ok(Field { name: field.name, value, expires })
 }
 
 /// What outlives its call by a place in a log. A small part of what came in one piece of memory
@@ -180,15 +183,15 @@ fn edit(edit: v1::Edit) -> Result<Edit> {
             Ok(Edit::Append { name: append.field, bytes, max_bytes })
         }
         Some(v1::edit::Edit::Expire(v1::edit::Expire { field: name, expiry })) => {
-            let at_ms = expiry::changed(&name, expiry)?;
-            Ok(Edit::Expire { name, at_ms })
+            let when = expiry::changed(&name, expiry)?;
+            Ok(Edit::Expire { name, when })
         }
         None => Err(invalid("an edit is one of set, remove, write_range, append or expire")),
     }
 }
 
 fn options(options: Option<v1::WriteOptions>) -> Result<WriteOptions> {
-    use v1::write_options::{Condition as If, Expiry as Until};
+    use v1::write_options::Condition as If;
     let options = options.unwrap_or_default();
     let condition = match options.condition {
         None => Condition::Any,
@@ -199,16 +202,7 @@ fn options(options: Option<v1::WriteOptions>) -> Result<WriteOptions> {
         Some(If::IfAbsent(true)) => Condition::Absent,
         Some(If::IfAbsent(false)) => return Err(invalid("if_absent is true or not given")),
     };
-    let expiry = match options.expiry {
-        None => None,
-        Some(Until::TtlMs(0)) => return Err(invalid("ttl_ms is above 0")),
-        Some(Until::TtlMs(ttl_ms)) => Some(Expiry::At(unix_now_ms().saturating_add(ttl_ms))),
-        Some(Until::ExpiresAtMs(at_ms)) => Some(Expiry::At(at_ms)),
-        Some(Until::NeverExpires(true)) => Some(Expiry::Never),
-        Some(Until::NeverExpires(false)) => {
-            return Err(invalid("never_expires is true or not given"));
-        }
-    };
+    let expiry = expiry::of_state(options.expiry)?;
     Ok(WriteOptions { condition, expiry, request_id: options.request_id })
 }
 

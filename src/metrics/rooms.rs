@@ -102,11 +102,35 @@ impl Rooms {
             let label = [("shard", replica.shard().to_string())];
             encode_in(&mut family, &label, replica.reader().applied_index())?;
         }
+        self.remembered(out)?;
+        let clock = self.shards.peers().clock().report();
+        let help = "Milliseconds by which the wall clock is ahead of the node's time";
+        let family = out.encode_descriptor("clock_skew_ms", help, None, gauge_type())?;
+        ConstGauge::new(clock.skew_ms).encode(family)?;
         let transfers = self.shards.transfers();
         let paused = transfers.iter().filter(|it| it.paused).count() as u64;
         let under_way = transfers.len() as u64;
         gauge(out, "transfers", "Replicas on their way to and from this node", None, under_way)?;
         gauge(out, "transfers_paused", "Those that wait because callers do", None, paused)
+    }
+}
+
+impl Rooms {
+    /// How many request ids each replica remembers.
+    fn remembered(&self, out: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let groups = self.shards.groups();
+        let all: Vec<_> = groups.iter().map(|it| (it.shard(), it.reader().remembered())).collect();
+        let help = "Request ids remembered, so that their repeats are recognised";
+        let mut family = out.encode_descriptor("request_ids", help, None, gauge_type())?;
+        for (shard, remembered) in &all {
+            encode_in(&mut family, &[("shard", shard.to_string())], remembered.requests)?;
+        }
+        let (help, bytes) = ("What they take, answers included", Some(&Unit::Bytes));
+        let mut family = out.encode_descriptor("request_ids", help, bytes, gauge_type())?;
+        for (shard, remembered) in &all {
+            encode_in(&mut family, &[("shard", shard.to_string())], remembered.bytes)?;
+        }
+        Ok(())
     }
 }
 

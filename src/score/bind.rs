@@ -1,7 +1,7 @@
 //! Ties a model's inputs and outputs to a request and to the fields of a state. Pure.
 
 use statehouse_inference::{LoadedModel, StateSpec, Tensor};
-use statehouse_store::{Field, Value, WholeState};
+use statehouse_store::{Field, Value, When, WholeState};
 
 use super::{Mode, ScoreQuery};
 use crate::dtype;
@@ -14,6 +14,8 @@ pub struct Base {
     pub version: u64,
     /// In the model's order, one row each.
     pub states: Vec<Tensor>,
+    /// When the field of each expires by itself.
+    pub expires: Vec<Option<When>>,
     /// There was no state, so the model's initial one is used.
     pub initial: bool,
 }
@@ -69,28 +71,33 @@ pub fn field_names(model: &LoadedModel) -> Vec<String> {
 /// or they have expired.
 pub fn base(model: &LoadedModel, found: Option<WholeState>) -> Result<Base, Failure> {
     let Some(found) = found else {
-        let states = model.states().iter().map(|state| state.initial.clone()).collect();
-        return Ok(Base { version: 0, states, initial: true });
+        let states: Vec<_> = model.states().iter().map(|state| state.initial.clone()).collect();
+        let expires = vec![None; states.len()];
+        return Ok(Base { version: 0, states, expires, initial: true });
     };
+    let field = |spec: &StateSpec| found.fields.iter().find(|field| field.name == spec.field);
     let states = model
         .states()
         .iter()
-        .map(|spec| match found.fields.iter().find(|field| field.name == spec.field) {
+        .map(|spec| match field(spec) {
             Some(field) => stored(spec, &field.value),
             None => Ok(spec.initial.clone()),
         })
         .collect::<Result<_, _>>()?;
-    Ok(Base { version: found.version, states, initial: false })
+    let expires = model.states().iter().map(|spec| field(spec).and_then(|it| it.expires)).collect();
+    Ok(Base { version: found.version, states, expires, initial: false })
 }
 
-/// The fields that a step writes, set as a patch sets them: what the model wrote is new, and does
-/// not expire when what was there before would have.
-pub fn edits(model: &LoadedModel, states: &[Tensor]) -> impl Iterator<Item = Field> {
-    model
-        .states()
-        .iter()
-        .zip(states)
-        .map(|(spec, tensor)| Field::new(spec.field.clone(), dtype::value_of(tensor)))
+/// The fields that a step writes: each expires when what it replaces would have.
+pub fn edits(
+    model: &LoadedModel,
+    states: &[Tensor],
+    expires: &[Option<When>],
+) -> impl Iterator<Item = Field> {
+    model.states().iter().zip(states).zip(expires).map(|((spec, tensor), expires)| Field {
+        expires: *expires,
+        ..Field::new(spec.field.clone(), dtype::value_of(tensor))
+    })
 }
 
 fn stored(spec: &StateSpec, value: &Value) -> Result<Tensor, Failure> {

@@ -12,7 +12,6 @@ use tokio::sync::Semaphore;
 
 use super::read::failure;
 use super::{KeyHere, States, check_key};
-use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
 /// Of the read pool's threads, one in so many may work on prefetches; one at least.
@@ -51,6 +50,8 @@ struct Cold {
     at: usize,
     key: bytes::Bytes,
     reader: Reader,
+    /// Of its shard.
+    now_ms: u64,
 }
 
 type Outcomes = Vec<(usize, Result<Prefetched, Failure>)>;
@@ -70,7 +71,8 @@ impl States {
             .filter(|at| outcomes[*at].is_none())
             .map(|at| {
                 let (key, group) = keys[at];
-                Cold { at, key: key.clone(), reader: group.reader().clone() }
+                let (key, reader) = (key.clone(), group.reader().clone());
+                Cold { at, key, reader, now_ms: group.now_ms() }
             })
             .collect();
         let Some(first) = cold.first() else { return outcomes.into_iter().flatten().collect() };
@@ -110,9 +112,8 @@ impl States {
         let submitted = self.shards.store().read_pool().submit(Box::new(move || {
             // Held until the thread is free, whether or not the caller still waits.
             let _permit = permit;
-            let now_ms = unix_now_ms();
             let warm = |cold: Cold| {
-                let warmth = cold.reader.warm(id, &cold.key, &selection, now_ms, &room);
+                let warmth = cold.reader.warm(id, &cold.key, &selection, cold.now_ms, &room);
                 (cold.at, warmth.map(loaded).map_err(failure))
             };
             // The caller may have given up meanwhile.
@@ -142,7 +143,7 @@ fn at_once(
     if let Err(failure) = check_key(key) {
         return Some(Err(failure));
     }
-    match group.reader().try_warm(collection.id, key, selection, unix_now_ms()) {
+    match group.reader().try_warm(collection.id, key, selection, group.now_ms()) {
         Ok(Cached::Ready(Warmth::Whole)) => Some(Ok(Prefetched::InMemory)),
         Ok(Cached::Ready(other)) => Some(Ok(loaded(other))),
         Ok(Cached::NeedsDisk) => None,

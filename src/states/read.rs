@@ -12,7 +12,6 @@ use statehouse_store::{Cached, ReadPool, Reader, Selection, State, StateField, W
 
 use super::{Freshness, States, check_key};
 use crate::admission::Charge;
-use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
 /// Reads of more bytes go to the threads for long stretches: no small one waits behind them.
@@ -113,7 +112,7 @@ impl States {
     ) -> Result<Option<WholeState>, Failure> {
         let selection = Selection::if_present(names);
         let reader = group.reader();
-        let found = reader.try_get_whole(collection.id, key, &selection, unix_now_ms());
+        let found = reader.try_get_whole(collection.id, key, &selection, group.now_ms());
         match found.map_err(failure)? {
             Cached::Ready(found) => Ok(found),
             Cached::NeedsDisk => {
@@ -132,7 +131,7 @@ impl States {
         selection: Selection,
         take: impl FnOnce(u64) -> Result<(), Failure> + Send + 'static,
     ) -> Result<Option<WholeState>, Failure> {
-        let (id, now_ms) = (collection.id, unix_now_ms());
+        let (id, now_ms) = (collection.id, group.now_ms());
         let (owned, wanted) = (key.clone(), selection.clone());
         let short = move |reader: &Reader| {
             let state = reader.get(id, &owned, now_ms).map_err(failure)?;
@@ -209,7 +208,7 @@ fn cached(
     if let Err(failure) = check_key(key) {
         return Some(Err(failure));
     }
-    match group.reader().try_get_whole(collection.id, key, selection, unix_now_ms()) {
+    match group.reader().try_get_whole(collection.id, key, selection, group.now_ms()) {
         Ok(Cached::Ready(found)) => {
             let bytes = found.as_ref().map_or(0, WholeState::bytes_len);
             let taken = charge.answer(bytes);

@@ -10,7 +10,6 @@ use statehouse_store::{FieldStream, FieldType, ModelTag, Reader};
 
 use super::read::{failure, no_state};
 use super::{GetQuery, States, check_key};
-use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 
 /// A state of which nothing was read yet. Holds up compaction until it is dropped.
@@ -48,9 +47,10 @@ impl States {
         let lag = query.freshness.reached_by(group).await?;
         let (id, key, selection) =
             (collection.id, query.target.key.clone(), query.selection.clone());
+        let now_ms = group.now_ms();
         let open = move |reader: &Reader| {
             let view = Arc::new(reader.view().map_err(failure)?);
-            let state = view.get(id, &key, unix_now_ms()).map_err(failure)?;
+            let state = view.get(id, &key, now_ms).map_err(failure)?;
             let Some(state) = state else { return Ok(None) };
             let mut slices = Vec::new();
             let selected = state.select(&selection).map_err(failure)?;

@@ -18,7 +18,6 @@ use super::{
     Freshness, REQUEST_ID_BYTES_MAX, StateKey, States, WriteOptions, check_key, reply_failure,
 };
 use crate::admission::Charge;
-use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 use crate::metrics::CallKind;
 
@@ -151,8 +150,9 @@ impl States {
             UploadAction::Look => {
                 let Names { id, .. } = names(&collection, &target.key, &upload_id, 0)?;
                 Freshness::Linearizable.reached_by(group).await?;
+                let now_ms = group.now_ms();
                 let look = move |reader: &statehouse_store::Reader| {
-                    reader.upload(collection.id, &id, unix_now_ms()).map_err(Failure::from)
+                    reader.upload(collection.id, &id, now_ms).map_err(Failure::from)
                 };
                 let found = self.on_disk(group.reader(), look).await?;
                 let there = found.ok_or_else(|| reply_failure(Reply::UploadNotFound))?;

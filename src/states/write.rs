@@ -17,7 +17,6 @@ use super::warning::{Attempt, SizeWarning};
 use super::{EDITS_MAX, REQUEST_ID_BYTES_MAX, StateKey, States, check_key};
 use crate::admission::Charge;
 use crate::chain::Uncommitted;
-use crate::clock::unix_now_ms;
 use crate::failure::{Failure, Reason};
 use crate::metrics::CallKind;
 
@@ -29,7 +28,7 @@ pub type RequestId = Bytes;
 pub struct WriteOptions {
     /// What must hold.
     pub condition: Condition,
-    /// `None`: the collection's default.
+    /// `None`: of a whole state the collection's default, of a change what the state has.
     pub expiry: Option<Expiry>,
     /// Empty: none.
     pub request_id: RequestId,
@@ -126,7 +125,7 @@ impl States {
             }
         });
         self.check_space(patch.edits.iter().all(Edit::frees))?;
-        let write = self.checked(&collection, &patch.target.key, &patch.options, fingerprint)?;
+        let write = self.changing(&collection, &patch.target.key, &patch.options, fingerprint)?;
         let bytes = patch.edits.iter().map(|edit| edit_bytes(edit) as u64).sum();
         check_size(bytes, &collection)?;
         let command = Command::Patch(Patch { write, edits: patch.edits });
@@ -181,6 +180,32 @@ impl States {
         Ok(())
     }
 
+    /// As `write`, of a write that changes a state and does not replace it: unless it says
+    /// otherwise, the state expires when it would have, and a new one after the default.
+    pub fn change(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        options: &WriteOptions,
+        fingerprint: u64,
+    ) -> Result<Write, Failure> {
+        self.check_space(false)?;
+        self.changing(collection, key, options, fingerprint)
+    }
+
+    /// As `change`, but for room on the disk.
+    fn changing(
+        &self,
+        collection: &Collection,
+        key: &Bytes,
+        options: &WriteOptions,
+        fingerprint: u64,
+    ) -> Result<Write, Failure> {
+        let kept = collection.settings.default_ttl_ms.map_or(Expiry::Keep, Expiry::KeepOrAfter);
+        let write = self.checked(collection, key, options, fingerprint)?;
+        Ok(Write { expiry: options.expiry.unwrap_or(kept), ..write })
+    }
+
     /// Checks what every write has in common that adds to its state.
     pub fn write(
         &self,
@@ -203,9 +228,7 @@ impl States {
     ) -> Result<Write, Failure> {
         check_key(key)?;
         let settings = &collection.settings;
-        let default = settings
-            .default_ttl_ms
-            .map_or(Expiry::Never, |ttl_ms| Expiry::At(unix_now_ms().saturating_add(ttl_ms)));
+        let default = settings.default_ttl_ms.map_or(Expiry::Never, Expiry::After);
         Ok(Write {
             // Not a part of the message that it came with.
             target: Target { collection: collection.id, key: Bytes::copy_from_slice(key) },
@@ -466,8 +489,8 @@ fn hash_edit(hash: &mut Xxh3, edit: &Edit) {
             hash.update(&max_bytes.unwrap_or(u64::MAX).to_le_bytes());
             hash_part(hash, bytes);
         }
-        Edit::Expire { name, at_ms } => {
-            hash.update(if at_ms.is_some() { b"x" } else { b"n" });
+        Edit::Expire { name, when } => {
+            hash.update(if when.is_some() { b"x" } else { b"n" });
             hash_part(hash, name.as_bytes());
         }
     }

@@ -97,12 +97,8 @@ impl Writer {
             answer: Bytes::new(),
         };
         let (name, field_type) = ("f".to_owned(), FieldType::Bytes);
-        let fields = vec![UploadedField {
-            name,
-            field_type,
-            bytes: bytes.len() as u64,
-            expires_at_ms: None,
-        }];
+        let fields =
+            vec![UploadedField { name, field_type, bytes: bytes.len() as u64, expires: None }];
         self.append(Command::PutUpload(PutUpload { write, id, writer, fields, crc32: None }));
         self.settle();
     }

@@ -7,8 +7,11 @@ use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::ids::EntryId;
+use crate::requests::Requests;
 
-const FORMAT: u8 = 1;
+/// The newest format; one that says nothing of requests is written as 1.
+const FORMAT: u8 = 2;
+const WITHOUT_REQUESTS: u8 = 1;
 
 /// How far a shard's state has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -19,12 +22,15 @@ pub(crate) struct Applied {
     pub time_ms: u64,
     /// The last membership applied, and the entry that carried it.
     pub membership: Option<(EntryId, Bytes)>,
+    /// Where the requests lie that are remembered.
+    pub requests: Requests,
 }
 
 impl Applied {
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Writer::with_capacity(64);
-        out.u8(FORMAT);
+        let counted = !self.requests.is_default();
+        out.u8(if counted { FORMAT } else { WITHOUT_REQUESTS });
         out.u64(self.id.index);
         out.u64(self.id.term);
         out.u64(self.time_ms);
@@ -37,12 +43,15 @@ impl Applied {
                 out.long(membership);
             }
         }
+        if counted {
+            self.requests.encode(&mut out);
+        }
         out.into_vec()
     }
 
     pub fn decode(row: Bytes) -> Result<Applied, Malformed> {
         let mut scan = Scanner::new(row);
-        scan.format(FORMAT)?;
+        let format = scan.format(FORMAT)?;
         let id = EntryId { index: scan.u64("an index")?, term: scan.u64("a term")? };
         let time_ms = scan.u64("a time")?;
         let membership = match scan.u8("a membership or none")? {
@@ -53,8 +62,12 @@ impl Applied {
             }
             _ => return Err(scan.malformed("a membership or none")),
         };
+        let requests = match format {
+            WITHOUT_REQUESTS => Requests::default(),
+            _ => Requests::decode(&mut scan)?,
+        };
         scan.finish()?;
-        Ok(Applied { id, time_ms, membership })
+        Ok(Applied { id, time_ms, membership, requests })
     }
 }
 
@@ -66,9 +79,14 @@ mod tests {
     fn an_applied_row_survives_a_round_trip_and_no_truncation() {
         let id = EntryId { index: 9, term: 2 };
         let membership = Some((EntryId { index: 4, term: 1 }, Bytes::from_static(b"1,2,3")));
-        for applied in
-            [Applied { id, time_ms: 77, membership }, Applied { id, time_ms: 77, membership: None }]
-        {
+        let mut requests = Requests::default();
+        requests.place(77, 50);
+        let none = Requests::default();
+        for applied in [
+            Applied { id, time_ms: 77, membership, requests: none.clone() },
+            Applied { id, time_ms: 77, membership: None, requests: none },
+            Applied { id, time_ms: 77, membership: None, requests },
+        ] {
             let row = Bytes::from(applied.encode());
             for len in 0..row.len() {
                 assert!(Applied::decode(row.slice(..len)).is_err(), "{len} of {}", row.len());

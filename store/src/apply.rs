@@ -113,7 +113,7 @@ pub fn put<E>(
         return Ok(away.refused(refusal));
     }
     let drafts =
-        put.fields.iter().enumerate().map(|(slot, field)| away.draft(slot, field)).collect();
+        put.fields.iter().enumerate().map(|(slot, it)| away.draft(slot, it, moment)).collect();
     let model = put.write.model.clone();
     finish(&put.write, away, drafts, Stored { stored, alive }, (moment, model), load)
 }
@@ -142,7 +142,8 @@ pub fn put_upload<E>(
         end = range.end;
         let content = DraftContent::Pieces(Pieces::stored(&Pieces::range_of(parts, range)));
         let (name, field_type) = (field.name.clone(), field.field_type.clone());
-        Draft { name, field_type, expires_at_ms: field.expires_at_ms, content }
+        let expires_at_ms = field.expires.map(|when| when.at_ms(moment.time_ms));
+        Draft { name, field_type, expires_at_ms, content }
     };
     let drafts = put.fields.iter().map(draft).collect();
     let model = put.write.model.clone();
@@ -167,7 +168,7 @@ pub fn patch<E>(
     let drafts = alive.map(|record| drafts_of(record, moment.time_ms));
     let mut drafts = drafts.unwrap_or_default();
     for (slot, edit) in patch.edits.iter().enumerate() {
-        if let Err(refusal) = patch::edit(&mut drafts, slot, edit, away) {
+        if let Err(refusal) = patch::edit(&mut drafts, slot, edit, (away, moment)) {
             return Ok(away.refused(refusal));
         }
     }
@@ -241,13 +242,14 @@ impl Away {
     }
 
     /// A field given whole.
-    pub(crate) fn draft(&self, slot: usize, field: &Field) -> Draft {
+    pub(crate) fn draft(&self, slot: usize, field: &Field, moment: Moment) -> Draft {
         let content = match self.find(slot) {
             None => DraftContent::Inline(field.bytes().clone()),
             Some(extent) => DraftContent::Pieces(Pieces::stored(&[extent])),
         };
         let (name, field_type) = (field.name.clone(), field.value.field_type());
-        Draft { name, field_type, expires_at_ms: field.expires_at_ms, content }
+        let expires_at_ms = field.expires.map(|when| when.at_ms(moment.time_ms));
+        Draft { name, field_type, expires_at_ms, content }
     }
 
     /// Nothing changes, and what the command brought is garbage. Also what a repeated request
@@ -345,10 +347,12 @@ fn finish<E>(
         let Draft { name, field_type, expires_at_ms, .. } = draft;
         fields.push(RecordField { name, field_type, expires_at_ms, content });
     }
-    let expires_at_ms = match write.expiry {
-        Expiry::Keep => before.alive.and_then(|record| record.expires_at_ms),
-        Expiry::Never => None,
-        Expiry::At(at_ms) => Some(at_ms),
+    let after = |ttl_ms: u64| Some(moment.time_ms.saturating_add(ttl_ms));
+    let expires_at_ms = match (write.expiry, before.alive) {
+        (Expiry::Keep | Expiry::KeepOrAfter(_), Some(record)) => record.expires_at_ms,
+        (Expiry::Keep | Expiry::Never, _) => None,
+        (Expiry::At(at_ms), _) => Some(at_ms),
+        (Expiry::KeepOrAfter(ttl_ms), None) | (Expiry::After(ttl_ms), _) => after(ttl_ms),
     };
     let version = moment.version();
     let record = Record { version, writer: write.writer, expires_at_ms, model, fields };

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::ids::{CollectionId, EntryId};
 use crate::upload::{PutUpload, Upload};
-use crate::value::{AXES_MAX, Field, Value};
+use crate::value::{AXES_MAX, Field, Value, When};
 
 /// Commands in one entry: a command's position in its entry is 16 bits of a version.
 pub const COMMANDS_PER_ENTRY_MAX: usize = 65_535;
@@ -161,10 +161,14 @@ pub struct RequestTag {
 pub enum Expiry {
     /// As before; a new state never does.
     Keep,
+    /// As before; a new state so many milliseconds after the entry's time.
+    KeepOrAfter(u64),
     /// Never.
     Never,
     /// At this time, in Unix milliseconds.
     At(u64),
+    /// So many milliseconds after the entry's time.
+    After(u64),
 }
 
 /// The model version that wrote a state.
@@ -257,8 +261,8 @@ pub enum Edit {
     Expire {
         /// Which.
         name: String,
-        /// Unix milliseconds; `None`: it lasts as long as its state.
-        at_ms: Option<u64>,
+        /// `None`: it lasts as long as its state.
+        when: Option<When>,
     },
 }
 
@@ -279,6 +283,8 @@ pub struct Sweep {
     /// Where in the expiry index to begin, as `Reader::sweep_start` says: spares a walk over
     /// what earlier sweeps left behind.
     pub cursor: Option<Bytes>,
+    /// Request ids that the shard remembers at most from now on; `None`: as before.
+    pub requests_max: Option<u64>,
 }
 
 /// A part of a command is larger or smaller than the vocabulary allows.

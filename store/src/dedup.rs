@@ -1,7 +1,8 @@
 //! What is remembered of a request, so that its repeats get its reply and change nothing.
 //!
 //! Rows lie in buckets of five minutes by the shard's time, so that old ones go with one range
-//! deletion per bucket and no index. A repeat is recognised for at least ten minutes.
+//! deletion per bucket and no index. A repeat is recognised for at least ten minutes, unless a
+//! shard has more requests in that time than it may remember: `requests.rs`.
 
 use bytes::Bytes;
 
@@ -25,13 +26,7 @@ pub(crate) fn bucket(time_ms: u64) -> u32 {
     u32::try_from(time_ms / BUCKET_MS).unwrap_or(u32::MAX)
 }
 
-/// The buckets in which a request may lie, the likeliest first.
-pub(crate) fn buckets(time_ms: u64) -> impl Iterator<Item = u32> {
-    let now = bucket(time_ms);
-    (now.saturating_sub(BUCKETS_BEFORE)..=now).rev()
-}
-
-/// The first bucket that is still looked at.
+/// The first five minutes that are still looked at.
 pub(crate) fn oldest_kept(time_ms: u64) -> u32 {
     bucket(time_ms).saturating_sub(BUCKETS_BEFORE)
 }
@@ -125,9 +120,7 @@ mod tests {
 
     #[test]
     fn a_request_is_looked_for_ten_minutes_back_at_least() {
-        assert_eq!(buckets(0).collect::<Vec<_>>(), [0]);
-        assert_eq!(buckets(BUCKET_MS - 1).collect::<Vec<_>>(), [0]);
-        assert_eq!(buckets(7 * BUCKET_MS).collect::<Vec<_>>(), [7, 6, 5]);
+        assert_eq!(oldest_kept(BUCKET_MS - 1), 0);
         assert_eq!(oldest_kept(7 * BUCKET_MS), 5);
         assert_eq!(bucket(u64::MAX), u32::MAX);
     }

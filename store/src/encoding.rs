@@ -9,81 +9,34 @@
 //!         | state_bytes_max u64 | inline_bytes_max u32 | medium(answer)
 //! ```
 //!
-//! Fields and edits are in `encoding/fields.rs`. An entry in which no field expires by itself is
-//! written in format 1, any other in format 2.
+//! Fields and edits are in `encoding/fields.rs`. An entry is written in the oldest format that can
+//! say it: 1; 2, if a field expires by itself; 3, if something expires some time after the entry,
+//! keeps a state's expiry or gives a new one the default, or limits the requests remembered.
 //!
 //! Integers are little endian. On the wire every payload is whole; in a log row those that
 //! `payload.rs` picks are references, and reading back asks a resolver for their bytes.
 //! Nothing is validated here beyond the vocabulary's bounds: that is `apply.rs`.
 
 mod fields;
+mod format;
 mod upload;
 
 use bytes::Bytes;
 
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::command::{
-    Body, Command, CommandBatch, Condition, Delete, Edit, Encoded, Entry, Expiry, ModelTag, Patch,
-    Put, RequestTag, Sweep, Target, Write, WriteLimits,
+    Body, Command, CommandBatch, Condition, Delete, Encoded, Entry, Expiry, ModelTag, Patch, Put,
+    RequestTag, Sweep, Target, Write, WriteLimits,
 };
 use crate::ids::{CollectionId, EntryId};
 use crate::payload::detached;
 use fields::{
     decode_edit, decode_field, decode_payload, encode_edit, encode_field, encode_payload,
 };
+use format::Format;
 
 /// The newest format that this version writes and reads.
-pub const ENTRY_FORMAT: u8 = Format::EXPIRING.0;
-
-/// A format of entries.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Format(u8);
-
-impl Format {
-    /// Fields last as long as their state.
-    const PLAIN: Format = Format(1);
-    /// Fields say when they expire.
-    const EXPIRING: Format = Format(2);
-
-    /// The oldest one that can say an entry.
-    fn of(entry: &Entry) -> Format {
-        let Body::Commands(batch) = &entry.body else { return Format::PLAIN };
-        match batch.commands.iter().any(expires_fields) {
-            true => Format::EXPIRING,
-            false => Format::PLAIN,
-        }
-    }
-
-    fn encode_expiry(self, out: &mut Writer, expires_at_ms: Option<u64>) {
-        if self == Format::EXPIRING {
-            out.option_u64(expires_at_ms);
-        }
-    }
-
-    fn decode_expiry(self, scan: &mut Scanner) -> Result<Option<u64>, Malformed> {
-        match self {
-            Format::EXPIRING => scan.option_u64("a field's expiry or none"),
-            _ => Ok(None),
-        }
-    }
-}
-
-/// Whether a command says of a field when it expires.
-fn expires_fields(command: &Command) -> bool {
-    match command {
-        Command::Put(put) => put.fields.iter().any(|field| field.expires_at_ms.is_some()),
-        Command::Patch(patch) => patch.edits.iter().any(|edit| match edit {
-            Edit::Set(field) => field.expires_at_ms.is_some(),
-            Edit::Expire { .. } => true,
-            Edit::Remove { .. } | Edit::WriteRange { .. } | Edit::Append { .. } => false,
-        }),
-        Command::PutUpload(put) => put.fields.iter().any(|field| field.expires_at_ms.is_some()),
-        Command::Delete(_)
-        | Command::DropCollection { .. }
-        | Command::Sweep(_)
-        | Command::Upload(_) => false,
-    }
-}
+pub const ENTRY_FORMAT: u8 = Format::RELATIVE.0;
 
 /// A payload that a log row refers to: blob `(entry index, position, slot)` of a collection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -211,6 +164,9 @@ fn encode_command(out: &mut Writer, command: &Command, away: &[u16], format: For
                     out.medium(cursor);
                 }
             }
+            if format >= Format::RELATIVE {
+                out.option_u64(sweep.requests_max);
+            }
         }
         Command::Upload(upload) => {
             out.u8(5);
@@ -245,6 +201,15 @@ fn encode_write(out: &mut Writer, write: &Write) {
         Expiry::At(at_ms) => {
             out.u8(2);
             out.u64(at_ms);
+        }
+        // These two are of format 3 alone: see `Format::of`.
+        Expiry::After(ttl_ms) => {
+            out.u8(3);
+            out.u64(ttl_ms);
+        }
+        Expiry::KeepOrAfter(ttl_ms) => {
+            out.u8(4);
+            out.u64(ttl_ms);
         }
     }
     out.u64(write.writer);
@@ -316,7 +281,7 @@ fn decode_command<E: From<Malformed>>(
     let kind = scan.u8("a command")?;
     let command = match kind {
         0 | 1 => {
-            let write = decode_write(scan)?;
+            let write = decode_write(scan, at.format)?;
             let count = scan.u16("a number of fields or edits")?;
             let collection = write.target.collection;
             let mut payload = |scan: &mut Scanner, slot| {
@@ -334,7 +299,7 @@ fn decode_command<E: From<Malformed>>(
                 Command::Patch(Patch { write, edits: edits.collect::<Result<_, E>>()? })
             }
         }
-        2 => Command::Delete(Delete { write: decode_write(scan)? }),
+        2 => Command::Delete(Delete { write: decode_write(scan, at.format)? }),
         3 => Command::DropCollection { collection: CollectionId(scan.u64("a collection")?) },
         4 => {
             let now_ms = scan.u64("a sweep's time")?;
@@ -343,7 +308,11 @@ fn decode_command<E: From<Malformed>>(
                 0 => None,
                 _ => Some(scan.medium("a sweep's cursor")?),
             };
-            Command::Sweep(Sweep { now_ms, limit, cursor })
+            let requests_max = match at.format >= Format::RELATIVE {
+                true => scan.option_u64("a limit of requests or none")?,
+                false => None,
+            };
+            Command::Sweep(Sweep { now_ms, limit, cursor, requests_max })
         }
         5 => {
             let payload = |scan: &mut Scanner, collection| {
@@ -361,7 +330,7 @@ fn decode_command<E: From<Malformed>>(
     Ok(command)
 }
 
-fn decode_write(scan: &mut Scanner) -> Result<Write, Malformed> {
+fn decode_write(scan: &mut Scanner, format: Format) -> Result<Write, Malformed> {
     let collection = CollectionId(scan.u64("a collection")?);
     let key = scan.medium("a key")?;
     let condition = match scan.u8("a condition")? {
@@ -376,6 +345,8 @@ fn decode_write(scan: &mut Scanner) -> Result<Write, Malformed> {
         0 => Expiry::Keep,
         1 => Expiry::Never,
         2 => Expiry::At(scan.u64("an expiry's time")?),
+        3 if format >= Format::RELATIVE => Expiry::After(scan.u64("a time to live")?),
+        4 if format >= Format::RELATIVE => Expiry::KeepOrAfter(scan.u64("a time to live")?),
         _ => return Err(scan.malformed("a known expiry")),
     };
     let writer = scan.u64("a writer")?;

@@ -162,6 +162,9 @@ pub(crate) fn chunks_before(collection: CollectionId, end: BlobId) -> (Vec<u8>, 
     (build(b'C', &[&collection.0.to_be_bytes()]), chunk(collection, end, 0))
 }
 
+/// Bytes of the key of a row that remembers a request.
+pub(crate) const REQUEST_BYTES: usize = 21;
+
 /// The row that remembers a request.
 pub(crate) fn request(bucket: u32, id: &[u8; 16]) -> Vec<u8> {
     build(b'D', &[&bucket.to_be_bytes(), id])

@@ -32,6 +32,7 @@
 //! resuming of a transfer that broke off. A dropped collection's id must not come back: the store
 //! keeps no tombstone of it.
 
+mod absolute;
 mod applied;
 mod apply;
 mod batch;
@@ -72,6 +73,7 @@ mod record;
 mod released;
 mod replicas;
 mod reply;
+mod requests;
 mod reuse;
 mod selected;
 mod shard;
@@ -114,6 +116,7 @@ pub use pool::{Read, ReadPool};
 pub use read::{LargeState, Reader, Room, SweepStart, UploadProgress, Warmth};
 pub use receive::{Incoming, Received};
 pub use reply::Reply;
+pub use requests::{REQUEST_BYTES_MAX, REQUESTS_MAX, REQUESTS_MIN, Remembered};
 pub use selected::Slice;
 pub use shard::Shard;
 pub use space::DiskLevel;
@@ -127,5 +130,5 @@ pub use upload::{
     PutUpload, UPLOAD_PARTS_MAX, UPLOADS_MAX, Upload, UploadId, UploadStep, UploadedField,
 };
 pub use usage::Totals;
-pub use value::{AXES_MAX, DType, Field, FieldType, Value};
+pub use value::{AXES_MAX, DType, Field, FieldType, Value, When};
 pub use view::View;

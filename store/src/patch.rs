@@ -4,7 +4,7 @@
 
 use bytes::{Bytes, BytesMut};
 
-use crate::apply::{Away, Draft, DraftContent, bad_field};
+use crate::apply::{Away, Draft, DraftContent, Moment, bad_field};
 use crate::command::Edit;
 use crate::extent::{Piece, Pieces};
 use crate::reply::Reply;
@@ -26,7 +26,7 @@ pub(crate) fn edit(
     drafts: &mut Vec<Draft>,
     slot: usize,
     edit: &Edit,
-    away: &Away,
+    (away, moment): (&Away, Moment),
 ) -> Result<(), Reply> {
     match edit {
         Edit::Set(field) => {
@@ -34,7 +34,7 @@ pub(crate) fn edit(
             if let Some(refusal) = bad_field(&field.name, &field.value.field_type(), bytes) {
                 return Err(refusal);
             }
-            let draft = away.draft(slot, field);
+            let draft = away.draft(slot, field, moment);
             match drafts.iter_mut().find(|known| known.name == field.name) {
                 Some(known) => *known = draft,
                 None => drafts.push(draft),
@@ -53,8 +53,9 @@ pub(crate) fn edit(
         Edit::Append { name, bytes, max_bytes } => {
             append(find(drafts, name)?, bytes, away.piece(slot, bytes), *max_bytes)
         }
-        Edit::Expire { name, at_ms } => {
-            find(drafts, name)?.expires_at_ms = *at_ms;
+        Edit::Expire { name, when } => {
+            let expires_at_ms = when.map(|when| when.at_ms(moment.time_ms));
+            find(drafts, name)?.expires_at_ms = expires_at_ms;
             Ok(())
         }
     }

@@ -31,9 +31,10 @@ use crate::ids::CollectionId;
 use crate::keys;
 use crate::record::{Content, Record, RecordField};
 use crate::reply::Reply;
+use crate::requests::Remembered;
 use crate::selected::{Slice, check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
-use crate::value::Field;
+use crate::value::{Field, When};
 use crate::view::View;
 
 pub use uploads::UploadProgress;
@@ -200,7 +201,8 @@ impl Reader {
     /// answered without proposing it. May wait for the disk.
     pub fn answer(&self, tag: &RequestTag, now_ms: u64) -> Result<Option<Reply>, Error> {
         self.replica.check()?;
-        for bucket in dedup::buckets(self.now_ms(now_ms)) {
+        let live = self.replica.applied.lock().requests.live(self.now_ms(now_ms));
+        for bucket in live {
             let key = keys::request(bucket, &tag.id);
             if let Some(row) = self.disk.db.fetch(&self.generation().family, &key)? {
                 let reply = dedup::decode(row, tag);
@@ -218,9 +220,20 @@ impl Reader {
             let cursor = Some(Bytes::from(row).slice(1..));
             return Ok(Some(SweepStart { cursor }));
         }
-        let requests = self.first_row(keys::requests_before(dedup::oldest_kept(now_ms)))?;
+        let old = self.replica.applied.lock().requests.retirable(now_ms);
+        let requests = self.first_row(keys::requests_before(old))?;
         let sweepable = requests.is_some() || self.upload_expired(now_ms)?;
         Ok(sweepable.then_some(SweepStart { cursor: None }))
+    }
+
+    /// How many requests are remembered, so that their repeats are recognised.
+    pub fn remembered(&self) -> Remembered {
+        self.replica.applied.lock().requests.remembered()
+    }
+
+    /// The shard's time: the latest that an entry applied here carried, in Unix milliseconds.
+    pub fn time_ms(&self) -> u64 {
+        self.replica.time_ms.load(Ordering::Acquire)
     }
 
     /// The first row of the expiry index up to a time. Begins where the last walk ended: in front
@@ -260,7 +273,7 @@ impl Reader {
 
     /// A shard's time never runs backwards, whatever a reader's clock says.
     fn now_ms(&self, now_ms: u64) -> u64 {
-        now_ms.max(self.replica.time_ms.load(Ordering::Acquire))
+        now_ms.max(self.time_ms())
     }
 
     fn record(
@@ -366,8 +379,8 @@ impl Reader {
             match loaded {
                 Outcome::Ready(bytes) => {
                     let value = field_type.with(bytes);
-                    let (name, expires_at_ms) = (field.name.clone(), field.expires_at_ms);
-                    fields.push(Field { name, value, expires_at_ms });
+                    let (name, expires) = (field.name.clone(), field.expires_at_ms.map(When::At));
+                    fields.push(Field { name, value, expires });
                 }
                 Outcome::NeedsDisk => return Ok(Outcome::NeedsDisk),
                 Outcome::Gone => return Ok(Outcome::Gone),

@@ -32,6 +32,7 @@ use crate::inspect::{Census, census, state_hash};
 use crate::keys;
 use crate::record::Record;
 use crate::reply::Reply;
+use crate::requests::REQUESTS_MIN;
 
 /// One replica's state machine. Dropping it lets somebody else take the replica.
 pub struct Shard {
@@ -188,8 +189,12 @@ impl Applier<'_> {
         if let Some(tag) = &write.request
             && let Some(value) = dedup::encode(tag, &decision.reply)
         {
-            let key = keys::request(dedup::bucket(moment.time_ms), &tag.id);
-            self.part.overlay.put(key, value.into());
+            let bytes = (keys::REQUEST_BYTES + value.len()) as u64;
+            let bucket = self.part.applied.requests.place(moment.time_ms, bytes);
+            self.part.overlay.put(keys::request(bucket, &tag.id), value.into());
+            if self.part.applied.requests.is_over() {
+                self.retire_requests(moment);
+            }
         }
         self.count(&write.target.key, collection, stored, &decision.change)?;
         let expiry = stored.and_then(Record::next_expiry_ms);
@@ -199,7 +204,7 @@ impl Applier<'_> {
     /// What a request was answered before.
     fn remembered(&self, tag: Option<&RequestTag>, moment: Moment) -> Result<Option<Reply>, Error> {
         let Some(tag) = tag else { return Ok(None) };
-        for bucket in dedup::buckets(moment.time_ms) {
+        for bucket in self.part.applied.requests.live(moment.time_ms) {
             if let Some(row) = self.fetch(&keys::request(bucket, &tag.id))? {
                 let reply = dedup::decode(row, tag);
                 return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
@@ -311,11 +316,21 @@ impl Applier<'_> {
             self.carry_out(key, collection, Some(at_ms), decision, moment);
         }
         let uploads = self.sweep_uploads(until_ms, sweep.limit as usize, moment)?;
-        let old = keys::requests_before(dedup::oldest_kept(moment.time_ms));
-        if !self.keys(old.clone(), 1)?.is_empty() {
-            self.part.overlay.drop_range(old.0, old.1);
+        if let Some(max) = sweep.requests_max {
+            self.part.applied.requests.max = max.max(REQUESTS_MIN);
+        }
+        let old = keys::requests_before(self.part.applied.requests.retirable(moment.time_ms));
+        if !self.keys(old, 1)?.is_empty() {
+            self.retire_requests(moment);
         }
         Ok(Reply::Swept { states, fields, uploads })
+    }
+
+    /// Forgets the requests that are too old, or too many.
+    fn retire_requests(&mut self, moment: Moment) {
+        let end = self.part.applied.requests.retire(moment.time_ms);
+        let (start, end) = keys::requests_before(end);
+        self.part.overlay.drop_range(start, end);
     }
 
     fn keys(&self, range: (Vec<u8>, Vec<u8>), limit: usize) -> Result<Vec<Vec<u8>>, Error> {

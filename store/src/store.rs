@@ -119,6 +119,11 @@ impl Store {
         &self.inner
     }
 
+    /// The directory that it was opened in.
+    pub fn dir(&self) -> &Path {
+        self.inner.database.parent().expect("the database is a folder of the store's directory")
+    }
+
     /// Which store this is: random, made with it.
     pub fn id(&self) -> [u8; 16] {
         self.inner.id

@@ -19,7 +19,7 @@ use crate::command::{
 };
 use crate::extent::{BlobId, EXTENTS_MAX, Extent};
 use crate::reply::Reply;
-use crate::value::{AXES_MAX, FieldType};
+use crate::value::{AXES_MAX, FieldType, When};
 
 /// Uploads that a shard may hold.
 pub const UPLOADS_MAX: usize = 256;
@@ -100,8 +100,8 @@ pub struct UploadedField {
     pub field_type: FieldType,
     /// How many of the upload's bytes are its.
     pub bytes: u64,
-    /// Unix milliseconds from which on it counts as absent; `None`: as long as its state lasts.
-    pub expires_at_ms: Option<u64>,
+    /// From when on it counts as absent; `None`: as long as its state lasts.
+    pub expires: Option<When>,
 }
 
 impl Upload {

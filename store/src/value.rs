@@ -174,14 +174,33 @@ pub struct Field {
     pub name: String,
     /// What it holds.
     pub value: Value,
-    /// Unix milliseconds from which on it counts as absent; `None`: as long as its state lasts.
-    pub expires_at_ms: Option<u64>,
+    /// From when on it counts as absent; `None`: as long as its state lasts.
+    pub expires: Option<When>,
+}
+
+/// When a field expires.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum When {
+    /// At this time, in Unix milliseconds. What is read says this.
+    At(u64),
+    /// So many milliseconds after the time of the entry that carries it.
+    After(u64),
+}
+
+impl When {
+    /// The Unix milliseconds that it comes to in an entry of a time.
+    pub fn at_ms(self, entry_ms: u64) -> u64 {
+        match self {
+            When::At(at_ms) => at_ms,
+            When::After(ttl_ms) => entry_ms.saturating_add(ttl_ms),
+        }
+    }
 }
 
 impl Field {
     /// A field that lasts as long as its state.
     pub fn new(name: impl Into<String>, value: Value) -> Self {
-        Field { name: name.into(), value, expires_at_ms: None }
+        Field { name: name.into(), value, expires: None }
     }
 
     /// The content's bytes.

@@ -10,6 +10,7 @@ pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod steps;
+pub mod wall_clock;
 pub mod workload;
 
 use std::io::{BufRead as _, BufReader};

@@ -10,6 +10,7 @@ use statehouse_proto::v1::propose_answer as answer;
 use statehouse_store::{Body, Command, Entry, ReplicaId, Reply};
 
 use super::{Change, GroupReport, NodeReport};
+use crate::clock::ClockReport;
 use crate::raft::{Leader, Role};
 use crate::{Error, META_SHARD, MembersProblem, NodeId, ShardId};
 
@@ -76,7 +77,7 @@ pub fn propose_answer(outcome: Result<(Reply, u64), Error>) -> v1::ProposeAnswer
             Answer::Deleted(v1::propose_answer::Deleted { version, existed })
         }
         Reply::Conflict { current } => Answer::Conflict(v1::propose_answer::Conflict { current }),
-        Reply::Dropped => Answer::Dropped(v1::Ping {}),
+        Reply::Dropped => Answer::Dropped(v1::Ping::default()),
         other => Answer::Refusal(v1::PeerRefusal {
             kind: Kind::Refused.into(),
             detail: format!("the command was answered with {other:?}"),
@@ -224,6 +225,7 @@ pub fn report_answer(report: NodeReport) -> v1::NodeReport {
         disk_free_bytes: report.disk_free_bytes,
         disk_short: report.disk_short,
         out_of_room: report.out_of_room,
+        clock: report.clock.map(|it| v1::ClockReport { skew_ms: it.skew_ms, settled: it.settled }),
         groups: groups.collect(),
     }
 }
@@ -259,6 +261,7 @@ pub fn report(report: v1::NodeReport) -> Result<NodeReport, Error> {
         disk_free_bytes: report.disk_free_bytes,
         disk_short: report.disk_short,
         out_of_room: report.out_of_room,
+        clock: report.clock.map(|it| ClockReport { skew_ms: it.skew_ms, settled: it.settled }),
         groups: report.groups.into_iter().map(group).collect::<Result<_, _>>()?,
     })
 }

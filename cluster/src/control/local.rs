@@ -91,6 +91,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         disk_free_bytes: store.stats().disk_free_bytes.unwrap_or(0),
         disk_short: store.check_space().is_err(),
         out_of_room: groups.all().iter().filter(|group| group.is_out_of_room()).count() as u32,
+        clock: Some(groups.peers().clock().report()),
         groups: groups.all().into_iter().map(report).collect(),
     }
 }

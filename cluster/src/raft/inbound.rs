@@ -19,7 +19,7 @@ use statehouse_proto::v1::peer_answer::Answer;
 use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_proto::v1::peer_refusal::Kind;
 use statehouse_proto::v1::transfer_answer::Result as Transferred;
-use statehouse_store::{Body, ReplicaId};
+use statehouse_store::{Body, ENTRY_FORMAT, ReplicaId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -37,7 +37,12 @@ impl Groups {
     pub(crate) fn answer(self: Arc<Self>, ask: v1::PeerAsk) -> BoxFuture<'static, v1::PeerAnswer> {
         async move {
             let answer = match (ask.ask, ask.route) {
-                (Some(Ask::Ping(_)), _) => Answer::Pong(v1::Ping {}),
+                (Some(Ask::Ping(ping)), _) => {
+                    let read = self.peers().clock().read();
+                    let (wall_us, time_us) = (read.wall_us, read.time_us);
+                    let (sent_us, entry_format) = (ping.sent_us, ENTRY_FORMAT.into());
+                    Answer::Pong(v1::Ping { sent_us, wall_us, time_us, entry_format })
+                }
                 (Some(Ask::Confirm(ask)), _) => {
                     let confirmed = ask.claims.iter().map(|claim| self.confirms(claim)).collect();
                     Answer::Confirm(v1::ConfirmAnswer { confirmed })
@@ -166,7 +171,7 @@ impl Group {
             convert::log_id(ask.last),
         );
         let result = match self.raft.handle_transfer_leader(request).await.map_err(stopped)? {
-            Ok(()) => Transferred::Accepted(v1::Ping {}),
+            Ok(()) => Transferred::Accepted(v1::Ping::default()),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => {
                 Transferred::Changed(convert::vote_to_proto(&actual))
             }

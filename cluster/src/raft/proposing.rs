@@ -16,7 +16,6 @@ use statehouse_store::{Command, ReplicaId};
 
 use super::group::{Done, Group, Leader};
 use super::types::{Callback, Landing, Proposed, Replies, TypeConfig};
-use crate::clock::unix_now_ms;
 use crate::proposals::{Cut, Limits, Proposal, Queue};
 use crate::{Error, NodeId};
 
@@ -105,13 +104,24 @@ impl Group {
         }
     }
 
+    /// The node knows its time by now: what waited for that leaves.
+    pub(crate) fn clock_settled(self: &Arc<Self>) {
+        self.hand_over();
+    }
+
     fn next_cut(&self) -> Option<Cut<Done>> {
+        if !self.peers.clock().is_settled() {
+            return None;
+        }
         let mut proposals = self.proposals.lock();
         if proposals.handing_over || proposals.closed.is_some() {
             return None;
         }
-        let cut = proposals.queue.cut(unix_now_ms())?;
+        let mut cut = proposals.queue.cut(self.now_ms())?;
         proposals.handing_over = true;
+        if !self.peers.read_newest_entries() {
+            cut.batch = cut.batch.made_absolute();
+        }
         Some(cut)
     }
 

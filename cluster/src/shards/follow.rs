@@ -96,8 +96,8 @@ fn take_up(shards: &Arc<Shards>) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns when this node can serve: it has its replica of shard 0, up to date, and knows who
-/// leads its groups. Goes without the leaders if they do not show in time.
+/// Returns when this node can serve: it has its replica of shard 0, up to date, and knows what
+/// time it is and who leads its groups. Goes without the leaders if they do not show in time.
 pub(super) async fn ready(shards: &Arc<Shards>) -> Result<(), Error> {
     let mut said = tokio::time::Instant::now();
     let begun = said;
@@ -112,6 +112,7 @@ pub(super) async fn ready(shards: &Arc<Shards>) -> Result<(), Error> {
                 return Ok(());
             }
             if led()
+                && shards.groups.peers().clock().is_settled()
                 && tokio::time::timeout(LOOK_INTERVAL * 10, meta.catch_up())
                     .await
                     .is_ok_and(|it| it.is_ok())

@@ -12,6 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use statehouse_proto::v1;
 use statehouse_proto::v1::control_client::ControlClient;
 use statehouse_proto::v1::peer_client::PeerClient;
+use statehouse_store::ENTRY_FORMAT;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tonic::Status;
@@ -21,6 +22,7 @@ use super::append::Appends;
 use super::link::Link;
 use super::talk::Talk;
 use super::{Config, Lost, PROTOCOL_FORMAT};
+use crate::clock::NodeClock;
 use crate::{ClusterId, Error, NodeId};
 
 /// A node's address book: `host:port` of each peer's peer listener.
@@ -31,6 +33,10 @@ pub struct Peers {
     pub(super) cluster: ClusterId,
     pub(super) node: NodeId,
     pub(super) config: Config,
+    /// The node's clock, which its peers' are compared with.
+    clock: NodeClock,
+    /// Those that read no entries of the newest format.
+    older: RwLock<HashSet<NodeId>>,
     /// Where connections run: whoever asks may be on a thread that waits for no socket.
     runtime: Handle,
     book: watch::Sender<Book>,
@@ -92,6 +98,8 @@ impl Peers {
             cluster,
             node,
             config,
+            clock: NodeClock::default(),
+            older: RwLock::default(),
             runtime: Handle::current(),
             book: watch::Sender::new(Book::new()),
             peers: Mutex::default(),
@@ -110,6 +118,28 @@ impl Peers {
     /// The cluster that all of them belong to.
     pub fn cluster(&self) -> ClusterId {
         self.cluster
+    }
+
+    /// The node's clock.
+    pub fn clock(&self) -> &NodeClock {
+        &self.clock
+    }
+
+    /// A node has said which entries it reads.
+    pub(super) fn note_format(&self, node: NodeId, entry_format: u32) {
+        let is_older = entry_format < u32::from(ENTRY_FORMAT);
+        if self.older.read().contains(&node) != is_older {
+            match is_older {
+                true => self.older.write().insert(node),
+                false => self.older.write().remove(&node),
+            };
+        }
+    }
+
+    /// Whether every node that was heard, and is a member, reads entries of the newest format.
+    pub(crate) fn read_newest_entries(&self) -> bool {
+        let older = self.older.read();
+        older.is_empty() || older.is_subset(&self.removed.read())
     }
 
     /// The node whose peers they are.

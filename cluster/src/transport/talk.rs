@@ -23,6 +23,7 @@ use super::Lost;
 use super::link::Link;
 use super::peers::{Hearing, Peers};
 use crate::NodeId;
+use crate::clock::{Reading, elapsed_us};
 
 /// Messages in one batch.
 const BATCH_MAX: usize = 1_024;
@@ -161,6 +162,7 @@ impl Talker {
                     heard = Instant::now();
                     self.hearing.note();
                     self.hearing.note_disk(message.disk_short, &message.disk_failed);
+                    self.note_pongs(&message);
                     answered(message, pending);
                 }
                 Some(ask) = self.asks.recv(), if batch.asks.len() < BATCH_MAX => {
@@ -187,12 +189,26 @@ impl Talker {
                     }
                     // Those who gave up waiting.
                     pending.retain(|_, waiter| !waiter.is_closed());
-                    let ping = Some(Kind::Ping(v1::Ping {}));
+                    let sent = v1::Ping { sent_us: elapsed_us(), ..Default::default() };
+                    let ping = Some(Kind::Ping(sent));
                     batch.asks.push(v1::PeerAsk { id: PING_ID, route: None, ask: ping });
                     batch.within(Duration::ZERO);
                 }
                 () = &mut moved => return,
             }
+        }
+    }
+
+    /// Notes what answers to pings say of the peer: its clocks, and what it reads.
+    fn note_pongs(&self, message: &v1::PeerAnswers) {
+        for answer in &message.answers {
+            let Some(Answer::Pong(pong)) = &answer.answer else { continue };
+            let Some(peers) = self.link.peers.upgrade() else { return };
+            // A node of an older version says nothing of its clocks.
+            let read = Reading { wall_us: pong.wall_us, time_us: pong.time_us };
+            let read = Some(read).filter(|read| read.wall_us > 0 && pong.sent_us > 0);
+            peers.clock().note(self.link.node, pong.sent_us, read);
+            peers.note_format(self.link.node, pong.entry_format);
         }
     }
 

@@ -124,6 +124,7 @@ fn node_json(node: &v1::Node) -> Json {
         "bytes": node.bytes,
         "disk_free_bytes": node.disk_free_bytes,
         "disk_short": node.disk_short,
+        "clock_skew_ms": node.clock_skew_ms,
         "commands_per_second": node.commands_per_second,
         "version": node.version,
     })

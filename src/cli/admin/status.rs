@@ -1,5 +1,6 @@
 //! `statehouse admin status`, `pause`, `resume`: the cluster as a whole.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::{Value as Json, json};
@@ -115,6 +116,9 @@ fn view(status: &v1::ClusterStatus) -> View {
     for ill in &status.disk_ills {
         line("disk", ill.clone());
     }
+    if !status.clocks_off_ms.is_empty() {
+        line("clocks", clocks_off(status));
+    }
     let ills = ills(status);
     line(
         "health",
@@ -125,6 +129,16 @@ fn view(status: &v1::ClusterStatus) -> View {
         },
     );
     View { gist: text.clone(), text, json: status_json(status) }
+}
+
+/// Whose wall clocks are off, and by how much.
+fn clocks_off(status: &v1::ClusterStatus) -> String {
+    let off: BTreeMap<_, _> = status.clocks_off_ms.iter().collect();
+    let words = off.into_iter().map(|(node, ms)| {
+        let side = if *ms > 0 { "ahead" } else { "behind" };
+        format!("node {node}'s is {:.1} s {side}", ms.unsigned_abs() as f64 / 1_000.0)
+    });
+    words.collect::<Vec<_>>().join(", ")
 }
 
 fn status_json(status: &v1::ClusterStatus) -> Json {
@@ -142,6 +156,7 @@ fn status_json(status: &v1::ClusterStatus) -> Json {
         "shards_under_replicated": status.shards_under_replicated,
         "tasks_running": status.tasks_running,
         "disk_ills": status.disk_ills,
+        "clocks_off_ms": status.clocks_off_ms,
         "healthy": ills(status).is_empty(),
     })
 }
@@ -171,9 +186,19 @@ mod tests {
     }
 
     #[test]
+    fn a_clock_that_is_off_is_shown_and_keeps_nobody_waiting() {
+        let off = [(3, 3_600_000), (1, -1_500)].into();
+        let status = v1::ClusterStatus { clocks_off_ms: off, ..whole() };
+        let shown = "clocks    node 1's is 1.5 s behind, node 3's is 3600.0 s ahead\n";
+        assert!(view(&status).text.contains(shown), "{}", view(&status).text);
+        assert!(matches!(health(&status), Progress::Over));
+    }
+
+    #[test]
     fn a_cluster_is_whole_or_says_what_is_missing() {
         assert!(matches!(health(&whole()), Progress::Over));
         assert!(view(&whole()).text.contains("health    all is well\n"));
+        assert!(!view(&whole()).text.contains("clocks"));
         let ill = v1::ClusterStatus {
             nodes_alive: 2,
             shards_without_leader: 1,

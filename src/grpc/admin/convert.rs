@@ -1,6 +1,6 @@
 //! What a cluster is ↔ the `Admin` service's messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -36,6 +36,7 @@ pub fn cluster(shards: &Arc<Shards>, seen: &Observed) -> v1::ClusterStatus {
         shards_under_replicated: all().filter(|id| !whole(id)).count() as u32,
         tasks_running: seen.running().count() as u32,
         disk_ills: seen.members().filter_map(|(node, _)| disk_ill(shards, seen, node)).collect(),
+        clocks_off_ms: clocks_off(seen),
     }
 }
 
@@ -105,9 +106,16 @@ pub fn node(
         bytes: report.map_or(0, |it| it.groups.iter().map(|group| group.bytes).sum()),
         disk_free_bytes: report.map_or(0, |it| it.disk_free_bytes),
         disk_short: report.is_some_and(|it| it.disk_short),
+        clock_skew_ms: report.and_then(|it| it.clock).map(|it| it.skew_ms),
         commands_per_second: led.iter().filter_map(|shard| rates.get(shard)).sum(),
         version: report.map_or(String::new(), |it| it.version.clone()),
     }
+}
+
+/// The nodes whose wall clocks are off, and by how many milliseconds they are ahead.
+fn clocks_off(seen: &Observed) -> HashMap<u64, i64> {
+    let clocks = seen.reports.iter().filter_map(|(node, report)| Some((node.0, report.clock?)));
+    clocks.filter(|(_, clock)| clock.is_off()).map(|(node, it)| (node, it.skew_ms)).collect()
 }
 
 pub fn shard(seen: &Observed, rates: &BTreeMap<ShardId, f64>, id: ShardId) -> v1::Shard {

@@ -1,28 +1,43 @@
-//! When fields expire: as messages say it, and as it is kept.
+//! When states and fields expire: as messages say it, and as commands do.
 //!
-//! A time from now is counted from here, at the node that runs the write, as for whole states.
+//! A time to live stays one: it counts from the time of the entry that carries it, which only the
+//! shard's leader knows.
 
 use statehouse_proto::v1::edit::expire::Expiry as Change;
 use statehouse_proto::v1::field::Expiry;
 use statehouse_proto::v1::field_header::Expiry as OfHeader;
 
+use statehouse_proto::v1::write_options::Expiry as OfState;
+use statehouse_store::{Expiry as Stored, When};
+
 use super::{Result, invalid};
-use crate::clock::unix_now_ms;
+
+/// When a state that is written expires; `None`: as for its kind of write.
+pub fn of_state(expiry: Option<OfState>) -> Result<Option<Stored>> {
+    match expiry {
+        None => Ok(None),
+        Some(OfState::TtlMs(0)) => Err(invalid("ttl_ms is above 0")),
+        Some(OfState::TtlMs(ttl_ms)) => Ok(Some(Stored::After(ttl_ms))),
+        Some(OfState::ExpiresAtMs(at_ms)) => Ok(Some(Stored::At(at_ms))),
+        Some(OfState::NeverExpires(true)) => Ok(Some(Stored::Never)),
+        Some(OfState::NeverExpires(false)) => Err(invalid("never_expires is true or not given")),
+    }
+}
 
 /// When a field that is written expires; `None`: it lasts as long as its state.
-pub fn expires_at_ms(field: &str, expiry: Option<Expiry>) -> Result<Option<u64>> {
+pub fn of_field(field: &str, expiry: Option<Expiry>) -> Result<Option<When>> {
     match expiry {
         None => Ok(None),
         Some(Expiry::TtlMs(ttl_ms)) => after(field, ttl_ms).map(Some),
-        Some(Expiry::ExpiresAtMs(at_ms)) => Ok(Some(at_ms)),
+        Some(Expiry::ExpiresAtMs(at_ms)) => Ok(Some(When::At(at_ms))),
     }
 }
 
 /// When a field is to expire from now on.
-pub fn changed(field: &str, expiry: Option<Change>) -> Result<Option<u64>> {
+pub fn changed(field: &str, expiry: Option<Change>) -> Result<Option<When>> {
     match expiry {
         Some(Change::TtlMs(ttl_ms)) => after(field, ttl_ms).map(Some),
-        Some(Change::ExpiresAtMs(at_ms)) => Ok(Some(at_ms)),
+        Some(Change::ExpiresAtMs(at_ms)) => Ok(Some(When::At(at_ms))),
         Some(Change::NeverExpires(true)) => Ok(None),
         Some(Change::NeverExpires(false)) => {
             Err(invalid(format!("field {field:?}: never_expires is true or not given")))
@@ -42,9 +57,9 @@ pub fn of_header(expiry: OfHeader) -> Expiry {
     }
 }
 
-fn after(field: &str, ttl_ms: u64) -> Result<u64> {
+fn after(field: &str, ttl_ms: u64) -> Result<When> {
     match ttl_ms {
         0 => Err(invalid(format!("field {field:?}: ttl_ms is above 0"))),
-        ttl_ms => Ok(unix_now_ms().saturating_add(ttl_ms)),
+        ttl_ms => Ok(When::After(ttl_ms)),
     }
 }

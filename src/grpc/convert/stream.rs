@@ -19,9 +19,9 @@ pub fn uploaded_fields(fields: Vec<v1::FieldHeader>) -> Result<Vec<UploadedField
 
 fn uploaded_field(field: v1::FieldHeader) -> Result<UploadedField> {
     let v1::FieldHeader { name, dtype, shape, bytes, expiry } = field;
-    let expires_at_ms = expiry::expires_at_ms(&name, expiry.map(expiry::of_header))?;
+    let expires = expiry::of_field(&name, expiry.map(expiry::of_header))?;
     if dtype == v1::DataType::Unspecified as i32 {
-        return Ok(UploadedField { name, field_type: FieldType::Bytes, bytes, expires_at_ms });
+        return Ok(UploadedField { name, field_type: FieldType::Bytes, bytes, expires });
     }
     let dtype = dtype_in(&name, dtype)?;
     let field_type = FieldType::Tensor { dtype, shape };
@@ -34,7 +34,7 @@ fn uploaded_field(field: v1::FieldHeader) -> Result<UploadedField> {
         Some(expected) if bytes != 0 && bytes != expected => {
             Err(refused(format!("its type and shape have {expected} bytes, got {bytes}")))
         }
-        Some(bytes) => Ok(UploadedField { name, field_type, bytes, expires_at_ms }),
+        Some(bytes) => Ok(UploadedField { name, field_type, bytes, expires }),
     }
 }
 

@@ -1,9 +1,10 @@
 //! Fields and edits as bytes, and the payloads that they carry.
 //!
 //! ```text
-//! field   = short(name) | type | expires_at_ms option | payload      (the expiry from format 2 on)
+//! field   = short(name) | type | expires | payload                   (the expiry from format 2 on)
 //! edit    = 0 field | 1 short(name) | 2 short(name) offset u64 payload
-//!         | 3 short(name) max_bytes option payload | 4 short(name) expires_at_ms option
+//!         | 3 short(name) max_bytes option payload | 4 short(name) expires
+//! expires = 0 | 1 at_ms u64 | 2 ttl_ms u64                           (the last from format 3 on)
 //! payload = 0 len u64 bytes | 1 len u64        (1: in chunk rows, see payload.rs)
 //! ```
 
@@ -31,7 +32,7 @@ pub(super) fn encode_field(out: &mut Writer, field: &Field, away: bool, format: 
         Value::Bytes(_) => out.u8(0),
         Value::Tensor { dtype, shape, .. } => out.tensor_type(*dtype, shape),
     }
-    format.encode_expiry(out, field.expires_at_ms);
+    format.encode_when(out, field.expires);
     encode_payload(out, field.bytes(), away);
 }
 
@@ -57,10 +58,10 @@ pub(super) fn encode_edit(out: &mut Writer, edit: &Edit, away: bool, format: For
             out.option_u64(*max_bytes);
             encode_payload(out, bytes, away);
         }
-        Edit::Expire { name, at_ms } => {
+        Edit::Expire { name, when } => {
             out.u8(4);
             out.short(name.as_bytes());
-            out.option_u64(*at_ms);
+            format.encode_when(out, *when);
         }
     }
 }
@@ -89,8 +90,8 @@ pub(super) fn decode_field<E: From<Malformed>>(
 ) -> Result<Field, E> {
     let name = scan.short_text("a field's name")?;
     let field_type = scan.field_type()?;
-    let expires_at_ms = format.decode_expiry(scan)?;
-    Ok(Field { name, value: field_type.with(payload(scan, slot)?), expires_at_ms })
+    let expires = format.decode_when(scan)?;
+    Ok(Field { name, value: field_type.with(payload(scan, slot)?), expires })
 }
 
 pub(super) fn decode_edit<E: From<Malformed>>(
@@ -111,9 +112,9 @@ pub(super) fn decode_edit<E: From<Malformed>>(
             let max_bytes = scan.option_u64("a limit or none")?;
             Edit::Append { name, bytes: payload(scan, slot)?, max_bytes }
         }
-        4 if format == Format::EXPIRING => Edit::Expire {
+        4 if format >= Format::EXPIRING => Edit::Expire {
             name: scan.short_text("a field's name")?,
-            at_ms: scan.option_u64("a field's expiry or none")?,
+            when: format.decode_when(scan)?,
         },
         _ => return Err(scan.malformed("a known edit").into()),
     })

@@ -6,7 +6,7 @@
 //!            | 1 writer u64 offset u64 crc32 u32 idle_ms u64 payload
 //!            | 2
 //! put-upload = write | id 16 bytes | writer u64 | crc32 option | count u16 | field...
-//! field      = short(name) | type | bytes u64 | expires_at_ms option   (the last from format 2 on)
+//! field      = short(name) | type | bytes u64 | expires               (the last from format 2 on)
 //! ```
 
 use bytes::Bytes;
@@ -85,12 +85,12 @@ pub(super) fn encode_put(out: &mut Writer, put: &PutUpload, format: Format) {
         out.short(field.name.as_bytes());
         out.field_type(&field.field_type);
         out.u64(field.bytes);
-        format.encode_expiry(out, field.expires_at_ms);
+        format.encode_when(out, field.expires);
     }
 }
 
 pub(super) fn decode_put(scan: &mut Scanner, format: Format) -> Result<PutUpload, Malformed> {
-    let write = decode_write(scan)?;
+    let write = decode_write(scan, format)?;
     let id = scan.bytes16("an upload's id")?;
     let writer = scan.u64("an upload's writer")?;
     let crc32 = match scan.u8("a CRC-32 or none")? {
@@ -104,7 +104,7 @@ pub(super) fn decode_put(scan: &mut Scanner, format: Format) -> Result<PutUpload
             name: scan.short_text("a field's name")?,
             field_type: scan.field_type()?,
             bytes: scan.u64("a field's bytes")?,
-            expires_at_ms: format.decode_expiry(scan)?,
+            expires: format.decode_when(scan)?,
         })
     };
     let fields = (0..count).map(field).collect::<Result<_, Malformed>>()?;

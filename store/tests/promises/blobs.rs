@@ -85,7 +85,7 @@ fn deleted_and_expired_states_leave_nothing() {
     let start = node.reader.sweep_start(4_999).unwrap();
     assert_eq!(start, None, "nothing has expired yet");
     let start = node.reader.sweep_start(6_000).unwrap().expect("something has expired");
-    let sweep = Sweep { now_ms: 6_000, limit: 100, cursor: start.cursor };
+    let sweep = Sweep { now_ms: 6_000, limit: 100, cursor: start.cursor, requests_max: None };
     assert_eq!(
         node.run_at(6_000, vec![Command::Sweep(sweep)]),
         [Reply::Swept { states: 1, fields: 0, uploads: 0 }]
@@ -194,7 +194,7 @@ fn sweeps_and_purges_find_their_work_again_after_a_restart() {
     }
     let sweep = |node: &mut Node, now_ms| {
         let cursor = node.reader.sweep_start(now_ms).unwrap()?.cursor;
-        let sweep = Sweep { now_ms, limit: 1, cursor };
+        let sweep = Sweep { now_ms, limit: 1, cursor, requests_max: None };
         Some(node.run_at(now_ms, vec![Command::Sweep(sweep)]).remove(0))
     };
     assert_eq!(sweep(&mut node, 3_500), Some(Reply::Swept { states: 1, fields: 0, uploads: 0 }));

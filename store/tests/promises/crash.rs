@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Command, Condition, Delete, Edit, Expiry, Field, Put, PutUpload, RequestTag, Sweep, Upload,
-    UploadStep, UploadedField, Write, WriteLimits,
+    UploadStep, UploadedField, When, Write, WriteLimits,
 };
 use tempfile::TempDir;
 
@@ -43,37 +43,42 @@ fn command(random: &mut StdRng, time_ms: u64) -> Command {
         id: [pick(random, 0..256) as u8; 16],
         fingerprint: pick(random, 0..2) as u64,
     });
-    let expiry = match pick(random, 0..3) {
+    let expiry = match pick(random, 0..5) {
         0 => Expiry::At(time_ms + pick(random, 0..20_000) as u64),
-        1 => Expiry::Never,
+        1 => Expiry::After(pick(random, 0..20_000) as u64),
+        2 => Expiry::KeepOrAfter(pick(random, 0..20_000) as u64),
+        3 => Expiry::Never,
         _ => Expiry::Keep,
     };
     let write = Write { condition, request, expiry, limits, ..write(&key) };
     match pick(random, 0..13) {
         10..13 => upload_command(random, write, time_ms),
         0 => Command::Delete(Delete { write }),
-        1 => Command::Sweep(Sweep { now_ms: time_ms, limit: 10, cursor: None }),
+        1 => {
+            let (limit, requests_max) = (10, (pick(random, 0..4) == 0).then_some(1));
+            Command::Sweep(Sweep { now_ms: time_ms, limit, cursor: None, requests_max })
+        }
         2..=4 => {
-            let brief = Field { expires_at_ms: soon(random, time_ms), ..field("g", bytes.clone()) };
+            let brief = Field { expires: soon(random, time_ms), ..field("g", bytes.clone()) };
             Command::Put(Put { write, fields: vec![field("f", bytes), brief] })
         }
         5 => {
-            let set =
-                Edit::Set(Field { expires_at_ms: soon(random, time_ms), ..field("f", bytes) });
-            patch(&key, vec![set])
+            let brief = Field { expires: soon(random, time_ms), ..field("f", bytes) };
+            patch(&key, vec![Edit::Set(brief)])
         }
         6 => patch(&key, vec![write_range(pick(random, 0..5_000) as u64, bytes)]),
         7 => {
-            let (name, at_ms) = (["f", "g"][pick(random, 0..2)].into(), soon(random, time_ms));
-            patch(&key, vec![Edit::Expire { name, at_ms }])
+            let (name, when) = (["f", "g"][pick(random, 0..2)].into(), soon(random, time_ms));
+            patch(&key, vec![Edit::Expire { name, when }])
         }
         _ => patch(&key, vec![append(bytes, Some(400_000))]),
     }
 }
 
 /// When a field expires, if it does by itself.
-fn soon(random: &mut StdRng, time_ms: u64) -> Option<u64> {
-    (pick(random, 0..2) == 0).then(|| time_ms + pick(random, 0..20_000) as u64)
+fn soon(random: &mut StdRng, time_ms: u64) -> Option<When> {
+    let ttl_ms = pick(random, 0..20_000) as u64;
+    [None, None, Some(When::At(time_ms + ttl_ms)), Some(When::After(ttl_ms))][pick(random, 0..4)]
 }
 
 /// A step of one of a few uploads, some of which fit what came before.
@@ -91,8 +96,7 @@ fn upload_command(random: &mut StdRng, write: Write, time_ms: u64) -> Command {
         8 => UploadStep::Abort,
         _ => {
             let bytes = (pick(random, 1..4) * PART) as u64;
-            let expires_at_ms = soon(random, time_ms);
-            let brief = UploadedField { expires_at_ms, ..uploaded("g", 10_000) };
+            let brief = UploadedField { expires: soon(random, time_ms), ..uploaded("g", 10_000) };
             let fields = vec![uploaded("f", bytes - 10_000), brief];
             return Command::PutUpload(PutUpload { write, id, writer, fields, crc32: None });
         }

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Body, CollectionId, Command, CommandBatch, Condition, DType, Delete, Edit, Entry, Expiry,
     Field, FieldType, ModelTag, Patch, Put, PutUpload, RequestTag, Sweep, UploadStep,
-    UploadedField, Value, Write,
+    UploadedField, Value, When, Write,
 };
 
 use crate::support::{
@@ -48,8 +48,8 @@ fn every_command() -> Vec<Command> {
         }),
         Command::Delete(Delete { write: with(Condition::Writer(5), Expiry::Keep) }),
         Command::DropCollection { collection: CollectionId(u64::MAX) },
-        Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: Some(Bytes::from_static(b"c")) }),
-        Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor: None }),
+        sweep(Some(Bytes::from_static(b"c")), None),
+        sweep(None, None),
         upload("k", 1, begin_with(None)),
         upload("k", 1, begin_with(Some(RequestTag { id: [8; 16], fingerprint: 7 }))),
         part("k", 1, 9, noise(4, 30)),
@@ -67,18 +67,41 @@ fn every_command() -> Vec<Command> {
 
 /// Commands that say of fields when they expire, each alone enough for the newer format.
 fn expiring_commands() -> Vec<Command> {
-    let uploaded = UploadedField { expires_at_ms: Some(9), ..uploaded("a", 3) };
-    let expire = |at_ms| Edit::Expire { name: "a".into(), at_ms };
+    let uploaded = UploadedField { expires: Some(When::At(9)), ..uploaded("a", 3) };
+    let expire = |when| Edit::Expire { name: "a".into(), when };
     vec![
         Command::Put(Put {
             write: write("k"),
             fields: vec![bytes_field("a", "x"), expiring("b", noise(5, 40), u64::MAX)],
         }),
         patch("k", vec![Edit::Set(expiring("a", "y", 1))]),
-        patch("k", vec![expire(Some(7))]),
+        patch("k", vec![expire(Some(When::At(7)))]),
         patch("k", vec![expire(None)]),
         finish("k", 1, vec![uploaded]),
     ]
+}
+
+/// Commands that count from the entry's time or limit what is remembered, each alone enough for
+/// the newest format.
+fn relative_commands() -> Vec<Command> {
+    let with = |expiry| Write { expiry, ..write("k") };
+    let after = Some(When::After(u64::MAX));
+    let field = Field { expires: after, ..bytes_field("a", "x") };
+    let uploaded = UploadedField { expires: after, ..uploaded("a", 3) };
+    vec![
+        Command::Put(Put { write: with(Expiry::After(5)), fields: vec![] }),
+        Command::Patch(Patch { write: with(Expiry::KeepOrAfter(5)), edits: vec![] }),
+        Command::Delete(Delete { write: with(Expiry::After(5)) }),
+        Command::Put(Put { write: write("k"), fields: vec![field.clone()] }),
+        patch("k", vec![Edit::Set(field)]),
+        patch("k", vec![Edit::Expire { name: "a".into(), when: after }]),
+        finish("k", 1, vec![uploaded]),
+        sweep(None, Some(9)),
+    ]
+}
+
+fn sweep(cursor: Option<Bytes>, requests_max: Option<u64>) -> Command {
+    Command::Sweep(Sweep { now_ms: 5, limit: 6, cursor, requests_max })
 }
 
 fn begin_with(request: Option<RequestTag>) -> UploadStep {
@@ -89,12 +112,13 @@ fn tensor_of(dtype: DType) -> UploadedField {
     let (name, shape) = (format!("t-{dtype}"), vec![2, 3]);
     let bytes = 6 * dtype.size_bytes() as u64;
     let field_type = FieldType::Tensor { dtype, shape };
-    UploadedField { name, field_type, bytes, expires_at_ms: None }
+    UploadedField { name, field_type, bytes, expires: None }
 }
 
 fn every_entry() -> Vec<Entry> {
     let commands = CommandBatch { time_ms: 99, commands: every_command() };
-    let mixed = expiring_commands().into_iter().chain(every_command()).collect();
+    let mixed = expiring_commands().into_iter().chain(every_command());
+    let mixed = mixed.chain(relative_commands()).collect();
     let bodies = [
         Body::Blank,
         Body::Membership(Bytes::from_static(b"1,2,3")),
@@ -109,7 +133,7 @@ fn entry(body: Body) -> Entry {
 }
 
 #[test]
-fn only_what_expires_fields_needs_the_newer_format() {
+fn an_entry_is_written_in_the_oldest_format_that_can_say_it() {
     let format_of = |commands| {
         let commands = CommandBatch { time_ms: 99, commands };
         entry(Body::Commands(commands)).encode()[0]
@@ -118,6 +142,39 @@ fn only_what_expires_fields_needs_the_newer_format() {
     for command in expiring_commands() {
         assert_eq!(format_of(vec![command.clone()]), 2, "{command:?}");
         assert_eq!(format_of([every_command(), vec![command]].concat()), 2);
+    }
+    for command in relative_commands() {
+        assert_eq!(format_of(vec![command.clone()]), 3, "{command:?}");
+        assert_eq!(format_of([vec![command], expiring_commands()].concat()), 3);
+    }
+}
+
+#[test]
+fn a_batch_made_absolute_is_read_by_older_nodes() {
+    let commands = [every_command(), expiring_commands(), relative_commands()].concat();
+    let batch = CommandBatch { time_ms: 1_000, commands }.made_absolute();
+    assert_eq!(entry(Body::Commands(batch)).encode()[0], 2);
+    let brief = Command::Put(Put {
+        write: Write { expiry: Expiry::After(50), ..write("k") },
+        fields: vec![Field { expires: Some(When::After(7)), ..bytes_field("a", "x") }],
+    });
+    let batch = CommandBatch { time_ms: 1_000, commands: vec![brief] }.made_absolute();
+    let Command::Put(put) = &batch.commands[0] else { panic!("a put stays one") };
+    assert_eq!(
+        (put.write.expiry, put.fields[0].expires),
+        (Expiry::At(1_050), Some(When::At(1_007)))
+    );
+}
+
+#[test]
+fn an_older_format_says_nothing_of_what_only_a_newer_one_can() {
+    for command in relative_commands() {
+        let commands = CommandBatch { time_ms: 99, commands: vec![command.clone()] };
+        let mut bytes = entry(Body::Commands(commands)).encode().to_vec();
+        for format in 1..=2 {
+            bytes[0] = format;
+            assert!(Entry::decode(bytes.clone().into()).is_err(), "{format}: {command:?}");
+        }
     }
 }
 
@@ -168,7 +225,7 @@ fn bytes_behind_an_entry_are_refused() {
 #[test]
 fn a_newer_format_is_refused_by_name() {
     let mut bytes = every_entry()[0].encode().to_vec();
-    bytes[0] = 3;
+    bytes[0] = 4;
     let refused = Entry::decode(bytes.into()).unwrap_err();
     assert_eq!(refused.to_string(), "expected a supported format number at byte 1");
 }

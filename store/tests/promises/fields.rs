@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Cached, Census, Command, Edit, Expiry, Field, FieldRange, Part, Patch, Put, Reply, Selection,
-    Sweep, WholeState, Write,
+    Sweep, When, WholeState, Write,
 };
 
 use crate::support::{
@@ -30,7 +30,7 @@ fn names(state: &WholeState) -> Vec<&str> {
 /// One sweep, if there is something to sweep.
 fn sweep(node: &mut Node, now_ms: u64, limit: u32) -> Option<Reply> {
     let cursor = node.reader.sweep_start(now_ms).unwrap()?.cursor;
-    let sweep = Sweep { now_ms, limit, cursor };
+    let sweep = Sweep { now_ms, limit, cursor, requests_max: None };
     Some(node.run_at(now_ms, vec![Command::Sweep(sweep)]).remove(0))
 }
 
@@ -61,7 +61,10 @@ fn every_way_to_read_loses_a_field_at_the_same_moment() {
     assert_eq!(names(&whole(&Selection::all(), 4_999)), ["stays", "brief"]);
     assert_eq!(names(&whole(&present, 4_999)), ["brief", "stays"]);
     let part = whole(&range, 4_999).fields.remove(0);
-    assert_eq!((part.bytes(), part.expires_at_ms), (&noise(1, LARGE).slice(9..11), Some(5_000)));
+    assert_eq!(
+        (part.bytes(), part.expires),
+        (&noise(1, LARGE).slice(9..11), Some(When::At(5_000)))
+    );
 
     assert_eq!(names(&whole(&Selection::all(), 5_000)), ["stays"]);
     assert_eq!(names(&whole(&present, 5_000)), ["stays"]);
@@ -175,8 +178,9 @@ impl Model {
         self.fields.iter_mut().find(|(known, ..)| known == name)
     }
 
-    fn set(&mut self, field: &Field) {
-        let new = (field.name.clone(), field.bytes().clone(), field.expires_at_ms);
+    fn set(&mut self, field: &Field, now_ms: u64) {
+        let expires_at_ms = field.expires.map(|when| when.at_ms(now_ms));
+        let new = (field.name.clone(), field.bytes().clone(), expires_at_ms);
         match self.field(&field.name) {
             Some(old) => *old = new,
             None => self.fields.push(new),
@@ -184,9 +188,9 @@ impl Model {
     }
 
     /// Does an edit; `false` if it must be refused.
-    fn edit(&mut self, edit: &Edit) -> bool {
+    fn edit(&mut self, edit: &Edit, now_ms: u64) -> bool {
         match edit {
-            Edit::Set(field) => self.set(field),
+            Edit::Set(field) => self.set(field, now_ms),
             Edit::Remove { name } => {
                 let before = self.fields.len();
                 self.fields.retain(|(known, ..)| known != name);
@@ -196,9 +200,9 @@ impl Model {
                 let Some((_, there, _)) = self.field(name) else { return false };
                 *there = [&there[..], bytes].concat().into();
             }
-            Edit::Expire { name, at_ms } => {
+            Edit::Expire { name, when } => {
                 let Some((.., until)) = self.field(name) else { return false };
-                *until = *at_ms;
+                *until = when.map(|when| when.at_ms(now_ms));
             }
             Edit::WriteRange { .. } => unreachable!("none is made here"),
         }
@@ -206,15 +210,20 @@ impl Model {
     }
 }
 
-fn soon(random: &mut StdRng, now_ms: u64) -> Option<u64> {
-    // Sometimes past already.
-    (pick(random, 0..3) > 0).then(|| (now_ms + pick(random, 0..400) as u64).saturating_sub(40))
+fn soon(random: &mut StdRng, now_ms: u64) -> Option<When> {
+    let ttl_ms = pick(random, 0..400) as u64;
+    match pick(random, 0..3) {
+        0 => None,
+        // Sometimes past already.
+        1 => Some(When::At((now_ms + ttl_ms).saturating_sub(40))),
+        _ => Some(When::After(ttl_ms)),
+    }
 }
 
 fn some_field(random: &mut StdRng, now_ms: u64) -> Field {
     let len = if pick(random, 0..3) == 0 { 20_000 } else { 20 };
     let name = ["a", "b", "c"][pick(random, 0..3)];
-    Field { expires_at_ms: soon(random, now_ms), ..bytes_field(name, noise(random.random(), len)) }
+    Field { expires: soon(random, now_ms), ..bytes_field(name, noise(random.random(), len)) }
 }
 
 fn some_edit(random: &mut StdRng, now_ms: u64) -> Edit {
@@ -226,7 +235,7 @@ fn some_edit(random: &mut StdRng, now_ms: u64) -> Edit {
             let bytes = noise(random.random(), 9_000);
             Edit::Append { name: field.name, bytes, max_bytes: None }
         }
-        _ => Edit::Expire { name: field.name, at_ms: field.expires_at_ms },
+        _ => Edit::Expire { name: field.name, when: field.expires },
     }
 }
 
@@ -234,8 +243,10 @@ fn check_reads(node: &Node, models: &BTreeMap<String, Model>, now_ms: u64) {
     for (key, model) in models {
         let found = node.reader.get_whole(USERS, key.as_bytes(), &Selection::all(), now_ms);
         let found = found.unwrap().map(|state| {
-            let field =
-                |field: Field| (field.name.clone(), field.bytes().clone(), field.expires_at_ms);
+            let field = |field: Field| {
+                let expires_at_ms = field.expires.map(|when| when.at_ms(0));
+                (field.name.clone(), field.bytes().clone(), expires_at_ms)
+            };
             (state.expires_at_ms, state.fields.into_iter().map(field).collect::<Vec<_>>())
         });
         let expected = model.at(now_ms).map(|model| (model.expires_at_ms, model.fields));
@@ -251,21 +262,30 @@ fn states_and_fields_expire_as_a_model_of_them_does() {
     for _ in 0..1_500 {
         now_ms += pick(&mut random, 0..30) as u64;
         let key = format!("k{}", pick(&mut random, 0..6));
-        let expiry = [Expiry::Keep, Expiry::Never, Expiry::At(now_ms + 300)];
-        let expiry = expiry[pick(&mut random, 0..3)];
+        let expiry = [
+            Expiry::Keep,
+            Expiry::KeepOrAfter(200),
+            Expiry::Never,
+            Expiry::At(now_ms + 300),
+            Expiry::After(300),
+        ];
+        let expiry = expiry[pick(&mut random, 0..5)];
         let write = Write { expiry, ..write(&key) };
         let before = models.get(&key).and_then(|model| model.at(now_ms));
         let kept = before.as_ref().and_then(|model| model.expires_at_ms);
         let expires_at_ms = match expiry {
             Expiry::Keep => kept,
+            Expiry::KeepOrAfter(ttl_ms) if before.is_none() => Some(now_ms + ttl_ms),
+            Expiry::KeepOrAfter(_) => kept,
             Expiry::Never => None,
             Expiry::At(at_ms) => Some(at_ms),
+            Expiry::After(ttl_ms) => Some(now_ms + ttl_ms),
         };
         if pick(&mut random, 0..6) == 0 {
             let fields = ["a", "b", "c"]
                 .map(|name| Field { name: name.into(), ..some_field(&mut random, now_ms) });
             let mut model = Model { expires_at_ms, ..Model::default() };
-            fields.iter().for_each(|field| model.set(field));
+            fields.iter().for_each(|field| model.set(field, now_ms));
             node.run_at(now_ms, vec![Command::Put(Put { write, fields: fields.into() })]);
             models.insert(key, model);
         } else {
@@ -273,7 +293,8 @@ fn states_and_fields_expire_as_a_model_of_them_does() {
                 (0..pick(&mut random, 1..4)).map(|_| some_edit(&mut random, now_ms)).collect();
             let creates = edits.iter().all(|edit| matches!(edit, Edit::Set(_)));
             let mut model = before.clone().unwrap_or_default();
-            let done = (before.is_some() || creates) && edits.iter().all(|edit| model.edit(edit));
+            let done =
+                (before.is_some() || creates) && edits.iter().all(|edit| model.edit(edit, now_ms));
             let patch = Command::Patch(Patch { write, edits });
             let reply = node.run_at(now_ms, vec![patch]).remove(0);
             assert_eq!(matches!(reply, Reply::Written { .. }), done, "{reply:?}");
@@ -308,7 +329,8 @@ fn replicas_that_apply_the_same_are_the_same_whenever_they_are_read() {
     let mut nodes = [Node::new(), Node::new()];
     let commands = |time_ms: u64| {
         let set = Edit::Set(expiring("b", noise(time_ms, 30_000), time_ms + 150));
-        let sweep = Command::Sweep(Sweep { now_ms: time_ms, limit: 10, cursor: None });
+        let (now_ms, limit, cursor) = (time_ms, 10, None);
+        let sweep = Command::Sweep(Sweep { now_ms, limit, cursor, requests_max: None });
         let fields = vec![expiring("a", "x", time_ms + 250), bytes_field("c", "y")];
         vec![put(&format!("p{time_ms}"), fields), patch("k", vec![set]), sweep]
     };

@@ -10,16 +10,18 @@
 //! > finish k U a=3 t=f32[2]:8 crc=text:abc         fields: LENGTH, DTYPE[SHAPE]:LENGTH
 //! > put k a~5000=text:hi    > patch k set:a~5000=text:x expire:a~9000 expire:a~never
 //! ```
-//! Writes take `if=absent|v1.0|w5`, `ttl=keep|never|MS`, `id=NAME`, `asks=N` (fingerprint),
-//! `writer=N`, `model=NAME@N`, `max=BYTES`, `inline=BYTES`, `answer=TEXT`. Commands joined by
-//! `&&` ride in one entry. A name with `~MS` is of a field that expires by itself.
+//! Writes take `if=absent|v1.0|w5`, `ttl=keep|never|MS|+MS|keep+MS`, `id=NAME`, `asks=N`
+//! (fingerprint), `writer=N`, `model=NAME@N`, `max=BYTES`, `inline=BYTES`, `answer=TEXT`. Commands
+//! joined by `&&` ride in one entry. A name with `~MS` is of a field that expires by itself. `+MS`
+//! counts from the entry's time. `> sweep LIMIT REQUESTS` also limits the requests remembered.
 
 use std::path::Path;
 
 use bytes::Bytes;
 use statehouse_store::{
     Command, Condition, DType, Delete, Edit, Expiry, Field, FieldType, ModelTag, Patch, Payload,
-    Put, PutUpload, Reply, RequestTag, Sweep, Upload, UploadStep, UploadedField, Value, Write,
+    Put, PutUpload, Reply, RequestTag, Sweep, Upload, UploadStep, UploadedField, Value, When,
+    Write,
 };
 
 use crate::support::{Node, USERS, write};
@@ -100,7 +102,9 @@ impl Session {
             "drop" => return Command::DropCollection { collection: USERS },
             "sweep" => {
                 let limit = words.next().unwrap().parse().unwrap();
-                return Command::Sweep(Sweep { now_ms: self.time_ms, limit, cursor: None });
+                let requests_max = words.next().map(|word| word.parse().unwrap());
+                let now_ms = self.time_ms;
+                return Command::Sweep(Sweep { now_ms, limit, cursor: None, requests_max });
             }
             _ => {}
         }
@@ -202,13 +206,13 @@ fn upload(verb: &str, mut write: Write, words: &[&str]) -> Command {
 /// A field of an upload: its length, or a tensor and its length.
 fn uploaded(word: &str) -> UploadedField {
     let (name, given) = word.split_once('=').unwrap();
-    let (name, expires_at_ms) = expiring(name);
+    let (name, expires) = expiring(name);
     let (field_type, bytes) = match given.split_once(':') {
         None => (FieldType::Bytes, given),
         Some((tensor, bytes)) => (value(&format!("{tensor}:zeros")).field_type(), bytes),
     };
     let bytes = bytes.parse().unwrap();
-    UploadedField { name: name.into(), field_type, bytes, expires_at_ms }
+    UploadedField { name: name.into(), field_type, bytes, expires }
 }
 
 /// Takes a word into the write if it is one of its options.
@@ -223,10 +227,12 @@ fn option(write: &mut Write, word: &str) -> bool {
             }
         }
         "ttl" => {
-            write.expiry = match value {
-                "keep" => Expiry::Keep,
-                "never" => Expiry::Never,
-                at_ms => Expiry::At(at_ms.parse().unwrap()),
+            write.expiry = match (value, value.split_once('+')) {
+                ("keep", _) => Expiry::Keep,
+                ("never", _) => Expiry::Never,
+                (_, Some(("", ttl_ms))) => Expiry::After(ttl_ms.parse().unwrap()),
+                (_, Some((_, ttl_ms))) => Expiry::KeepOrAfter(ttl_ms.parse().unwrap()),
+                (at_ms, None) => Expiry::At(at_ms.parse().unwrap()),
             }
         }
         "id" => {
@@ -255,8 +261,8 @@ fn edit(word: &str) -> Edit {
         return Edit::Set(field(rest));
     }
     if verb == "expire" {
-        let (name, at_ms) = expiring(rest);
-        return Edit::Expire { name: name.into(), at_ms };
+        let (name, when) = expiring(rest);
+        return Edit::Expire { name: name.into(), when };
     }
     let (target, given) = rest.split_once('=').unwrap_or((rest, "text:"));
     let bytes = value(given).bytes().clone();
@@ -275,16 +281,19 @@ fn edit(word: &str) -> Edit {
 
 fn field(word: &str) -> Field {
     let (name, given) = word.split_once('=').unwrap();
-    let (name, expires_at_ms) = expiring(name);
-    Field { name: name.into(), value: value(given), expires_at_ms }
+    let (name, expires) = expiring(name);
+    Field { name: name.into(), value: value(given), expires }
 }
 
 /// A name, and when its field expires.
-fn expiring(word: &str) -> (&str, Option<u64>) {
-    match word.split_once('~') {
-        None | Some((_, "never")) => (word.split('~').next().unwrap(), None),
-        Some((name, at_ms)) => (name, Some(at_ms.parse().unwrap())),
-    }
+fn expiring(word: &str) -> (&str, Option<When>) {
+    let Some((name, when)) = word.split_once('~') else { return (word, None) };
+    let when = match (when, when.strip_prefix('+')) {
+        ("never", _) => None,
+        (_, Some(ttl_ms)) => Some(When::After(ttl_ms.parse().unwrap())),
+        (at_ms, None) => Some(When::At(at_ms.parse().unwrap())),
+    };
+    (name, when)
 }
 
 fn value(given: &str) -> Value {

@@ -10,7 +10,8 @@ use rand::{Rng, SeedableRng};
 use statehouse_store::{
     Body, Callback, CollectionId, Command, CommandBatch, Condition, Config, Edit, Entry, Error,
     Expiry, Field, FieldType, Log, Patch, Put, PutUpload, Reader, ReplicaId, Reply, Selection,
-    Shard, Store, Target, Upload, UploadStep, UploadedField, Value, WholeState, Write, WriteLimits,
+    Shard, Store, Target, Upload, UploadStep, UploadedField, Value, When, WholeState, Write,
+    WriteLimits,
 };
 use tempfile::TempDir;
 
@@ -159,7 +160,7 @@ pub fn bytes_field(name: &str, bytes: impl Into<Bytes>) -> Field {
 
 /// A field that expires by itself.
 pub fn expiring(name: &str, bytes: impl Into<Bytes>, at_ms: u64) -> Field {
-    Field { expires_at_ms: Some(at_ms), ..bytes_field(name, bytes) }
+    Field { expires: Some(When::At(at_ms)), ..bytes_field(name, bytes) }
 }
 
 pub fn put(key: &str, bytes: impl Into<Bytes>) -> Command {
@@ -180,7 +181,7 @@ pub fn append(bytes: impl Into<Bytes>, max_bytes: Option<u64>) -> Edit {
 
 pub fn uploaded(name: &str, bytes: u64) -> UploadedField {
     let field_type = FieldType::Bytes;
-    UploadedField { name: name.into(), field_type, bytes, expires_at_ms: None }
+    UploadedField { name: name.into(), field_type, bytes, expires: None }
 }
 
 /// A step of the upload `id` for a state of `key`.
