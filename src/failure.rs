@@ -207,7 +207,9 @@ impl From<&store::Error> for Failure {
                 .with("free_bytes", free)
                 .with("reserve_bytes", reserve)
                 .retry_after(RETRY_DISK_FULL),
-            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => Failure::new(Reason::Corrupt, message),
+            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => {
+                Failure::new(Reason::Corrupt, message)
+            }
             store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
             _ => Failure::new(Reason::Internal, message),
         }

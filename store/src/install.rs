@@ -114,7 +114,8 @@ fn flip(
     let put = |key, value| Mutation::Put { family: disk.meta.clone(), key, value };
     mutations.push(put(keys::descriptor(replica.id), encode_descriptor(generation.number)));
     mutations.push(put(keys::purged(replica.id), encode_purged(applied.id)));
-    disk.commit.push(Job { mutations, sync: true, done })?;
+    let log_end = (!goes_on).then_some((replica.id, applied.id));
+    disk.commit.push(Job { log_end, ..Job::synced(mutations, done) })?;
     let gone = match goes_on {
         true => log.forget_through(applied.id.index),
         false => log.restart(applied.id),
@@ -226,7 +227,8 @@ mod tests {
     fn families(dir: &Path) -> Vec<(String, u64)> {
         let directory = Directory::open(dir).unwrap();
         let database = directory.database;
-        let db = Db::open(&database, &Config::default(), false, directory.lock).unwrap();
+        let (config, whole) = (Config::default(), crate::db::Recovery::Whole);
+        let db = Db::open(&database, &config, false, directory.lock, whole).unwrap();
         let mut found = Vec::new();
         for name in db.family_names(&database).unwrap() {
             if keys::parse_family(&name).is_some() {

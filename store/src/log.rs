@@ -91,7 +91,7 @@ impl Log {
                 done(result);
             }
         };
-        self.disk.commit.push(Job { mutations, sync: true, done: Box::new(landed) })?;
+        self.disk.commit.push(Job::synced(mutations, Box::new(landed)))?;
         let grown: u64 = entries.into_iter().zip(sizes).map(|(e, bytes)| log.push(e, bytes)).sum();
         self.disk.tail_bytes.fetch_add(grown, Ordering::Relaxed);
         Ok(())
@@ -168,7 +168,7 @@ impl Log {
         self.replica.check()?;
         let key = keys::vote(self.replica.id);
         let row = Mutation::Put { family: self.disk.meta.clone(), key, value: vote.clone() };
-        self.disk.commit.push(Job { mutations: vec![row], sync: true, done })?;
+        self.disk.commit.push(Job::synced(vec![row], done))?;
         log.vote = Some(vote);
         Ok(())
     }
@@ -201,7 +201,8 @@ impl Log {
             true => self.id_at(&log, index - 1)?.unwrap_or_default(),
             false => log.last,
         };
-        self.disk.commit.push(Job { mutations, sync: true, done })?;
+        let log_end = truncated.then_some((self.replica.id, last));
+        self.disk.commit.push(Job { log_end, ..Job::synced(mutations, done) })?;
         if truncated {
             let gone = log.truncate_from(index, last);
             self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
@@ -240,7 +241,7 @@ impl Log {
         let mut log = self.replica.log.lock();
         self.replica.check()?;
         if index <= log.purged.index {
-            return self.disk.commit.push(Job { mutations, sync: false, done });
+            return self.disk.commit.push(Job { sync: false, ..Job::synced(mutations, done) });
         }
         let purged = match index == applied.index {
             true => applied,
@@ -263,7 +264,8 @@ impl Log {
                 done(result);
             }
         };
-        self.disk.commit.push(Job { mutations, sync: false, done: Box::new(written) })?;
+        let job = Job::synced(mutations, Box::new(written));
+        self.disk.commit.push(Job { sync: false, ..job })?;
         let gone = log.forget_through(index);
         log.purged = purged;
         if log.last.index < index {
@@ -436,7 +438,8 @@ fn payloads_of(entry: &Entry) -> Vec<(CollectionId, BlobId, Bytes)> {
 }
 
 impl PayloadRef {
-    fn extent(&self) -> Extent {
+    /// Where the payload lies.
+    pub(crate) fn extent(&self) -> Extent {
         let blob = BlobId { index: self.index, position: self.position, number: self.slot };
         Extent { blob, offset: 0, len: self.len }
     }
