@@ -8,6 +8,9 @@
 //! took, and not at all with an urgent job (a vote, which an election waits for). A job that comes
 //! alone again and again never waits.
 //!
+//! Each batch carries a commit number. When it is synced, and before anybody is told, the file
+//! `synced` claims it (`witness.rs`), so that a start can tell whether all of it is still there.
+//!
 //! Unsynced write plus separate sync, because a synced write would keep RocksDB's write queue
 //! locked and make every apply wait for the disk.
 
@@ -21,10 +24,14 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::config::Config;
-use crate::db::{Batch, Db, Mutation};
+use crate::db::{Batch, Db, Family, Mutation, Owner};
 use crate::error::Error;
 use crate::failure::Failure;
+use crate::ids::{EntryId, ReplicaId};
+use crate::keys;
+use crate::ledger::Ledger;
 use crate::stats::{CommitCounters, CommitStats};
+use crate::witness::Witness;
 
 /// Bytes committed together, unless one job alone is larger.
 pub const BATCH_BYTES_MAX: usize = 8 << 20;
@@ -37,7 +44,26 @@ pub(crate) struct Job {
     pub mutations: Vec<Mutation>,
     /// Whether `done` waits for a sync. Order holds either way.
     pub sync: bool,
+    /// The last entry of a replica's log afterwards, if the job removes entries at its end.
+    pub log_end: Option<(ReplicaId, EntryId)>,
     pub done: Callback,
+}
+
+impl Job {
+    /// A job that is done when it is synced.
+    pub fn synced(mutations: Vec<Mutation>, done: Callback) -> Self {
+        Job { mutations, sync: true, log_end: None, done }
+    }
+}
+
+/// What the thread keeps account of.
+pub(crate) struct Books {
+    pub ledger: Ledger,
+    pub witness: Witness,
+    /// Where each commit leaves its number.
+    pub meta: Family,
+    /// The newest commit that is synced.
+    pub synced: u64,
 }
 
 /// The queue to the commit thread, and the thread.
@@ -72,6 +98,8 @@ struct Shared {
     bytes_max: usize,
     failure: Arc<Failure>,
     counters: CommitCounters,
+    /// The thread's own, but for the end.
+    books: Mutex<Books>,
 }
 
 #[derive(Default)]
@@ -87,7 +115,12 @@ struct Queue {
 
 impl Commit {
     /// Starts the thread.
-    pub fn start(db: Arc<Db>, failure: Arc<Failure>, config: &Config) -> Result<Self, Error> {
+    pub fn start(
+        db: Arc<Db>,
+        failure: Arc<Failure>,
+        config: &Config,
+        books: Books,
+    ) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
             queue: Mutex::default(),
             arrived: Condvar::new(),
@@ -95,6 +128,7 @@ impl Commit {
             bytes_max: config.commit_queue_bytes_max,
             failure,
             counters: CommitCounters::default(),
+            books: Mutex::new(books),
         });
         let run = {
             let shared = shared.clone();
@@ -155,7 +189,7 @@ impl Commit {
             // The receiver waits right below.
             let _ = sender.send(result);
         });
-        self.push_urgent(Job { mutations, sync: true, done })?;
+        self.push_urgent(Job::synced(mutations, done))?;
         receiver.recv().unwrap_or_else(|_| Err(Error::io("commit", "the commit thread ended")))
     }
 
@@ -173,6 +207,21 @@ impl Commit {
     pub fn stop(&self) {
         self.shared.queue.lock().closed = true;
         self.shared.arrived.notify_one();
+    }
+
+    /// As [`Commit::close_books`], but does not wait and claims nothing more.
+    pub fn stop_books(&self) {
+        // Held while a commit is under way: its thread then ends by itself, later.
+        if let Some(books) = self.shared.books.try_lock() {
+            books.witness.stop();
+        }
+    }
+
+    /// Ends what the file `synced` is written by, after [`Commit::close`]; with a last claim in all
+    /// its slots if the store is whole. Blocks.
+    pub fn close_books(&self, whole: bool) -> Result<(), Error> {
+        let books = self.shared.books.lock();
+        books.witness.close(whole.then_some(&books.ledger))
     }
 
     pub fn stats(&self) -> CommitStats {
@@ -241,20 +290,61 @@ impl Shared {
 
     fn write(&self, db: &Db, jobs: &[Job]) -> Result<(), Error> {
         let started = Instant::now();
-        let mut batch = Batch::default();
+        let mut books = self.books.lock();
+        let (mut batch, mut touched) = (Batch::default(), Vec::new());
         for mutation in jobs.iter().flat_map(|job| &job.mutations) {
             batch.add(mutation);
+            // The same few families again and again, often several times in a row.
+            if !touched.iter().rev().any(|it: &&Family| it.owner() == mutation.family().owner()) {
+                touched.push(mutation.family());
+            }
         }
         if !batch.is_empty() {
             while db.is_behind() && started.elapsed() < BEHIND_WAIT_MAX {
                 std::thread::sleep(BEHIND_LOOK_INTERVAL);
             }
+            books.number(&mut batch, &touched);
             db.write(batch)?;
+            books.note(jobs, &touched);
         }
         if jobs.iter().any(|job| job.sync) {
             db.sync()?;
+            books.claim()?;
             self.counters.synced(jobs.len(), started.elapsed());
         }
+        if jobs.iter().flat_map(|job| &job.mutations).any(Mutation::is_fact) {
+            // Few and small, and nothing works without them: in a table file too at once.
+            db.flush(&books.meta)?;
+        }
+        Ok(())
+    }
+}
+
+impl Books {
+    /// Adds the number of the commit to its batch, once for each family that it writes to.
+    fn number(&self, batch: &mut Batch, touched: &[&Family]) {
+        let number = self.ledger.commit + 1;
+        batch.put(&self.meta, keys::COMMIT, &keys::commit_value(number, self.synced));
+        for family in touched {
+            if family.owner() != Owner::Meta {
+                batch.put(family, keys::COMMIT, &number.to_le_bytes());
+            }
+        }
+    }
+
+    fn note(&mut self, jobs: &[Job], touched: &[&Family]) {
+        self.ledger.commit += 1;
+        jobs.iter().for_each(|job| self.ledger.note(job));
+        touched.iter().for_each(|family| self.ledger.touch(family));
+    }
+
+    /// Claims all that was written so far, which is synced.
+    fn claim(&mut self) -> Result<(), Error> {
+        if self.synced == self.ledger.commit {
+            return Ok(());
+        }
+        self.witness.claim(&self.ledger)?;
+        self.synced = self.ledger.commit;
         Ok(())
     }
 }

@@ -6,6 +6,7 @@
 
 mod bulk;
 mod compaction;
+mod mutation;
 mod options;
 
 use std::fs::File;
@@ -22,10 +23,13 @@ use rocksdb::{
 };
 
 pub(crate) use bulk::{Rows, TableWriter};
+pub(crate) use mutation::Mutation;
+pub(crate) use options::Recovery;
 
 use crate::config::Config;
 use crate::error::Error;
-use crate::keys::{LOG_FAMILY, META_FAMILY};
+use crate::ids::ReplicaId;
+use crate::keys::{self, LOG_FAMILY, META_FAMILY};
 use crate::space;
 
 /// Values up to here are copied out: cheaper than pinning a block and the owner around it.
@@ -52,17 +56,21 @@ pub(crate) struct Db {
 #[derive(Clone)]
 pub(crate) struct Family(Arc<FamilyHandle>);
 
+/// Whose rows a column family holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Owner {
+    Log,
+    Meta,
+    /// A generation of a replica.
+    Replica(ReplicaId, u64),
+    Nobody,
+}
+
 struct FamilyHandle {
+    owner: Owner,
     /// Before `_db`: a handle must go before its database does.
     handle: Arc<BoundColumnFamily<'static>>,
     _db: Arc<Db>,
-}
-
-/// A change of one row, or of a range of them.
-pub(crate) enum Mutation {
-    Put { family: Family, key: Vec<u8>, value: Bytes },
-    Delete { family: Family, key: Vec<u8> },
-    DeleteRange { family: Family, start: Vec<u8>, end: Vec<u8> },
 }
 
 /// Changes that become visible together.
@@ -145,9 +153,10 @@ impl Db {
         config: &Config,
         direct_io: bool,
         lock: File,
+        recovery: Recovery,
     ) -> Result<Arc<Self>, Error> {
         let memory = options::Memory::new(config);
-        let mut database = options::database(config, &memory, direct_io);
+        let mut database = options::database(config, &memory, direct_io, recovery);
         if space::is_below(dir, config.disk_reserve_bytes) {
             options::keep_recovered_memtables(&mut database);
         }
@@ -156,7 +165,9 @@ impl Db {
             false => Vec::new(),
         };
         let fixed = [LOG_FAMILY, META_FAMILY].map(str::to_owned);
-        let mut families: Vec<String> = names.into_iter().chain(fixed).collect();
+        let made = (!recovery.is_look()).then_some(fixed);
+        let mut families: Vec<String> =
+            names.into_iter().chain(made.into_iter().flatten()).collect();
         families.sort_unstable();
         families.dedup();
         let descriptors = families.into_iter().map(|name| {
@@ -167,8 +178,11 @@ impl Db {
             };
             ColumnFamilyDescriptor::new(name, options)
         });
-        let rocks = DB::open_cf_descriptors(&database, dir, descriptors)
-            .map_err(|error| failed("open", error))?;
+        let rocks = match recovery.is_look() {
+            true => DB::open_cf_descriptors_read_only(&database, dir, descriptors, false),
+            false => DB::open_cf_descriptors(&database, dir, descriptors),
+        };
+        let rocks = rocks.map_err(|error| failed("open", error))?;
         let mut cached = ReadOptions::default();
         cached.set_read_tier(ReadTier::BlockCache);
         let mut writes = WriteOptions::default();
@@ -193,7 +207,13 @@ impl Db {
                 handle,
             )
         };
-        Some(Family(Arc::new(FamilyHandle { handle, _db: self.clone() })))
+        let owner = match (name, keys::parse_family(name)) {
+            (LOG_FAMILY, _) => Owner::Log,
+            (META_FAMILY, _) => Owner::Meta,
+            (_, Some((replica, generation))) => Owner::Replica(replica, generation),
+            (_, None) => Owner::Nobody,
+        };
+        Some(Family(Arc::new(FamilyHandle { owner, handle, _db: self.clone() })))
     }
 
     /// Makes a replica's column family.
@@ -426,15 +446,10 @@ impl Batch {
     }
 }
 
-impl Mutation {
-    /// Bytes that the change takes in a queue.
-    pub fn bytes(&self) -> usize {
-        const FIXED: usize = 32;
-        match self {
-            Mutation::Put { key, value, .. } => FIXED + key.len() + value.len(),
-            Mutation::Delete { key, .. } => FIXED + key.len(),
-            Mutation::DeleteRange { start, end, .. } => FIXED + start.len() + end.len(),
-        }
+impl Family {
+    /// Whose rows the family holds.
+    pub fn owner(&self) -> Owner {
+        self.0.owner
     }
 }
 

@@ -4,6 +4,9 @@
 //! STATEHOUSE   text: format and id, written once, atomically
 //! LOCK         locked as long as the store is open
 //! db/          RocksDB's files
+//! synced       what was synced, said outside RocksDB (`witness.rs`)
+//! damage-policy  text: what a start does with replicas that have lost rows
+//! damaged/     log files that were not whole, kept when the whole records were taken out of them
 //! incoming/    parts of views that are being received; emptied by each start
 //! ```
 //!
@@ -24,6 +27,9 @@ const MARKER_UNFINISHED: &str = "STATEHOUSE.new";
 const LOCK: &str = "LOCK";
 const DATABASE: &str = "db";
 const INCOMING: &str = "incoming";
+const SYNCED: &str = "synced";
+const ASIDE: &str = "damaged";
+const POLICY: &str = "damage-policy";
 
 /// A directory that is ours and that we hold.
 pub(crate) struct Directory {
@@ -31,6 +37,12 @@ pub(crate) struct Directory {
     pub database: PathBuf,
     /// Where views that come in are kept; empty.
     pub incoming: PathBuf,
+    /// The file that claims what was synced.
+    pub synced: PathBuf,
+    /// Where damaged files are kept.
+    pub aside: PathBuf,
+    /// The file that says what to do with replicas that have lost rows.
+    pub policy: PathBuf,
     /// Which store this is.
     pub store_id: [u8; 16],
     /// Held as long as this file is open.
@@ -40,6 +52,14 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
+    /// Takes a directory that is a store's already.
+    pub fn existing(dir: &Path) -> Result<Directory, Error> {
+        match dir.join(MARKER).exists() {
+            true => Directory::open(dir),
+            false => Err(Error::corrupt("store", format!("{} holds none", dir.display()))),
+        }
+    }
+
     /// Takes a directory, making it a store's if it is empty or missing.
     pub fn open(dir: &Path) -> Result<Directory, Error> {
         std::fs::create_dir_all(dir).map_err(|error| Error::io("create the directory", error))?;
@@ -60,7 +80,9 @@ impl Directory {
             }
             Ok(()) | Err(_) => {}
         }
-        Ok(Directory { database, incoming, store_id, lock, direct_io })
+        let (synced, policy) = (dir.join(SYNCED), dir.join(POLICY));
+        let aside = dir.join(ASIDE);
+        Ok(Directory { database, incoming, synced, aside, policy, store_id, lock, direct_io })
     }
 }
 

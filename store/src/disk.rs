@@ -69,6 +69,7 @@ impl Drop for Disk {
     fn drop(&mut self) {
         // Not joined: whoever wants to wait calls `Store::close`.
         self.commit.stop();
+        self.commit.stop_books();
     }
 }
 
@@ -161,6 +162,28 @@ impl Replica {
         })
     }
 
+    /// A replica in quarantine, of which nothing is read: it can be dropped.
+    pub fn hollow(id: ReplicaId, number: u64, family: Family, space: Space) -> Replica {
+        let log = LogState::open(EntryId::default(), EntryId::default(), None);
+        Replica {
+            id,
+            generation: ArcSwap::from_pointee(Generation { number, family, space }),
+            next_generation: AtomicU64::new(number + 1),
+            log: Mutex::new(log),
+            purged: AtomicU64::new(0),
+            applied_index: AtomicU64::new(0),
+            time_ms: AtomicU64::new(0),
+            applied: Mutex::default(),
+            garbage_from: AtomicU64::new(0),
+            expiries_from_ms: AtomicU64::new(0),
+            taken: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+            quarantined: AtomicBool::new(true),
+            unflushed: Mutex::default(),
+            freed_bytes: AtomicU64::new(0),
+        }
+    }
+
     /// Where the replica's rows are now.
     pub fn generation(&self) -> Guard<Arc<Generation>> {
         self.generation.load()
@@ -210,7 +233,11 @@ pub(crate) fn decode_applied(row: Option<Bytes>) -> Result<Applied, Error> {
     }
 }
 
-fn last_entry(db: &Arc<Db>, log: &Family, id: ReplicaId) -> Result<Option<EntryId>, Error> {
+pub(crate) fn last_entry(
+    db: &Arc<Db>,
+    log: &Family,
+    id: ReplicaId,
+) -> Result<Option<EntryId>, Error> {
     let range = (keys::entry(id, 0), keys::entry(id, u64::MAX));
     let Some((_, row)) = db.last_row(log, range)? else { return Ok(None) };
     crate::encoding::id_of_row(&row).map(Some).map_err(|e| Error::corrupt("log row", e))
@@ -253,7 +280,7 @@ pub(crate) fn encode_purged(id: EntryId) -> Bytes {
     Bytes::from([id.index.to_le_bytes(), id.term.to_le_bytes()].concat())
 }
 
-fn decode_purged(row: &[u8]) -> Result<EntryId, Error> {
+pub(crate) fn decode_purged(row: &[u8]) -> Result<EntryId, Error> {
     let (index, term) = row
         .split_first_chunk::<8>()
         .and_then(|(index, term)| Some((index, term.try_into().ok()?)))

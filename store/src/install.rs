@@ -123,13 +123,14 @@ fn flip(
         let put = |key, value| Mutation::Put { family: disk.meta.clone(), key, value };
         mutations.push(put(keys::descriptor(replica.id), encode_descriptor(generation.number)));
         mutations.push(put(keys::purged(replica.id), encode_purged(applied.id)));
+        let log_end = (!goes_on).then_some((replica.id, applied.id));
         let done = done.clone();
         let done: Callback = Box::new(move |result| {
             if let Some(done) = done.lock().take() {
                 done(result);
             }
         });
-        match disk.commit.push(Job { mutations, sync: true, done }) {
+        match disk.commit.push(Job { log_end, ..Job::synced(mutations, done) }) {
             Ok(()) => break (log, goes_on),
             // A view costs too much to be thrown away for that.
             Err(Error::Overloaded { .. }) => drop(log),
@@ -251,7 +252,8 @@ mod tests {
     fn families(dir: &Path) -> Vec<(String, u64)> {
         let directory = Directory::open(dir).unwrap();
         let database = directory.database;
-        let db = Db::open(&database, &Config::default(), false, directory.lock).unwrap();
+        let (config, whole) = (Config::default(), crate::db::Recovery::Whole);
+        let db = Db::open(&database, &config, false, directory.lock, whole).unwrap();
         let mut found = Vec::new();
         for name in db.family_names(&database).unwrap() {
             if keys::parse_family(&name).is_some() {

@@ -15,10 +15,11 @@
 //! | `T` collection u64 | how much the collection holds (`usage.rs`) | apply |
 //! | `L` collection u64, size step u16 descending, key | nothing: the state has chunks | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |
+//! | `W` | commit number u64 (LE): the last commit that wrote here | commit thread |
 //!
 //! A blob is `index u64, position u16, number u16` of the payload that it came with.
 //!
-//! Column family `log`: replica u64, index u64 -> entry (`encoding.rs`).
+//! Column family `log`: replica u64, index u64 -> entry (`encoding.rs`), and `W` as above.
 //!
 //! Column family `meta`:
 //!
@@ -30,6 +31,10 @@
 //! | `vote/` replica u64 | the vote, opaque |
 //! | `purged/` replica u64 | index u64, term u64 (little endian): the last entry purged |
 //! | `node/` name | a small fact of the node, opaque |
+//! | `W` | commit number u64, number of the newest commit synced before it u64 (little endian) |
+//!
+//! `W` is part of every commit: of `meta`, and of each other family that it writes to. What it is
+//! compared with after a crash is in `witness.rs`.
 //!
 //! Integers in keys are big endian, so that rows sort by them.
 
@@ -37,7 +42,7 @@ use crate::extent::BlobId;
 use crate::ids::{CollectionId, ReplicaId};
 
 /// The format of the rows above. A store of a newer one is refused.
-pub const STORE_FORMAT: u8 = 2;
+pub const STORE_FORMAT: u8 = 3;
 
 /// The column family of all replicas' entries.
 pub(crate) const LOG_FAMILY: &str = "log";
@@ -48,6 +53,9 @@ pub(crate) const FORMAT: &[u8] = b"format";
 pub(crate) const STORE_ID: &[u8] = b"store";
 pub(crate) const APPLIED: &[u8] = b"A";
 pub(crate) const USAGE: &[u8] = b"T";
+/// The last commit that wrote to a family. In `log` it lies behind all entries: see
+/// [`REPLICA_IDS_END`].
+pub(crate) const COMMIT: &[u8] = b"W";
 
 /// Bytes in front of the key in an `S` row.
 pub(crate) const RECORD_PREFIX: usize = 9;
@@ -270,6 +278,18 @@ pub(crate) fn entry(replica: ReplicaId, index: u64) -> Vec<u8> {
     [replica.0.to_be_bytes(), index.to_be_bytes()].concat()
 }
 
+/// The replica and index of an entry, if a row's key has the shape of one.
+pub(crate) fn parse_entry(row: &[u8]) -> Option<(ReplicaId, u64)> {
+    let (replica, index) = row.split_first_chunk::<8>()?;
+    let index = u64::from_be_bytes(index.try_into().ok()?);
+    let replica = u64::from_be_bytes(*replica);
+    // The keys of `meta` are text, and a replica's id is given out one after the other.
+    (replica < REPLICA_IDS_END).then_some((ReplicaId(replica), index))
+}
+
+/// No replica has an id from here on: tells an entry's key from one that begins with text.
+const REPLICA_IDS_END: u64 = 1 << 56;
+
 /// The index of an entry, from its row's key.
 pub(crate) fn index_of_entry(row: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(row.get(8..16)?.try_into().ok()?))
@@ -287,7 +307,21 @@ pub(crate) fn descriptors() -> (Vec<u8>, Vec<u8>) {
 
 /// The replica of a descriptor.
 pub(crate) fn replica_of_descriptor(row: &[u8]) -> Option<ReplicaId> {
-    let bytes = row.strip_prefix(b"replica/")?.try_into().ok()?;
+    replica_behind(b"replica/", row)
+}
+
+/// The replica of a vote.
+pub(crate) fn replica_of_vote(row: &[u8]) -> Option<ReplicaId> {
+    replica_behind(b"vote/", row)
+}
+
+/// The replica of a purge point.
+pub(crate) fn replica_of_purged(row: &[u8]) -> Option<ReplicaId> {
+    replica_behind(b"purged/", row)
+}
+
+fn replica_behind(prefix: &[u8], row: &[u8]) -> Option<ReplicaId> {
+    let bytes = row.strip_prefix(prefix)?.try_into().ok()?;
     Some(ReplicaId(u64::from_be_bytes(bytes)))
 }
 
@@ -304,6 +338,30 @@ pub(crate) fn purged(replica: ReplicaId) -> Vec<u8> {
 /// A fact of the node.
 pub(crate) fn node(name: &str) -> Vec<u8> {
     [b"node/", name.as_bytes()].concat()
+}
+
+/// All facts of the node.
+pub(crate) fn facts() -> (Vec<u8>, Vec<u8>) {
+    (b"node/".to_vec(), b"node0".to_vec())
+}
+
+/// Whether a row is a fact of the node, its format or its id: what it can't do without.
+pub(crate) fn is_fact(row: &[u8]) -> bool {
+    row.starts_with(b"node/") || row == FORMAT || row == STORE_ID
+}
+
+/// The value of `meta`'s row of the last commit: its number, and the newest one synced before it.
+pub(crate) fn commit_value(number: u64, synced: u64) -> [u8; 16] {
+    let mut value = [0; 16];
+    value[..8].copy_from_slice(&number.to_le_bytes());
+    value[8..].copy_from_slice(&synced.to_le_bytes());
+    value
+}
+
+/// Number, and newest commit synced before, of `meta`'s row of the last commit.
+pub(crate) fn parse_commit(value: &[u8]) -> Option<(u64, u64)> {
+    let (number, synced) = value.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*number), u64::from_le_bytes(synced.try_into().ok()?)))
 }
 
 fn build(tag: u8, parts: &[&[u8]]) -> Vec<u8> {

@@ -88,7 +88,7 @@ impl Log {
                 done(result);
             }
         };
-        self.disk.commit.push(Job { mutations, sync: true, done: Box::new(landed) })?;
+        self.disk.commit.push(Job::synced(mutations, Box::new(landed)))?;
         let grown: u64 = entries.into_iter().zip(sizes).map(|(e, bytes)| log.push(e, bytes)).sum();
         self.disk.tail_bytes.fetch_add(grown, Ordering::Relaxed);
         Ok(())
@@ -176,7 +176,7 @@ impl Log {
         self.replica.check()?;
         let key = keys::vote(self.replica.id);
         let row = Mutation::Put { family: self.disk.meta.clone(), key, value: vote.clone() };
-        self.disk.commit.push_urgent(Job { mutations: vec![row], sync: true, done })?;
+        self.disk.commit.push_urgent(Job::synced(vec![row], done))?;
         log.vote = Some(vote);
         Ok(())
     }
@@ -328,7 +328,8 @@ fn payloads_of(entry: &Entry) -> Vec<(CollectionId, BlobId, Bytes)> {
 }
 
 impl PayloadRef {
-    fn extent(&self) -> Extent {
+    /// Where the payload lies.
+    pub(crate) fn extent(&self) -> Extent {
         let blob = BlobId { index: self.index, position: self.position, number: self.slot };
         Extent { blob, offset: 0, len: self.len }
     }

@@ -86,7 +86,7 @@ impl Inner {
         let gone = {
             // Under the log's lock: no job for it can follow those that delete it.
             let mut log = replica.log.lock();
-            self.disk.commit.push_urgent(Job { mutations, sync: true, done })?;
+            self.disk.commit.push_urgent(Job::synced(mutations, done))?;
             replica.dropped.store(true, Ordering::Release);
             log.forget_through(u64::MAX)
         };

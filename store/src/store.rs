@@ -3,6 +3,8 @@
 //! The front door. Opening takes the directory, opens the database, drops what an interrupted
 //! `create_replica` or `drop_replica` left, and starts the commit and read threads.
 
+mod damaged;
+
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,10 +16,10 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::batch::ApplyBatch;
 use crate::cache::RecordCache;
-use crate::commit::{Callback, Commit, Job};
+use crate::commit::{Books, Callback, Commit, Job};
 use crate::config::Config;
-use crate::damage::{Damage, DamageHook, DamageLog};
-use crate::db::{Db, Mutation, Walk};
+use crate::damage::DamageLog;
+use crate::db::{Mutation, Walk};
 use crate::directory::Directory;
 use crate::disk::{Disk, Replica, decode_descriptor};
 use crate::error::{Error, ReplicaProblem};
@@ -25,7 +27,9 @@ use crate::export::Export;
 use crate::failure::{Failure, FailureHook};
 use crate::ids::{CollectionId, ReplicaId};
 use crate::keys::{self, STORE_FORMAT};
+use crate::ledger::Ledger;
 use crate::log::Log;
+use crate::opening;
 use crate::plan::CachePlan;
 use crate::pool::ReadPool;
 use crate::read::Reader;
@@ -35,6 +39,7 @@ use crate::shard::Shard;
 use crate::space::{DiskLevel, Space};
 use crate::stats::{MemoryStats, Stats, WrittenStats};
 use crate::watch::Watch;
+use crate::witness::Witness;
 
 /// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
 /// clone, every handle made from it and every `Bytes` read through it is gone.
@@ -51,6 +56,7 @@ pub(crate) struct Inner {
     reclaimer: Reclaimer,
     id: [u8; 16],
     pub(crate) database: PathBuf,
+    policy: PathBuf,
     config: Config,
     incoming: PathBuf,
     receiving: AtomicU64,
@@ -61,14 +67,20 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>, config: Config) -> Result<Store, Error> {
         let dir = dir.as_ref();
         let directory = Directory::open(dir)?;
-        let (id, database) = (directory.store_id, directory.database);
-        let db = Db::open(&database, &config, directory.direct_io, directory.lock)?;
+        let opened = opening::open(&directory, &config)?;
+        let restored = opened.restore_families()?;
+        let (id, database, policy) = (directory.store_id, directory.database, directory.policy);
+        let db = opened.db;
         let missing = |what| Error::corrupt("database", format!("it has no family {what:?}"));
         let log = db.family(keys::LOG_FAMILY).ok_or(missing(keys::LOG_FAMILY))?;
         let meta = db.family(keys::META_FAMILY).ok_or(missing(keys::META_FAMILY))?;
         let failure = Arc::new(Failure::default());
+        let held = Ledger { commit: opened.held_commit, ..opened.ledger.clone() };
+        let witness = Witness::start(directory.synced, &held, failure.clone())?;
+        let (ledger, synced) = (opened.ledger, opened.held_commit);
+        let books = Books { ledger, witness, meta: meta.clone(), synced };
         let disk = Arc::new(Disk {
-            commit: Commit::start(db.clone(), failure.clone(), &config)?,
+            commit: Commit::start(db.clone(), failure.clone(), &config, books)?,
             watch: Watch::start(db.clone(), failure.clone())?,
             db,
             log,
@@ -100,13 +112,19 @@ impl Store {
             reclaimer,
             id,
             database,
+            policy,
             config,
             incoming,
             receiving,
         };
-        let opened = inner.check_identity().and_then(|()| inner.open_replicas());
+        opened.damages.iter().for_each(|damage| inner.disk.damage.report(damage));
+        let opened = inner
+            .check_identity()
+            .and_then(|()| inner.restore(&restored))
+            .and_then(|()| inner.open_replicas(&opened.quarantined));
         if let Err(error) = opened {
             inner.disk.commit.close();
+            let _ = inner.disk.commit.close_books(false);
             inner.disk.watch.close();
             inner.disk.closed.store(true, Ordering::Release);
             inner.reclaimer.close();
@@ -193,7 +211,7 @@ impl Store {
     pub fn meta_put(&self, name: &str, value: Bytes, done: Callback) -> Result<(), Error> {
         let family = self.inner.disk.meta.clone();
         let mutations = vec![Mutation::Put { family, key: keys::node(name), value }];
-        self.inner.disk.commit.push(Job { mutations, sync: true, done })
+        self.inner.disk.commit.push(Job::synced(mutations, done))
     }
 
     /// Writes what some replicas have applied to files, so that their logs can be purged: see
@@ -246,37 +264,6 @@ impl Store {
     /// Calls the hook once when a write or sync fails: at once if one has. It must not block.
     pub fn on_failure(&self, hook: FailureHook) {
         self.inner.disk.failure.on_failure(hook);
-    }
-
-    /// Returns the damage found at the opening and since.
-    pub fn damages(&self) -> Vec<Damage> {
-        self.inner.disk.damage.found()
-    }
-
-    /// Calls the hook for each damage found so far and from now on, on the thread that finds it: it
-    /// must not block.
-    pub fn on_damage(&self, hook: DamageHook) {
-        self.inner.disk.damage.on_damage(hook);
-    }
-
-    /// Records damage that somebody above has found, such as an entry that can't be applied or a hash
-    /// that differs from other replicas' at the same entry.
-    pub fn report_damage(&self, damage: &Damage) {
-        self.inner.disk.damage.report(damage);
-    }
-
-    /// Quarantines a replica: from then on nothing is read from it or written to it, though it can be
-    /// dropped. Not durable: what is damaged is found again at the next opening, or by a read.
-    pub fn quarantine(&self, id: ReplicaId) -> Result<(), Error> {
-        self.inner.replica(id)?.quarantined.store(true, Ordering::Release);
-        Ok(())
-    }
-
-    /// Returns the replicas in quarantine, in order.
-    pub fn quarantined(&self) -> Vec<ReplicaId> {
-        let replicas = self.inner.disk.replicas.read();
-        let quarantined = |replica: &&Arc<Replica>| replica.quarantined.load(Ordering::Acquire);
-        replicas.values().filter(quarantined).map(|replica| replica.id).collect()
     }
 
     /// Figures as of now.
@@ -368,10 +355,11 @@ impl Store {
             replicas.iter().try_for_each(|replica| disk.db.flush(&replica.generation().family))?;
             [&disk.log, &disk.meta].into_iter().try_for_each(|family| disk.db.flush(family))
         });
+        let claimed = disk.commit.close_books(flushed.is_ok());
         disk.watch.close();
         disk.db.stop_background_work();
         self.inner.reclaimer.close();
-        flushed
+        flushed.and(claimed)
     }
 }
 
@@ -414,7 +402,7 @@ impl Inner {
     }
 
     /// Opens every replica with a descriptor; column families that none names are leftovers.
-    fn open_replicas(&self) -> Result<(), Error> {
+    fn open_replicas(&self, quarantined: &BTreeMap<ReplicaId, u64>) -> Result<(), Error> {
         let (mut ids, mut families) = (Vec::new(), Vec::new());
         let (db, meta) = (&self.disk.db, &self.disk.meta);
         db.walk(meta, keys::descriptors(), Walk::Few, &mut |row, value| {
@@ -433,7 +421,10 @@ impl Inner {
                 db.drop_family(&name)?;
             }
         }
-        ids.into_iter().try_for_each(|id| self.open_replica(id))
+        ids.into_iter().try_for_each(|id| match quarantined.get(&id) {
+            Some(generation) => self.open_hollow(id, *generation),
+            None => self.open_replica(id),
+        })
     }
 
     pub(crate) fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {

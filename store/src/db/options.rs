@@ -54,8 +54,39 @@ impl Memory {
     }
 }
 
+/// How the write-ahead log is replayed when the database is opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// All of it, or the opening is refused.
+    Whole,
+    /// What is whole of it, though records or files are missing. Only for a store that knows what it
+    /// has lost.
+    Rest,
+    /// All of it, and nothing on disk is changed.
+    LookOnly,
+    /// What is in front of the first record that is not whole, and nothing on disk is changed.
+    LookAtPrefix,
+    /// What is whole of it, and nothing on disk is changed.
+    LookAtRest,
+}
+
+impl Recovery {
+    /// Whether the opening changes nothing on disk, and the database can't be written.
+    pub fn is_look(self) -> bool {
+        match self {
+            Recovery::Whole | Recovery::Rest => false,
+            Recovery::LookOnly | Recovery::LookAtPrefix | Recovery::LookAtRest => true,
+        }
+    }
+}
+
 /// Options of the database.
-pub(super) fn database(config: &Config, memory: &Memory, direct_io: bool) -> Options {
+pub(super) fn database(
+    config: &Config,
+    memory: &Memory,
+    direct_io: bool,
+    recovery: Recovery,
+) -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
     options.create_missing_column_families(true);
@@ -65,8 +96,14 @@ pub(super) fn database(config: &Config, memory: &Memory, direct_io: bool) -> Opt
     options.set_max_open_files(OPEN_FILES_MAX);
     options.set_skip_stats_update_on_db_open(true);
     options.set_max_total_wal_size(WAL_PER_MEMTABLE * config.memtable_bytes_max as u64);
-    options.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    options.set_track_and_verify_wals_in_manifest(true);
+    options.set_wal_recovery_mode(match recovery {
+        // A torn end is cut off before (`opening.rs`): RocksDB never has to guess.
+        Recovery::Whole | Recovery::LookOnly => DBRecoveryMode::AbsoluteConsistency,
+        Recovery::LookAtPrefix => DBRecoveryMode::PointInTime,
+        Recovery::Rest | Recovery::LookAtRest => DBRecoveryMode::SkipAnyCorruptedRecord,
+    });
+    let all_files = !matches!(recovery, Recovery::Rest | Recovery::LookAtRest);
+    options.set_track_and_verify_wals_in_manifest(all_files);
     // No recycled log files, though they sync faster: RocksDB refuses unlogged writes with them.
     // Written back as it goes, so that a sync never finds a cliff of dirty pages.
     options.set_bytes_per_sync(1 << 20);
@@ -172,7 +209,8 @@ pub(super) fn log(memory: &Memory) -> Options {
 /// Options of the store's own few rows.
 pub(super) fn meta(memory: &Memory) -> Options {
     let mut options = family(memory, 4 << 10);
-    options.set_write_buffer_size(1 << 20);
+    // Each commit replaces a row of some 50 bytes here.
+    options.set_write_buffer_size(8 << 20);
     options
 }
 

@@ -83,7 +83,8 @@ impl Log {
             mutations.push(Mutation::Delete { family, key });
         }
         let truncated = index <= log.last.index;
-        self.disk.commit.push(Job { mutations, sync: true, done })?;
+        let log_end = truncated.then_some((self.replica.id, before));
+        self.disk.commit.push(Job { log_end, ..Job::synced(mutations, done) })?;
         if truncated {
             let gone = log.truncate_from(index, before);
             self.disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
@@ -135,7 +136,7 @@ impl Log {
         let mut log = self.replica.log.lock();
         self.replica.check()?;
         if index <= log.purged.index {
-            return self.disk.commit.push(Job { mutations, sync: false, done });
+            return self.disk.commit.push(Job { sync: false, ..Job::synced(mutations, done) });
         }
         let purged = found.ok_or_else(|| {
             Error::corrupt("log", format!("entry {index} is applied but missing"))
@@ -155,7 +156,8 @@ impl Log {
                 done(result);
             }
         };
-        self.disk.commit.push(Job { mutations, sync: false, done: Box::new(written) })?;
+        let job = Job::synced(mutations, Box::new(written));
+        self.disk.commit.push(Job { sync: false, ..job })?;
         let gone = log.forget_through(index);
         log.purged = purged;
         if log.last.index < index {

@@ -126,7 +126,7 @@ fn child() {
     }
 }
 
-fn start(child: &str, dir: &Path, seed: u64) -> Child {
+pub fn start(child: &str, dir: &Path, seed: u64) -> Child {
     Process::new(std::env::current_exe().unwrap())
         .args(["--exact", child, "--ignored", "--nocapture"])
         .env(DIRECTORY, dir)
@@ -136,12 +136,16 @@ fn start(child: &str, dir: &Path, seed: u64) -> Child {
         .unwrap()
 }
 
+/// The entry that a line of a child acknowledges.
+pub fn index_of(line: &str) -> Option<u64> {
+    line.strip_prefix("ack ")?.split(' ').next()?.parse().ok()
+}
+
 /// Lets a child run until it has acknowledged some entries, kills it, and answers the last
 /// acknowledged index: what came through the pipe before it died counts as well.
 pub fn run_and_kill(child: &str, dir: &Path, seed: u64, acknowledgements: usize) -> u64 {
     let mut child = start(child, dir, seed);
     let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let index_of = |line: &str| line.strip_prefix("ack ")?.split(' ').next()?.parse::<u64>().ok();
     let mut seen = Vec::new();
     while seen.len() < acknowledgements {
         let line = lines.next().expect("the child runs until it is killed").unwrap();
@@ -158,7 +162,7 @@ pub fn run_and_kill(child: &str, dir: &Path, seed: u64, acknowledgements: usize)
 }
 
 /// What the history makes without any crash.
-fn model_hash(seed: u64, last: u64) -> u64 {
+pub fn model_hash(seed: u64, last: u64) -> u64 {
     let mut node = Node::new();
     for index in 1..=last {
         let (time_ms, commands) = commands(seed, index);

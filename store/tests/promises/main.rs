@@ -6,6 +6,7 @@
 
 mod blobs;
 mod crash;
+mod damage;
 mod directory;
 mod encoding;
 mod extents;
@@ -13,6 +14,7 @@ mod failure;
 mod fields;
 mod flush;
 mod log;
+mod power;
 mod read;
 mod reclaimed;
 mod retry;
