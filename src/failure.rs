@@ -207,8 +207,14 @@ impl From<&store::Error> for Failure {
                 .with("free_bytes", free)
                 .with("reserve_bytes", reserve)
                 .retry_after(RETRY_DISK_FULL),
-            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => Failure::new(Reason::Corrupt, message),
+            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => {
+                Failure::new(Reason::Corrupt, message)
+            }
             store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
+            // It has gone elsewhere, or is going: whoever leads the shard serves the call.
+            store::Error::Replica { .. } => {
+                Failure::new(Reason::Unavailable, message).retry_after(RETRY_NOT_LEADER)
+            }
             _ => Failure::new(Reason::Internal, message),
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
-use statehouse_store::{EntryId, Reader, ReplicaId, Reply, Shard, Store};
+use statehouse_store::{EntryId, Log, Reader, ReplicaId, Reply, Shard, Store};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -19,11 +19,11 @@ use super::config::Config;
 use super::confirm::{Confirmer, Promise};
 use super::convert;
 use super::heard::Heard;
+use super::lag::Lag;
 use super::landed::Landed;
 use super::log_storage::LogStorage;
-use super::network::Network;
+use super::network::{Exchanged, Network};
 use super::proposing::Proposals;
-use super::reads::Told;
 use super::retained::Retained;
 use super::state_machine::StateMachine;
 use super::status::GroupStatus;
@@ -32,6 +32,9 @@ use super::types::TypeConfig;
 use crate::applier::Applier;
 use crate::transport::Peers;
 use crate::{Error, NodeId, ShardId};
+
+/// How long a replica that is told of an entry may take to apply it before others are asked.
+const APPLY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Called once with a proposal's reply, on the apply thread or a Raft task: it must not block.
 pub type Done = Box<dyn FnOnce(Result<Reply, Error>) + Send>;
@@ -58,9 +61,12 @@ pub struct Group {
     /// What this replica's votes allow.
     pub(super) promise: Arc<Promise>,
     pub(super) confirmer: Arc<Confirmer>,
-    /// What this replica has told its followers.
-    pub(super) told: Arc<Told>,
+    /// What this replica has told its followers while it led, and they it.
+    pub(super) exchanged: Arc<Exchanged>,
+    pub(super) log: Log,
     pub(super) heard: Mutex<Heard>,
+    /// What was proven of how old the applied state is.
+    pub(super) lag: Mutex<Lag>,
     /// The last entry applied.
     pub(super) applied: watch::Receiver<EntryId>,
     pub(super) status: watch::Sender<GroupStatus>,
@@ -100,16 +106,21 @@ impl Group {
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store, replica, log.clone(), state);
         let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
-        let told = Arc::<Told>::default();
+        let exchanged = Arc::<Exchanged>::default();
         let network =
-            Network::new((peers.clone(), transfers.clone()), shard, replica, told.clone());
+            Network::new((peers.clone(), transfers.clone()), shard, replica, exchanged.clone());
         let retained: Arc<Mutex<Retained>> = Arc::default();
         let vote = log.vote().map(|bytes| convert::vote_of_bytes(&bytes)).transpose();
         let vote =
             vote.map_err(|error| Error::Invalid(format!("read a replica's vote: {error}")))?;
         let promise = Arc::new(Promise::of(vote.map_or(0, |vote| vote.leader_id.term)));
-        let storage =
-            LogStorage::new(log, applied.clone(), retained.clone(), landed, promise.clone());
+        let storage = LogStorage::new(
+            log.clone(),
+            applied.clone(),
+            retained.clone(),
+            landed,
+            promise.clone(),
+        );
         let openraft = Arc::new(config.openraft()?);
         let raft = Raft::new(replica.0, openraft, network, storage, machine).await;
         let raft = raft.map_err(|error| Error::Closed { reason: error.to_string() })?;
@@ -122,8 +133,10 @@ impl Group {
             config,
             promise,
             confirmer,
-            told,
+            exchanged,
+            log,
             heard: Mutex::default(),
+            lag: Mutex::default(),
             applied,
             status: watch::Sender::new(GroupStatus::default()),
             watched: Arc::default(),
@@ -171,14 +184,16 @@ impl Group {
         self.raft.is_leader()
     }
 
-    /// How old what is applied here may be: the time since a leader was last heard with a commit
-    /// index that is applied here by now. Zero on a leader that a quorum follows; `None` before a
-    /// leader was heard.
+    /// How old what is applied here may be, on this node's clock: everything acknowledged longer
+    /// ago is applied. `None` before anything is known of it. A leader with other voters counts
+    /// from when they last confirmed it, and asks them anew for a linearizable read only.
     pub fn lag(&self) -> Option<Duration> {
-        if self.leads_a_quorum() {
+        if self.is_certain_alone() {
             return Some(Duration::ZERO);
         }
-        self.heard.lock().lag(self.applied.borrow().index, Instant::now())
+        // What is applied before the clock is looked at: time that passes between counts.
+        let applied = self.applied.borrow().index;
+        self.lag.lock().of(applied, Instant::now())
     }
 
     /// Commands answered by this replica since it began.
@@ -191,15 +206,22 @@ impl Group {
         self.applied.clone()
     }
 
-    /// Waits until the entry of an index is applied here.
+    /// Waits until the entry of an index is applied here; `Closed` if it is not within
+    /// [`APPLY_WAIT_MAX`]: then another replica has to serve.
     pub async fn wait_applied(&self, index: u64) -> Result<(), Error> {
         let reached = |applied: &EntryId| applied.index >= index;
         if reached(&self.applied.borrow()) {
             return Ok(());
         }
-        match self.applied.clone().wait_for(reached).await.is_ok() {
-            true => Ok(()),
-            false => Err(self.stopped()),
+        let mut applied = self.applied.clone();
+        match tokio::time::timeout(APPLY_WAIT_MAX, applied.wait_for(reached)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.stopped()),
+            Err(_) => {
+                let replica = self.replica;
+                let reason = format!("replica {replica} has not applied entry {index} in time");
+                Err(Error::Closed { reason })
+            }
         }
     }
 

@@ -1,16 +1,12 @@
 //! What comes in from peers: to the right replica, into openraft, and the answer back.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderError,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderError, VoteResponse};
 use parking_lot::Mutex;
 use statehouse_proto::v1;
 use statehouse_proto::v1::append_answer::Answer as AppendAnswer;
@@ -19,21 +15,24 @@ use statehouse_proto::v1::peer_answer::Answer;
 use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_proto::v1::peer_refusal::Kind;
 use statehouse_proto::v1::transfer_answer::Result as Transferred;
-use statehouse_store::{Body, ReplicaId};
+use statehouse_store::{EntryId, ReplicaId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
 use super::convert::{self, Malformed};
 use super::group::Group;
 use super::groups::{Absent, Groups};
-use super::types::{Entry, LogId, TypeConfig};
-use crate::{Error, ShardId};
-
-type Append = AppendEntriesRequest<TypeConfig>;
+use super::sound::{self, Append};
+use super::types::{TypeConfig, entry_id_or_default};
+use crate::{Error, NodeId, ShardId};
 
 impl Groups {
-    /// Answers a small message.
-    pub(crate) fn answer(self: Arc<Self>, ask: v1::PeerAsk) -> BoxFuture<'static, v1::PeerAnswer> {
+    /// Answers a small message of a node.
+    pub(crate) fn answer(
+        self: Arc<Self>,
+        from: NodeId,
+        ask: v1::PeerAsk,
+    ) -> BoxFuture<'static, v1::PeerAnswer> {
         async move {
             let answer = match (ask.ask, ask.route) {
                 (Some(Ask::Ping(_)), _) => Answer::Pong(v1::Ping {}),
@@ -41,8 +40,15 @@ impl Groups {
                     let confirmed = ask.claims.iter().map(|claim| self.confirms(claim)).collect();
                     Answer::Confirm(v1::ConfirmAnswer { confirmed })
                 }
+                (Some(Ask::Freshness(ask)), _) => Answer::Freshness(self.freshness(ask).await),
                 (Some(kind), Some(route)) => match addressed(&self, &route) {
-                    Ok(group) => group.answer(kind).await.unwrap_or_else(Answer::Refusal),
+                    Ok(group) => match group.answer(kind, route.from_replica).await {
+                        Ok(answer) => answer,
+                        Err(refusal) => {
+                            note_malformed(from, &route, &refusal);
+                            Answer::Refusal(refusal)
+                        }
+                    },
                     Err(refusal) => Answer::Refusal(refusal),
                 },
                 _ => Answer::Refusal(refusal(Kind::Malformed, "neither a ping nor for a replica")),
@@ -55,13 +61,14 @@ impl Groups {
     /// Follows one leader's session until it ends, answering each request in order.
     pub(crate) fn follow(
         self: Arc<Self>,
+        from: NodeId,
         route: v1::PeerRoute,
         requests: mpsc::UnboundedReceiver<v1::AppendRequest>,
         answer: impl Fn(AppendAnswer) -> BoxFuture<'static, bool> + Send + Sync + 'static,
     ) -> BoxFuture<'static, ()> {
         async move {
             match addressed(&self, &route) {
-                Ok(group) => group.follow(requests, answer).await,
+                Ok(group) => group.follow((from, route), requests, answer).await,
                 Err(refusal) => {
                     answer(AppendAnswer::Refusal(refusal)).await;
                 }
@@ -92,6 +99,16 @@ pub(super) fn refusal(kind: Kind, detail: impl Into<String>) -> v1::PeerRefusal 
     v1::PeerRefusal { kind: kind.into(), detail: detail.into(), leader: None }
 }
 
+/// Says which peer sent what makes no sense.
+fn note_malformed(from: NodeId, route: &v1::PeerRoute, refusal: &v1::PeerRefusal) {
+    if refusal.kind() == Kind::Malformed {
+        let v1::PeerRoute { shard, from_replica, .. } = *route;
+        let error = &refusal.detail;
+        let replica = from_replica;
+        tracing::warn!(node = %from, shard, replica, error, "refused a peer's message");
+    }
+}
+
 impl From<Malformed> for v1::PeerRefusal {
     fn from(malformed: Malformed) -> Self {
         refusal(Kind::Malformed, malformed.to_string())
@@ -103,19 +120,23 @@ fn stopped(error: impl std::fmt::Display) -> v1::PeerRefusal {
 }
 
 impl Group {
-    async fn answer(self: &Arc<Self>, ask: Ask) -> Result<Answer, v1::PeerRefusal> {
+    async fn answer(self: &Arc<Self>, ask: Ask, from: u64) -> Result<Answer, v1::PeerRefusal> {
         match ask {
-            Ask::Ping(_) | Ask::Confirm(_) => Err(refusal(Kind::Malformed, "not for one replica")),
-            Ask::Heartbeat(beat) => self.heartbeat(beat).await.map(Answer::Heartbeat),
+            Ask::Ping(_) | Ask::Confirm(_) | Ask::Freshness(_) => {
+                Err(refusal(Kind::Malformed, "not for one replica"))
+            }
+            Ask::Heartbeat(beat) => self.heartbeat(beat, from).await.map(Answer::Heartbeat),
             Ask::Vote(ask) => {
-                let answer = self.raft.vote(vote_request(ask)?).await.map_err(stopped)?;
+                let request = sound::vote_request(&ask, from)?;
+                let answer = self.raft.vote(request).await.map_err(stopped)?;
                 Ok(Answer::Vote(vote_answer(&answer)))
             }
             Ask::PreVote(ask) => {
-                let answer = self.raft.pre_vote(vote_request(ask)?).await.map_err(stopped)?;
+                let request = sound::vote_request(&ask, from)?;
+                let answer = self.raft.pre_vote(request).await.map_err(stopped)?;
                 Ok(Answer::Vote(vote_answer(&answer)))
             }
-            Ask::Transfer(ask) => self.take_over(ask).await.map(Answer::Transfer),
+            Ask::Transfer(ask) => self.take_over(ask, from).await.map(Answer::Transfer),
             Ask::ReadIndex(_) => match self.read_index().await {
                 Ok(id) => Ok(Answer::ReadIndex(v1::LogPosition { term: id.term, index: id.index })),
                 Err(Error::NotLeader { leader, .. }) => {
@@ -128,22 +149,20 @@ impl Group {
         }
     }
 
-    async fn heartbeat(&self, beat: v1::Heartbeat) -> Result<v1::Appended, v1::PeerRefusal> {
-        let at = Instant::now();
-        let committed = beat.committed.map_or(0, |position| position.index);
-        let request = Append {
-            vote: convert::required_vote(beat.vote)?,
-            prev_log_id: convert::log_id(beat.previous),
-            entries: Vec::new(),
-            leader_commit: convert::log_id(beat.committed),
-        };
+    async fn heartbeat(
+        &self,
+        beat: v1::Heartbeat,
+        from: u64,
+    ) -> Result<v1::Appended, v1::PeerRefusal> {
+        let request = sound::heartbeat(&beat, from)?;
+        self.agrees(&request)?;
         let result = match self.raft.append_entries(request).await.map_err(stopped)? {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
-                self.note_leader(at, committed);
+                self.note_leader();
                 Appended::Matched(beat.previous.unwrap_or_default())
             }
             AppendEntriesResponse::Conflict => {
-                self.note_leader(at, u64::MAX);
+                self.note_leader();
                 Appended::Conflict(beat.previous.unwrap_or_default())
             }
             AppendEntriesResponse::HigherVote(vote) => {
@@ -153,17 +172,17 @@ impl Group {
         Ok(v1::Appended { result: Some(result) })
     }
 
-    /// A leader that we follow was heard, with its commit index.
-    fn note_leader(&self, at: Instant, committed: u64) {
-        self.heard.lock().note(at, committed, self.applied.borrow().index);
+    /// A leader that we follow was heard.
+    fn note_leader(&self) {
+        self.heard.lock().note(Instant::now());
     }
 
-    async fn take_over(&self, ask: v1::TransferAsk) -> Result<v1::TransferAnswer, v1::PeerRefusal> {
-        let request = TransferLeaderRequest::new(
-            convert::required_vote(ask.from_leader)?,
-            ask.to_replica,
-            convert::log_id(ask.last),
-        );
+    async fn take_over(
+        &self,
+        ask: v1::TransferAsk,
+        from: u64,
+    ) -> Result<v1::TransferAnswer, v1::PeerRefusal> {
+        let request = sound::transfer_request(&ask, from)?;
         let result = match self.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Transferred::Accepted(v1::Ping {}),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => {
@@ -176,40 +195,54 @@ impl Group {
         Ok(v1::TransferAnswer { result: Some(result) })
     }
 
+    /// Holds a request against what is committed here: another entry in the place of one of those
+    /// can only come from a peer, or a replica here, that has broken its promises.
+    fn agrees(&self, request: &Append) -> Result<(), Malformed> {
+        let committed = {
+            let metrics = self.raft.data_metrics();
+            entry_id_or_default(metrics.borrow_watched().local_committed)
+        };
+        let previous = entry_id_or_default(request.prev_log_id);
+        let entries = request.entries.iter().map(|entry| entry.stored.id());
+        let known = std::iter::once(previous).chain(entries);
+        for id in known.take_while(|id| id.index <= committed.index) {
+            // One that was purged, or can't be read, says nothing.
+            let ours = if id.index == committed.index {
+                Some(committed)
+            } else {
+                self.log.entry_id(id.index).ok().flatten()
+            };
+            if ours.is_some_and(|EntryId { term, .. }| term != id.term) {
+                return Err(Malformed { what: "append: it contradicts what is committed here" });
+            }
+        }
+        Ok(())
+    }
+
     async fn follow(
         self: Arc<Self>,
+        (from, route): (NodeId, v1::PeerRoute),
         requests: mpsc::UnboundedReceiver<v1::AppendRequest>,
         answer: impl Fn(AppendAnswer) -> BoxFuture<'static, bool> + Send + Sync,
     ) {
-        // When each request under way came, and with which commit index.
-        let came: Arc<Mutex<VecDeque<(Instant, u64)>>> = Arc::default();
         let malformed: Arc<Mutex<Option<Malformed>>> = Arc::default();
         let requests = {
-            let (came, malformed) = (came.clone(), malformed.clone());
-            UnboundedReceiverStream::new(requests).map(append_request).scan(
-                (),
-                move |(), parsed| {
-                    let request = match parsed {
-                        Ok((request, committed)) => {
-                            came.lock().push_back((Instant::now(), committed));
-                            Some(request)
-                        }
-                        // The session ends here.
-                        Err(error) => {
-                            *malformed.lock() = Some(error);
-                            None
-                        }
-                    };
-                    async move { request }
-                },
-            )
+            let (group, malformed) = (self.clone(), malformed.clone());
+            let parse = move |request| {
+                let request = sound::append(request, route.from_replica)?;
+                group.agrees(&request).map(|()| request)
+            };
+            UnboundedReceiverStream::new(requests).map(parse).scan((), move |(), parsed| {
+                // The session ends where one makes no sense.
+                let request = parsed.map_err(|error| *malformed.lock() = Some(error)).ok();
+                async move { request }
+            })
         };
         let mut results = Box::pin(self.raft.stream_append(requests));
         while let Some(result) = results.next().await {
-            let (at, committed) = came.lock().pop_front().expect("an answer follows its request");
             let (answered, ends) = match result {
                 Ok(Ok(matched)) => {
-                    self.note_leader(at, committed);
+                    self.note_leader();
                     (Appended::Matched(convert::position(matched).unwrap_or_default()), false)
                 }
                 Ok(Err(StreamAppendError::Conflict(at))) => {
@@ -230,17 +263,11 @@ impl Group {
         }
         let malformed = malformed.lock().take();
         if let Some(error) = malformed {
-            tracing::warn!(shard = %self.shard, %error, "a peer's append makes no sense");
-            answer(AppendAnswer::Refusal(error.into())).await;
+            let refusal = v1::PeerRefusal::from(error);
+            note_malformed(from, &route, &refusal);
+            answer(AppendAnswer::Refusal(refusal)).await;
         }
     }
-}
-
-fn vote_request(ask: v1::VoteAsk) -> Result<VoteRequest<TypeConfig>, Malformed> {
-    let last_log_id: Option<LogId> = convert::log_id(ask.last);
-    let mut request = VoteRequest::new(convert::required_vote(ask.vote)?, last_log_id);
-    request.leadership_transfer = ask.transfer;
-    Ok(request)
 }
 
 fn vote_answer(answer: &VoteResponse<TypeConfig>) -> v1::VoteAnswer {
@@ -249,28 +276,4 @@ fn vote_answer(answer: &VoteResponse<TypeConfig>) -> v1::VoteAnswer {
         granted: answer.vote_granted,
         last: convert::position(answer.last_log_id),
     }
-}
-
-/// openraft's request, and the store's commit index that it carries.
-fn append_request(request: v1::AppendRequest) -> Result<(Append, u64), Malformed> {
-    let committed = request.committed.map_or(0, |position| position.index);
-    let entries: Result<Vec<Entry>, Malformed> = request.entries.into_iter().map(entry).collect();
-    let append = Append {
-        vote: convert::required_vote(request.vote)?,
-        prev_log_id: convert::log_id(request.previous),
-        entries: entries?,
-        leader_commit: convert::log_id(request.committed),
-    };
-    Ok((append, committed))
-}
-
-fn entry(bytes: Bytes) -> Result<Entry, Malformed> {
-    let stored = statehouse_store::Entry::decode(bytes).map_err(|_| Malformed { what: "entry" })?;
-    if let Body::Membership(membership) = &stored.body {
-        convert::membership_of_bytes(membership)?;
-    }
-    if stored.index == 0 {
-        return Err(Malformed { what: "entry: its index is 0" });
-    }
-    Ok(Entry::from(Arc::new(stored)))
 }
