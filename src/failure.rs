@@ -211,6 +211,10 @@ impl From<&store::Error> for Failure {
                 Failure::new(Reason::Corrupt, message)
             }
             store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
+            // It has gone elsewhere, or is going: whoever leads the shard serves the call.
+            store::Error::Replica { .. } => {
+                Failure::new(Reason::Unavailable, message).retry_after(RETRY_NOT_LEADER)
+            }
             _ => Failure::new(Reason::Internal, message),
         }
     }

@@ -4,6 +4,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
+#[path = "histories_are_judged/bounded.rs"]
+mod bounded;
 mod harness;
 
 use harness::history::check::Violation;
@@ -39,7 +41,7 @@ impl Told {
     }
 
     fn look(mut self, (sent, answered): (u64, u64), seen: Seen) -> Self {
-        self.0.looks.push(Look { sent, answered, seen, of: None, stale: false });
+        self.0.looks.push(Look { sent, answered, seen, of: None, lag: None });
         self
     }
 
@@ -47,9 +49,9 @@ impl Told {
         self.look(times, Seen::State { version, trail: trail.to_vec() })
     }
 
-    fn stale(mut self, times: (u64, u64), version: u64, trail: &[u64]) -> Self {
-        self = self.get(times, version, trail);
-        self.0.looks.last_mut().unwrap().stale = true;
+    /// The last look was a bounded read, and answered with this lag.
+    fn bounded(mut self, lag: u64) -> Self {
+        self.0.looks.last_mut().unwrap().lag = Some(lag);
         self
     }
 
@@ -228,15 +230,6 @@ fn a_repeat_is_known_as_one() {
     assert_eq!(late.wrong(), Violation::NotMissing { sent: 8, answered: 9 });
 }
 
-#[test]
-fn a_stale_look_is_old_but_not_made_up() {
-    let two = || told().put(1, (1, 2), 10).put(2, (3, 4), 20);
-    two().stale((5, 6), 10, &[1]).fine();
-    let early = two().stale((1, 2), 20, &[2]);
-    assert!(matches!(early.wrong(), Violation::OutOfTime { .. }));
-    assert_eq!(two().stale((5, 6), 30, &[3]).wrong(), Violation::Invented { id: 3 });
-}
-
 /// Histories of a store that keeps its promises, some of them bent afterwards.
 mod random {
     use super::*;
@@ -301,7 +294,7 @@ mod random {
             5 => Action::Delete(some_version),
             _ => {
                 let seen = see(state.as_ref());
-                history.looks.push(Look { sent, answered, seen, of: None, stale: false });
+                history.looks.push(Look { sent, answered, seen, of: None, lag: None });
                 return;
             }
         };
@@ -319,7 +312,7 @@ mod random {
             }
             false => {
                 let seen = current.map_or(Seen::Missing, Seen::Version);
-                history.looks.push(Look { sent, answered, seen, of: Some(id), stale: false });
+                history.looks.push(Look { sent, answered, seen, of: Some(id), lag: None });
                 Outcome::Nothing
             }
         };

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use statehouse_store::{Body, Command, CommandBatch, Entry, ReplicaId, Reply};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
 use crate::clock::ClockReport;
 use crate::raft::{Groups, Leader, Role};
@@ -137,7 +137,8 @@ impl Control {
     }
 
     /// Has a node propose a command for a shard that it leads; answers the reply, and the entry
-    /// that one must have applied to see the effect.
+    /// that one must have applied to see the effect. `Unreachable` if it was not even sent, and
+    /// `OutcomeUnknown` if the answer did not come.
     pub async fn propose(
         &self,
         node: NodeId,
@@ -154,7 +155,11 @@ impl Control {
         let ask = statehouse_proto::v1::ProposeAsk { hello, shard: shard.0.into(), entry };
         let mut client = self.groups.peers().control_client(node)?;
         let answer = client.propose(limited(ask, ANSWER_WAIT_MAX)).await;
-        convert::proposed(answer.map_err(|status| lost(node, &status))?.into_inner(), node, shard)
+        let answer = answer.map_err(|status| match never_sent(&status) {
+            true => lost(node, &status),
+            false => Error::OutcomeUnknown { reason: lost(node, &status).to_string() },
+        })?;
+        convert::proposed(answer.into_inner(), node, shard)
     }
 
     /// Has a node make an empty replica.
@@ -233,6 +238,21 @@ fn limited<T>(ask: T, wait: Duration) -> Request<T> {
     let mut request = Request::new(ask);
     request.set_timeout(wait);
     request
+}
+
+/// Whether there was no connection to send the ask on, or its hello was refused.
+fn never_sent(status: &Status) -> bool {
+    if status.code() == Code::FailedPrecondition {
+        return true;
+    }
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 fn lost(node: NodeId, status: &Status) -> Error {

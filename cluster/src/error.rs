@@ -140,6 +140,17 @@ pub enum MembersProblem {
     Refused,
 }
 
+impl Error {
+    /// The error of a call that has had some of its effect when it failed.
+    #[must_use]
+    pub(crate) fn after_effect(self) -> Self {
+        match self {
+            Error::OutcomeUnknown { .. } => self,
+            other => Error::OutcomeUnknown { reason: format!("begun, and not finished: {other}") },
+        }
+    }
+}
+
 fn hint(leader: Option<&Leader>) -> String {
     leader.map_or(String::new(), |leader| format!(", but by node {}", leader.node))
 }

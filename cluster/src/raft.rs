@@ -9,16 +9,20 @@
 //! | `group.rs` | one replica, as the rest of the node sees it |
 //! | `proposing.rs` | how commands become entries |
 //! | `reads.rs`, `confirm.rs` | linearizable reads; whether a leader still leads |
+//! | `apart.rs` | tells those who wait at a leader that has lost its quorum |
 //! | `members.rs` | who belongs to a group; hand-over of the lead |
 //! | `room.rs` | what replicas on nearly full disks take, and their leader admits |
 //! | `status.rs` | what a group says of itself |
-//! | `heard.rs` * | how old what a follower has applied may be |
+//! | `heard.rs` * | when a follower last heard its leader |
+//! | `freshness.rs`, `lag.rs` * | how a replica learns how old its state may be |
 //! | `thread.rs` | the thread that all groups run on |
 //! | `pulse.rs` | heartbeats and elections of all groups |
 //! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |
-//! | `inbound.rs`, `network.rs` | what comes from peers, what goes to them |
+//! | `inbound.rs`, `network.rs`, `session.rs` | what comes from peers, what goes to them |
+//! | `sound.rs` * | whether what a peer says can be true |
+//! | `acknowledged.rs` * | what followers have acknowledged, so that a loss is noticed |
 //! | `landed.rs` | through which entry the log is durable here |
 //! | `log_storage.rs` | openraft's log over the store's |
 //! | `state_machine.rs` | openraft's state machine over the apply thread |
@@ -27,16 +31,20 @@
 //!
 //! Files marked * are pure.
 
+mod acknowledged;
+mod apart;
 mod config;
 mod confirm;
 #[cfg(test)]
 mod conformance;
 mod convert;
 mod descriptor;
+mod freshness;
 mod group;
 mod groups;
 mod heard;
 mod inbound;
+mod lag;
 mod landed;
 mod log_storage;
 mod members;
@@ -47,7 +55,9 @@ mod purger;
 mod reads;
 mod retained;
 mod room;
+mod session;
 mod snapshot;
+mod sound;
 mod state_machine;
 mod status;
 mod thread;

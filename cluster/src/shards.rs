@@ -9,6 +9,7 @@
 mod announce;
 mod follow;
 mod found;
+mod propose;
 
 use std::num::NonZeroU16;
 use std::sync::{Arc, Weak};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use statehouse_store::{Command, ReplicaId, Reply, Store};
+use statehouse_store::{ReplicaId, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -274,44 +275,6 @@ impl Shards {
                     wait = (wait * 2).min(RETRY_WAIT_MAX);
                 }
                 done => return done,
-            }
-        }
-    }
-
-    /// Proposes wherever the shard is led, and awaits the reply. For commands that may be made
-    /// twice, since an answer may get lost: those with a request id, drops, sweeps. After a
-    /// command of shard 0, this node has applied it.
-    pub async fn propose(&self, shard: ShardId, command: Command) -> Result<Reply, Error> {
-        let deadline = Instant::now() + PROPOSE_PATIENCE;
-        let mut wait = RETRY_WAIT;
-        let mut hint = None;
-        loop {
-            let target = hint.take().or_else(|| self.leader_of(shard));
-            let outcome = match target {
-                Some(node) => self.control.propose(node, shard, command.clone()).await,
-                None => Err(Error::NotLeader { shard, leader: None }),
-            };
-            match outcome {
-                Ok((reply, at)) => {
-                    if shard == META_SHARD {
-                        self.meta()?.wait_applied(at).await?;
-                    }
-                    return Ok(reply);
-                }
-                Err(Error::NotLeader { leader, .. }) if Instant::now() < deadline => {
-                    // A hint that leads back is no hint.
-                    hint = leader.map(|leader| leader.node).filter(|node| Some(*node) != target);
-                }
-                Err(
-                    Error::Unreachable { .. }
-                    | Error::OutcomeUnknown { .. }
-                    | Error::Peer { passes: true, .. },
-                ) if Instant::now() < deadline => {}
-                Err(error) => return Err(error),
-            }
-            if hint.is_none() {
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_WAIT_MAX);
             }
         }
     }

@@ -22,6 +22,7 @@ pub(crate) mod talk;
 
 use std::time::Duration;
 
+pub(crate) use peers::Peer;
 pub use peers::Peers;
 pub use server::serve;
 
@@ -49,6 +50,8 @@ pub struct Config {
     pub append_bytes_in_flight_max: usize,
     /// An append that is not answered for so long is sent again.
     pub append_answer_timeout: Duration,
+    /// A small message that is not answered for so long is given up.
+    pub ask_answer_timeout: Duration,
     /// The largest message taken from a peer, in bytes.
     pub message_bytes_max: usize,
 }
@@ -65,6 +68,7 @@ impl Default for Config {
             asks_waiting_max: 16_384,
             append_bytes_in_flight_max: 32 << 20,
             append_answer_timeout: Duration::from_secs(10),
+            ask_answer_timeout: Duration::from_secs(5),
             message_bytes_max: 2 << 30,
         }
     }
@@ -79,4 +83,7 @@ pub enum Lost {
     /// The connection broke while the answer was awaited.
     #[error("the connection to the peer broke")]
     Broken,
+    /// The connection stands, and the answer did not come in time.
+    #[error("the peer did not answer in time")]
+    Silent,
 }

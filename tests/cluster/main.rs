@@ -8,6 +8,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod a_catalog_call_is_never_denied_wrongly;
 mod a_cluster_is_looked_after;
 mod a_dead_node_costs_the_others_little;
 mod a_follower_short_of_space_waits;
@@ -18,7 +19,9 @@ mod a_paused_leader_serves_nothing_stale;
 mod a_rolling_restart_fails_no_request;
 mod a_slow_disk_stops_nobody;
 mod a_wiped_node_stays_out;
+mod an_isolated_leader_refuses_what_waits;
 mod bootstrap_script;
+mod bounded_reads_keep_their_bound;
 mod no_acknowledged_write_is_lost_in_a_cluster;
 mod power_losses_lose_nothing;
 mod repeated_requests_have_one_effect;

@@ -112,8 +112,9 @@ pub struct Look {
     pub seen: Seen,
     /// The write whose refusal it is.
     pub of: Option<u64>,
-    /// It asked for any replica's state: it may be old, but not made up.
-    pub stale: bool,
+    /// Of a bounded read: how old what it saw may be. It misses nothing that was acknowledged
+    /// longer than that before it was sent.
+    pub lag: Option<Nanos>,
 }
 
 /// Everything that was done to one key.

@@ -63,15 +63,18 @@ pub struct Verdict {
     pub acknowledged: usize,
     pub unknown: usize,
     pub looks: usize,
+    /// Of those, answers to bounded reads.
+    pub bounded: usize,
     /// Keys of which the search was asked too, and answered.
     pub searched: usize,
 }
 
 impl std::fmt::Display for Verdict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Verdict { keys, writes, acknowledged, unknown, looks, searched } = self;
+        let Verdict { keys, writes, acknowledged, unknown, looks, bounded, searched } = self;
         write!(f, "{keys} keys linearizable ({searched} by search too), {writes} writes, ")?;
-        write!(f, "{acknowledged} acknowledged, {unknown} of unknown outcome, {looks} looks")
+        write!(f, "{acknowledged} acknowledged, {unknown} of unknown outcome, {looks} looks, ")?;
+        write!(f, "{bounded} of them bounded")
     }
 }
 
@@ -158,6 +161,7 @@ fn judge(histories: &HashMap<String, History>, dir: &Path) -> Verdict {
         verdict.acknowledged += count(|outcome| matches!(outcome, Outcome::Done { .. }));
         verdict.unknown += count(|outcome| *outcome == Outcome::Unknown);
         verdict.looks += history.looks.len();
+        verdict.bounded += history.looks.iter().filter(|look| look.lag.is_some()).count();
     }
     verdict
 }

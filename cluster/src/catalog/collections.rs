@@ -182,9 +182,12 @@ impl Catalog {
         let version = rows::put(&self.shards, COLLECTIONS, name, &marked, condition)
             .await?
             .ok_or_else(unknown)?;
-        // From here on nobody finds it.
-        self.reload_collections()?;
-        self.finish_drop(name, CollectionId(id), version).await
+        // From here on nobody finds it: a repeat, or the next leader of shard 0, goes on.
+        let finished = async {
+            self.reload_collections()?;
+            self.finish_drop(name, CollectionId(id), version).await
+        };
+        finished.await.map_err(Error::after_effect)
     }
 
     pub(super) async fn finish_drops(&self) -> Result<(), Error> {

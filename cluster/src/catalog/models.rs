@@ -158,9 +158,11 @@ impl Catalog {
         }
         row.value.versions.retain(|found| !doomed.contains(&found.version));
         self.write_model(name, &row.value, Condition::Version(row.version)).await?;
+        // Nobody finds them any more.
         for version in doomed {
             let key = files_key(name, version);
-            rows::delete(&self.shards, MODEL_FILES, &key, Condition::Any).await?;
+            let deleted = rows::delete(&self.shards, MODEL_FILES, &key, Condition::Any).await;
+            deleted.map_err(Error::after_effect)?;
         }
         Ok(())
     }
@@ -191,7 +193,7 @@ impl Catalog {
         condition: Condition,
     ) -> Result<(), Error> {
         let written = rows::put(&self.shards, MODELS, name, row, condition).await?;
-        self.reload_models()?;
+        self.reload_models().map_err(Error::after_effect)?;
         match written {
             Some(_) => Ok(()),
             None => Err(Error::Changed { name: name.to_owned() }),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use statehouse_store::{Command, Reply, Store};
 
-use super::{Change, GroupReport, NodeReport};
+use super::{ANSWER_WAIT_MAX, Change, GroupReport, NodeReport};
 use crate::raft::{Direction, Group, Groups};
 use crate::{Error, ShardId};
 
@@ -38,9 +38,18 @@ pub async fn propose(
     Ok((reply, group.reader().applied_index()))
 }
 
-/// Changes who belongs to a group that this node leads. What is so already is fine.
+/// Changes who belongs to a group that this node leads. What is so already is fine. Bounded in
+/// time: a leader that has lost its quorum would wait for it.
 pub async fn change(groups: &Groups, shard: ShardId, change: Change) -> Result<(), Error> {
     let group = replica_of(groups, shard)?;
+    let changed = tokio::time::timeout(ANSWER_WAIT_MAX, change_members(&group, change)).await;
+    changed.unwrap_or_else(|_| {
+        let reason = format!("a change of shard {shard}'s members was not committed in time");
+        Err(Error::OutcomeUnknown { reason })
+    })
+}
+
+async fn change_members(group: &Arc<Group>, change: Change) -> Result<(), Error> {
     match change {
         Change::AddLearner { replica, node } => group.add_learner(replica, node).await,
         Change::RemoveLearner { replica } => group.remove_learner(replica).await,

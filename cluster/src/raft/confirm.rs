@@ -11,7 +11,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -48,9 +48,14 @@ impl Promise {
         self.0.fetch_max(term, Ordering::SeqCst);
     }
 
+    /// The newest term promised.
+    pub fn term(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
     /// Whether nothing newer than a term was promised.
     pub fn allows(&self, term: u64) -> bool {
-        self.0.load(Ordering::SeqCst) <= term
+        self.term() <= term
     }
 }
 
@@ -120,7 +125,10 @@ impl Confirmer {
     }
 
     async fn round(self: Arc<Self>, claims: Vec<Claim>) {
-        let mut ballots: Vec<Ballot> = claims.into_iter().map(Ballot::new).collect();
+        // Before any promise is looked at: that there was no newer leader holds of this moment.
+        let moment = Instant::now();
+        let mut ballots: Vec<Ballot> =
+            claims.into_iter().map(|claim| Ballot::new(claim, moment)).collect();
         let mut asked: HashMap<NodeId, Vec<(usize, v1::Claim)>> = HashMap::new();
         for (at, ballot) in ballots.iter_mut().enumerate() {
             for (node, claim) in ballot.to_ask() {
@@ -167,10 +175,12 @@ struct Ballot {
     parts: Vec<BTreeSet<u64>>,
     nodes: HashMap<u64, NodeId>,
     confirmed: BTreeSet<u64>,
+    /// When the round began.
+    moment: Instant,
 }
 
 impl Ballot {
-    fn new(claim: Claim) -> Self {
+    fn new(claim: Claim, moment: Instant) -> Self {
         let metrics = claim.group.raft.server_metrics();
         let (parts, nodes) = {
             // Published a step late at most, and one part of any two steps is the same.
@@ -182,7 +192,7 @@ impl Ballot {
         if claim.group.promise.allows(claim.term) {
             confirmed.insert(claim.group.replica().0);
         }
-        Ballot { claim, parts, nodes, confirmed }
+        Ballot { claim, parts, nodes, confirmed, moment }
     }
 
     /// What to ask of whom.
@@ -207,7 +217,12 @@ impl Ballot {
     fn settle(&mut self) {
         let quorum =
             |part: &BTreeSet<u64>| part.intersection(&self.confirmed).count() > part.len() / 2;
-        if !self.parts.is_empty() && self.parts.iter().all(quorum) {
+        if self.is_open() && !self.parts.is_empty() && self.parts.iter().all(quorum) {
+            // What it has acknowledged so far, it has applied.
+            let applied = *self.claim.group.applied.borrow();
+            if applied.term >= self.claim.term {
+                self.claim.group.prove(self.moment, applied.index);
+            }
             for waiter in self.claim.waiters.drain(..) {
                 // Who gave up waiting does not mind.
                 let _ = waiter.send(Ok(()));

@@ -71,10 +71,6 @@ pub fn vote_of_proto(vote: v1::RaftVote) -> Vote {
     }
 }
 
-pub fn required_vote(vote: Option<v1::RaftVote>) -> Result<Vote, Malformed> {
-    vote.map(vote_of_proto).ok_or(malformed("message without a vote"))
-}
-
 pub fn position(log_id: Option<LogId>) -> Option<v1::LogPosition> {
     let id = types::entry_id(log_id?);
     Some(v1::LogPosition { term: id.term, index: id.index })

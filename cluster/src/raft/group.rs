@@ -19,11 +19,11 @@ use super::config::Config;
 use super::confirm::{Confirmer, Promise};
 use super::convert;
 use super::heard::Heard;
+use super::lag::Lag;
 use super::landed::Landed;
 use super::log_storage::LogStorage;
-use super::network::Network;
+use super::network::{Exchanged, Network};
 use super::proposing::Proposals;
-use super::reads::Told;
 use super::retained::Retained;
 use super::room::SharedRoom;
 use super::state_machine::StateMachine;
@@ -34,6 +34,9 @@ use crate::applier::Applier;
 use crate::clock::{ShardTime, elapsed_us};
 use crate::transport::Peers;
 use crate::{Error, NodeId, ShardId};
+
+/// How long a replica that is told of an entry may take to apply it before others are asked.
+const APPLY_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Called once with a proposal's reply, on the apply thread or a Raft task: it must not block.
 pub type Done = Box<dyn FnOnce(Result<Reply, Error>) + Send>;
@@ -60,10 +63,13 @@ pub struct Group {
     /// What this replica's votes allow.
     pub(super) promise: Arc<Promise>,
     pub(super) confirmer: Arc<Confirmer>,
-    /// What this replica has told its followers.
-    pub(super) told: Arc<Told>,
+    /// What this replica has told its followers while it led, and they it.
+    pub(super) exchanged: Arc<Exchanged>,
+    pub(super) log: Log,
     pub(super) heard: Mutex<Heard>,
     time: ShardTime,
+    /// What was proven of how old the applied state is.
+    pub(super) lag: Mutex<Lag>,
     /// The last entry applied.
     pub(super) applied: watch::Receiver<EntryId>,
     pub(super) status: watch::Sender<GroupStatus>,
@@ -76,7 +82,6 @@ pub struct Group {
     /// Entries of the leader are refused for want of space.
     pub(super) out_of_room: AtomicBool,
     pub(super) store: Store,
-    pub(super) log: Log,
     /// Commands answered by this replica.
     pub(super) commands: AtomicU64,
     reader: Reader,
@@ -108,9 +113,10 @@ impl Group {
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store.clone(), replica, log.clone(), state);
         let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
-        let (told, room) = (Arc::<Told>::default(), SharedRoom::default());
-        let known = (told.clone(), room.clone());
-        let network = Network::new((peers.clone(), transfers.clone()), shard, replica, known);
+        let exchanged = Arc::<Exchanged>::default();
+        let room = exchanged.room.clone();
+        let network =
+            Network::new((peers.clone(), transfers.clone()), shard, replica, exchanged.clone());
         let retained: Arc<Mutex<Retained>> = Arc::default();
         let vote = log.vote().map(|bytes| convert::vote_of_bytes(&bytes)).transpose();
         let vote =
@@ -135,9 +141,11 @@ impl Group {
             config,
             promise,
             confirmer,
-            told,
+            exchanged,
+            log,
             heard: Mutex::default(),
             time: ShardTime::default(),
+            lag: Mutex::default(),
             applied,
             status: watch::Sender::new(GroupStatus::default()),
             watched: Arc::default(),
@@ -147,7 +155,6 @@ impl Group {
             room,
             out_of_room: AtomicBool::new(false),
             store,
-            log,
             commands: AtomicU64::new(0),
             reader,
             applier,
@@ -202,14 +209,16 @@ impl Group {
         self.raft.is_leader()
     }
 
-    /// How old what is applied here may be: the time since a leader was last heard with a commit
-    /// index that is applied here by now. Zero on a leader that a quorum follows; `None` before a
-    /// leader was heard.
+    /// How old what is applied here may be, on this node's clock: everything acknowledged longer
+    /// ago is applied. `None` before anything is known of it. A leader with other voters counts
+    /// from when they last confirmed it, and asks them anew for a linearizable read only.
     pub fn lag(&self) -> Option<Duration> {
-        if self.leads_a_quorum() {
+        if self.is_certain_alone() {
             return Some(Duration::ZERO);
         }
-        self.heard.lock().lag(self.applied.borrow().index, Instant::now())
+        // What is applied before the clock is looked at: time that passes between counts.
+        let applied = self.applied.borrow().index;
+        self.lag.lock().of(applied, Instant::now())
     }
 
     /// Commands answered by this replica since it began.
@@ -222,15 +231,22 @@ impl Group {
         self.applied.clone()
     }
 
-    /// Waits until the entry of an index is applied here.
+    /// Waits until the entry of an index is applied here; `Closed` if it is not within
+    /// [`APPLY_WAIT_MAX`]: then another replica has to serve.
     pub async fn wait_applied(&self, index: u64) -> Result<(), Error> {
         let reached = |applied: &EntryId| applied.index >= index;
         if reached(&self.applied.borrow()) {
             return Ok(());
         }
-        match self.applied.clone().wait_for(reached).await.is_ok() {
-            true => Ok(()),
-            false => Err(self.stopped()),
+        let mut applied = self.applied.clone();
+        match tokio::time::timeout(APPLY_WAIT_MAX, applied.wait_for(reached)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(self.stopped()),
+            Err(_) => {
+                let replica = self.replica;
+                let reason = format!("replica {replica} has not applied entry {index} in time");
+                Err(Error::Closed { reason })
+            }
         }
     }
 

@@ -106,6 +106,8 @@ impl Groups {
         let tasks = vec![
             thread.spawn(super::pulse::beat(Arc::downgrade(&groups))),
             thread.spawn(super::pulse::elect(Arc::downgrade(&groups))),
+            thread.spawn(super::freshness::ask(Arc::downgrade(&groups))),
+            thread.spawn(super::apart::watch(Arc::downgrade(&groups))),
             thread.spawn(super::purger::run(Arc::downgrade(&groups))),
         ];
         *groups.tasks.lock() = tasks;
@@ -217,10 +219,15 @@ impl Groups {
 
     /// Whether a replica here has promised nothing newer than a term.
     pub(super) fn confirms(&self, claim: &v1::Claim) -> bool {
-        let Some(route) = claim.route else { return false };
+        self.addressed_by(claim).is_some_and(|(group, _)| group.confirms(claim.term))
+    }
+
+    /// The replica here that a claim is about.
+    pub(super) fn addressed_by(&self, claim: &v1::Claim) -> Option<(Arc<Group>, v1::PeerRoute)> {
+        let route = claim.route?;
         let groups = self.groups.read();
-        let group = groups.by_replica.get(&ReplicaId(route.to_replica));
-        group.is_some_and(|it| u32::from(it.shard().0) == route.shard && it.confirms(claim.term))
+        let group = groups.by_replica.get(&ReplicaId(route.to_replica))?;
+        (u32::from(group.shard().0) == route.shard).then(|| (group.clone(), route))
     }
 
     /// The replica of an id, or why there is none.

@@ -1,16 +1,13 @@
 //! What comes in from peers: to the right replica, into openraft, and the answer back.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderError,
-    TransferLeaderRequest, VoteRequest, VoteResponse,
-};
+use openraft::async_runtime::WatchReceiver;
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderError, VoteResponse};
 use parking_lot::Mutex;
 use statehouse_proto::v1;
 use statehouse_proto::v1::append_answer::Answer as AppendAnswer;
@@ -19,7 +16,7 @@ use statehouse_proto::v1::peer_answer::Answer;
 use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_proto::v1::peer_refusal::Kind;
 use statehouse_proto::v1::transfer_answer::Result as Transferred;
-use statehouse_store::{Body, ENTRY_FORMAT, ReplicaId};
+use statehouse_store::{ENTRY_FORMAT, EntryId, ReplicaId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
@@ -27,14 +24,17 @@ use super::convert::{self, Malformed};
 use super::group::Group;
 use super::groups::{Absent, Groups};
 use super::room::{Offered, taken};
-use super::types::{Entry, LogId, TypeConfig};
-use crate::{Error, ShardId};
-
-type Append = AppendEntriesRequest<TypeConfig>;
+use super::sound::{self, Append};
+use super::types::{TypeConfig, entry_id_or_default};
+use crate::{Error, NodeId, ShardId};
 
 impl Groups {
-    /// Answers a small message.
-    pub(crate) fn answer(self: Arc<Self>, ask: v1::PeerAsk) -> BoxFuture<'static, v1::PeerAnswer> {
+    /// Answers a small message of a node.
+    pub(crate) fn answer(
+        self: Arc<Self>,
+        from: NodeId,
+        ask: v1::PeerAsk,
+    ) -> BoxFuture<'static, v1::PeerAnswer> {
         async move {
             let answer = match (ask.ask, ask.route) {
                 (Some(Ask::Ping(ping)), _) => {
@@ -47,8 +47,15 @@ impl Groups {
                     let confirmed = ask.claims.iter().map(|claim| self.confirms(claim)).collect();
                     Answer::Confirm(v1::ConfirmAnswer { confirmed })
                 }
+                (Some(Ask::Freshness(ask)), _) => Answer::Freshness(self.freshness(ask).await),
                 (Some(kind), Some(route)) => match addressed(&self, &route) {
-                    Ok(group) => group.answer(kind).await.unwrap_or_else(Answer::Refusal),
+                    Ok(group) => match group.answer(kind, route.from_replica).await {
+                        Ok(answer) => answer,
+                        Err(refusal) => {
+                            note_malformed(from, &route, &refusal);
+                            Answer::Refusal(refusal)
+                        }
+                    },
                     Err(refusal) => Answer::Refusal(refusal),
                 },
                 _ => Answer::Refusal(refusal(Kind::Malformed, "neither a ping nor for a replica")),
@@ -61,13 +68,14 @@ impl Groups {
     /// Follows one leader's session until it ends, answering each request in order.
     pub(crate) fn follow(
         self: Arc<Self>,
+        from: NodeId,
         route: v1::PeerRoute,
         requests: mpsc::UnboundedReceiver<v1::AppendRequest>,
         answer: impl Fn(AppendAnswer) -> BoxFuture<'static, bool> + Send + Sync + 'static,
     ) -> BoxFuture<'static, ()> {
         async move {
             match addressed(&self, &route) {
-                Ok(group) => group.follow(requests, answer).await,
+                Ok(group) => group.follow((from, route), requests, answer).await,
                 Err(refusal) => {
                     answer(AppendAnswer::Refusal(refusal)).await;
                 }
@@ -98,6 +106,16 @@ pub(super) fn refusal(kind: Kind, detail: impl Into<String>) -> v1::PeerRefusal 
     v1::PeerRefusal { kind: kind.into(), detail: detail.into(), leader: None }
 }
 
+/// Says which peer sent what makes no sense.
+fn note_malformed(from: NodeId, route: &v1::PeerRoute, refusal: &v1::PeerRefusal) {
+    if refusal.kind() == Kind::Malformed {
+        let v1::PeerRoute { shard, from_replica, .. } = *route;
+        let error = &refusal.detail;
+        let replica = from_replica;
+        tracing::warn!(node = %from, shard, replica, error, "refused a peer's message");
+    }
+}
+
 impl From<Malformed> for v1::PeerRefusal {
     fn from(malformed: Malformed) -> Self {
         refusal(Kind::Malformed, malformed.to_string())
@@ -109,19 +127,23 @@ fn stopped(error: impl std::fmt::Display) -> v1::PeerRefusal {
 }
 
 impl Group {
-    async fn answer(self: &Arc<Self>, ask: Ask) -> Result<Answer, v1::PeerRefusal> {
+    async fn answer(self: &Arc<Self>, ask: Ask, from: u64) -> Result<Answer, v1::PeerRefusal> {
         match ask {
-            Ask::Ping(_) | Ask::Confirm(_) => Err(refusal(Kind::Malformed, "not for one replica")),
-            Ask::Heartbeat(beat) => self.heartbeat(beat).await.map(Answer::Heartbeat),
+            Ask::Ping(_) | Ask::Confirm(_) | Ask::Freshness(_) => {
+                Err(refusal(Kind::Malformed, "not for one replica"))
+            }
+            Ask::Heartbeat(beat) => self.heartbeat(beat, from).await.map(Answer::Heartbeat),
             Ask::Vote(ask) => {
-                let answer = self.raft.vote(vote_request(ask)?).await.map_err(stopped)?;
+                let request = sound::vote_request(&ask, from)?;
+                let answer = self.raft.vote(request).await.map_err(stopped)?;
                 Ok(Answer::Vote(vote_answer(&answer)))
             }
             Ask::PreVote(ask) => {
-                let answer = self.raft.pre_vote(vote_request(ask)?).await.map_err(stopped)?;
+                let request = sound::vote_request(&ask, from)?;
+                let answer = self.raft.pre_vote(request).await.map_err(stopped)?;
                 Ok(Answer::Vote(vote_answer(&answer)))
             }
-            Ask::Transfer(ask) => self.take_over(ask).await.map(Answer::Transfer),
+            Ask::Transfer(ask) => self.take_over(ask, from).await.map(Answer::Transfer),
             Ask::ReadIndex(_) => match self.read_index().await {
                 Ok(id) => Ok(Answer::ReadIndex(v1::LogPosition { term: id.term, index: id.index })),
                 Err(Error::NotLeader { leader, .. }) => {
@@ -134,22 +156,20 @@ impl Group {
         }
     }
 
-    async fn heartbeat(&self, beat: v1::Heartbeat) -> Result<v1::Appended, v1::PeerRefusal> {
-        let at = Instant::now();
-        let committed = beat.committed.map_or(0, |position| position.index);
-        let request = Append {
-            vote: convert::required_vote(beat.vote)?,
-            prev_log_id: convert::log_id(beat.previous),
-            entries: Vec::new(),
-            leader_commit: convert::log_id(beat.committed),
-        };
+    async fn heartbeat(
+        &self,
+        beat: v1::Heartbeat,
+        from: u64,
+    ) -> Result<v1::Appended, v1::PeerRefusal> {
+        let request = sound::heartbeat(&beat, from)?;
+        self.agrees(&request)?;
         let result = match self.raft.append_entries(request).await.map_err(stopped)? {
             AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(_) => {
-                self.note_leader(at, committed);
+                self.note_leader();
                 Appended::Matched(beat.previous.unwrap_or_default())
             }
             AppendEntriesResponse::Conflict => {
-                self.note_leader(at, u64::MAX);
+                self.note_leader();
                 Appended::Conflict(beat.previous.unwrap_or_default())
             }
             AppendEntriesResponse::HigherVote(vote) => {
@@ -159,17 +179,17 @@ impl Group {
         Ok(v1::Appended { result: Some(result) })
     }
 
-    /// A leader that we follow was heard, with its commit index.
-    fn note_leader(&self, at: Instant, committed: u64) {
-        self.heard.lock().note(at, committed, self.applied.borrow().index);
+    /// A leader that we follow was heard.
+    fn note_leader(&self) {
+        self.heard.lock().note(Instant::now());
     }
 
-    async fn take_over(&self, ask: v1::TransferAsk) -> Result<v1::TransferAnswer, v1::PeerRefusal> {
-        let request = TransferLeaderRequest::new(
-            convert::required_vote(ask.from_leader)?,
-            ask.to_replica,
-            convert::log_id(ask.last),
-        );
+    async fn take_over(
+        &self,
+        ask: v1::TransferAsk,
+        from: u64,
+    ) -> Result<v1::TransferAnswer, v1::PeerRefusal> {
+        let request = sound::transfer_request(&ask, from)?;
         let result = match self.raft.handle_transfer_leader(request).await.map_err(stopped)? {
             Ok(()) => Transferred::Accepted(v1::Ping::default()),
             Err(TransferLeaderError::VoteChanged { actual, .. }) => {
@@ -182,29 +202,56 @@ impl Group {
         Ok(v1::TransferAnswer { result: Some(result) })
     }
 
+    /// Holds a request against what is committed here: another entry in the place of one of those
+    /// can only come from a peer, or a replica here, that has broken its promises.
+    fn agrees(&self, request: &Append) -> Result<(), Malformed> {
+        let committed = {
+            let metrics = self.raft.data_metrics();
+            entry_id_or_default(metrics.borrow_watched().local_committed)
+        };
+        let previous = entry_id_or_default(request.prev_log_id);
+        let entries = request.entries.iter().map(|entry| entry.stored.id());
+        let known = std::iter::once(previous).chain(entries);
+        for id in known.take_while(|id| id.index <= committed.index) {
+            // One that was purged, or can't be read, says nothing.
+            let ours = if id.index == committed.index {
+                Some(committed)
+            } else {
+                self.log.entry_id(id.index).ok().flatten()
+            };
+            if ours.is_some_and(|EntryId { term, .. }| term != id.term) {
+                return Err(Malformed { what: "append: it contradicts what is committed here" });
+            }
+        }
+        Ok(())
+    }
+
     async fn follow(
         self: Arc<Self>,
+        (from, route): (NodeId, v1::PeerRoute),
         requests: mpsc::UnboundedReceiver<v1::AppendRequest>,
         answer: impl Fn(AppendAnswer) -> BoxFuture<'static, bool> + Send + Sync,
     ) {
-        // When each request under way came, and with which commit index.
-        let came: Arc<Mutex<VecDeque<(Instant, u64)>>> = Arc::default();
         let ended: Arc<Mutex<Option<Ended>>> = Arc::default();
+        // Requests taken and not answered.
+        let under_way = Arc::new(AtomicUsize::new(0));
         let requests = {
-            let (came, ended, group) = (came.clone(), ended.clone(), self.clone());
+            let (group, ended, under_way) = (self.clone(), ended.clone(), under_way.clone());
             UnboundedReceiverStream::new(requests).scan((), move |(), request| {
                 let needed = request.needed;
-                let request = match append_request(request) {
+                let parsed = sound::append(request, route.from_replica)
+                    .and_then(|request| group.agrees(&request).map(|()| request));
+                let request = match parsed {
                     // What follows on this session is not listened to any more.
                     _ if ended.lock().is_some() => None,
-                    Ok((mut request, committed)) => {
+                    Ok(mut request) => {
                         if group.leave_out(&mut request, needed) {
                             *ended.lock() = Some(Ended::NoRoom);
                         }
-                        came.lock().push_back((Instant::now(), committed));
+                        under_way.fetch_add(1, Ordering::Relaxed);
                         Some(request)
                     }
-                    // The session ends here.
+                    // The session ends where one makes no sense.
                     Err(error) => {
                         *ended.lock() = Some(Ended::Malformed(error));
                         None
@@ -215,10 +262,10 @@ impl Group {
         };
         let mut results = Box::pin(self.raft.stream_append(requests));
         while let Some(result) = results.next().await {
-            let (at, committed) = came.lock().pop_front().expect("an answer follows its request");
+            under_way.fetch_sub(1, Ordering::Relaxed);
             let (answered, ends) = match result {
                 Ok(Ok(matched)) => {
-                    self.note_leader(at, committed);
+                    self.note_leader();
                     (Appended::Matched(convert::position(matched).unwrap_or_default()), false)
                 }
                 Ok(Err(StreamAppendError::Conflict(at))) => {
@@ -236,7 +283,8 @@ impl Group {
             if !answer(AppendAnswer::Appended(answered)).await || ends {
                 return;
             }
-            if came.lock().is_empty() && matches!(*ended.lock(), Some(Ended::NoRoom)) {
+            let all_answered = under_way.load(Ordering::Relaxed) == 0;
+            if all_answered && matches!(*ended.lock(), Some(Ended::NoRoom)) {
                 break;
             }
         }
@@ -248,8 +296,9 @@ impl Group {
                 answer(AppendAnswer::Refusal(refusal(Kind::NoRoom, detail))).await;
             }
             Some(Ended::Malformed(error)) => {
-                tracing::warn!(shard = %self.shard, %error, "a peer's append makes no sense");
-                answer(AppendAnswer::Refusal(error.into())).await;
+                let refusal = v1::PeerRefusal::from(error);
+                note_malformed(from, &route, &refusal);
+                answer(AppendAnswer::Refusal(refusal)).await;
             }
         }
     }
@@ -279,41 +328,10 @@ enum Ended {
     NoRoom,
 }
 
-fn vote_request(ask: v1::VoteAsk) -> Result<VoteRequest<TypeConfig>, Malformed> {
-    let last_log_id: Option<LogId> = convert::log_id(ask.last);
-    let mut request = VoteRequest::new(convert::required_vote(ask.vote)?, last_log_id);
-    request.leadership_transfer = ask.transfer;
-    Ok(request)
-}
-
 fn vote_answer(answer: &VoteResponse<TypeConfig>) -> v1::VoteAnswer {
     v1::VoteAnswer {
         vote: Some(convert::vote_to_proto(&answer.vote)),
         granted: answer.vote_granted,
         last: convert::position(answer.last_log_id),
     }
-}
-
-/// openraft's request, and the store's commit index that it carries.
-fn append_request(request: v1::AppendRequest) -> Result<(Append, u64), Malformed> {
-    let committed = request.committed.map_or(0, |position| position.index);
-    let entries: Result<Vec<Entry>, Malformed> = request.entries.into_iter().map(entry).collect();
-    let append = Append {
-        vote: convert::required_vote(request.vote)?,
-        prev_log_id: convert::log_id(request.previous),
-        entries: entries?,
-        leader_commit: convert::log_id(request.committed),
-    };
-    Ok((append, committed))
-}
-
-fn entry(bytes: Bytes) -> Result<Entry, Malformed> {
-    let stored = statehouse_store::Entry::decode(bytes).map_err(|_| Malformed { what: "entry" })?;
-    if let Body::Membership(membership) = &stored.body {
-        convert::membership_of_bytes(membership)?;
-    }
-    if stored.index == 0 {
-        return Err(Malformed { what: "entry: its index is 0" });
-    }
-    Ok(Entry::from(Arc::new(stored)))
 }

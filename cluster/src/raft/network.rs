@@ -8,48 +8,48 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
-    StreamAppendResult, TransferLeaderError, TransferLeaderRequest, TransferLeaderResponse,
-    VoteRequest, VoteResponse,
+    AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderError,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use parking_lot::Mutex;
 use statehouse_proto::v1;
-use statehouse_proto::v1::append_answer::Answer as AppendAnswer;
-use statehouse_proto::v1::appended::Result as Appended;
 use statehouse_proto::v1::peer_answer::Answer;
 use statehouse_proto::v1::peer_ask::Ask;
 use statehouse_proto::v1::transfer_answer::Result as Transferred;
 use statehouse_store::ReplicaId;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::task::JoinHandle;
 
-use super::convert;
+use super::acknowledged::Acknowledged;
+use super::convert::{self, Malformed};
 use super::reads::Told;
 use super::room::SharedRoom;
+use super::session::{Follower, replicate};
 use super::snapshot::Destination;
+use super::sound::{self, Append};
 use super::state_machine::{Snapshot, View};
 use super::transfers::Transfers;
-use super::types::{LogId, Member, TypeConfig, Vote};
-use crate::transport::append::{Requests, Session};
+use super::types::{Member, TypeConfig, Vote};
 use crate::transport::{Lost, Peers};
 use crate::{NodeId, ShardId};
 
-type Rpc<T> = Result<T, RPCError<TypeConfig>>;
-type Append = AppendEntriesRequest<TypeConfig>;
-type Appends<'s> = BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>;
+pub(super) type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+pub(super) type Appends<'s> = BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>;
 
 /// Waits between two tries to reach a peer; the last one repeats.
 const BACKOFF: [Duration; 3] =
     [Duration::from_millis(20), Duration::from_millis(50), Duration::from_millis(200)];
 
-/// Appends of one session that are sent and not answered.
-const REQUESTS_IN_FLIGHT_MAX: usize = 64;
+/// What a replica has said to its followers while it led, and they to it.
+#[derive(Debug, Default)]
+pub struct Exchanged {
+    pub told: Told,
+    pub acknowledged: Acknowledged,
+    /// Whether a quorum can do without a follower that is short of space: said with entries.
+    pub room: SharedRoom,
+}
 
 /// Makes the links of one replica to the others of its group.
 pub struct Network {
@@ -57,20 +57,18 @@ pub struct Network {
     transfers: Arc<Transfers>,
     shard: ShardId,
     replica: ReplicaId,
-    told: Arc<Told>,
-    room: SharedRoom,
+    exchanged: Arc<Exchanged>,
 }
 
 impl Network {
-    /// Raises `told` before it tells anybody a commit index. Says with entries whether `room` has
-    /// it that a quorum can't do without anybody.
+    /// Notes what it exchanges with followers: `told` before anybody is told a commit index.
     pub fn new(
         (peers, transfers): (Arc<Peers>, Arc<Transfers>),
         shard: ShardId,
         replica: ReplicaId,
-        (told, room): (Arc<Told>, SharedRoom),
+        exchanged: Arc<Exchanged>,
     ) -> Self {
-        Network { peers, transfers, shard, replica, told, room }
+        Network { peers, transfers, shard, replica, exchanged }
     }
 
     fn link(&self, target: u64, member: &Member, beats: bool) -> Link {
@@ -80,8 +78,8 @@ impl Network {
             to_replica: target,
         };
         let (peers, transfers) = (self.peers.clone(), self.transfers.clone());
-        let (told, room) = (self.told.clone(), self.room.clone());
-        Link { peers, transfers, node: NodeId(member.node), route, told, room, beats }
+        let exchanged = self.exchanged.clone();
+        Link { peers, transfers, node: NodeId(member.node), route, exchanged, beats }
     }
 }
 
@@ -103,20 +101,19 @@ pub struct Link {
     transfers: Arc<Transfers>,
     node: NodeId,
     route: v1::PeerRoute,
-    told: Arc<Told>,
-    room: SharedRoom,
+    exchanged: Arc<Exchanged>,
     /// Sends heartbeats and nothing else.
     beats: bool,
 }
 
-fn lost(lost: Lost) -> RPCError<TypeConfig> {
+pub(super) fn lost(lost: Lost) -> RPCError<TypeConfig> {
     match lost {
         Lost::Unreachable => RPCError::Unreachable(Unreachable::new(&lost)),
-        Lost::Broken => RPCError::Network(NetworkError::new(&lost)),
+        Lost::Broken | Lost::Silent => RPCError::Network(NetworkError::new(&lost)),
     }
 }
 
-fn refused(refusal: &v1::PeerRefusal) -> RPCError<TypeConfig> {
+pub(super) fn refused(refusal: &v1::PeerRefusal) -> RPCError<TypeConfig> {
     let kind = refusal.kind().as_str_name();
     RPCError::Unreachable(Unreachable::from_string(format!("{kind}: {}", refusal.detail)))
 }
@@ -133,7 +130,24 @@ fn expect<T>(answer: Answer, pick: impl FnOnce(Answer) -> Option<T>) -> Rpc<T> {
     }
 }
 
+impl Exchanged {
+    /// The commit index that a request tells, noted first.
+    pub(super) fn tell_committed(&self, request: &Append) -> Option<v1::LogPosition> {
+        let committed = convert::position(request.leader_commit);
+        self.told.raise(committed.map_or(0, |position| position.index));
+        committed
+    }
+}
+
 impl Link {
+    fn follower(&self) -> Follower {
+        Follower { node: self.node, route: self.route, exchanged: self.exchanged.clone() }
+    }
+
+    fn senseless(&self, error: Malformed) -> RPCError<TypeConfig> {
+        self.follower().senseless(error)
+    }
+
     async fn ask(&self, ask: Ask, hurry: bool) -> Rpc<Answer> {
         let peer = self.peers.peer(self.node);
         peer.talk.ask(Some(self.route), ask, hurry).await.map_err(lost)
@@ -143,14 +157,15 @@ impl Link {
         let beat = v1::Heartbeat {
             vote: Some(convert::vote_to_proto(&request.vote)),
             previous: convert::position(request.prev_log_id),
-            committed: committed(request, &self.told),
+            committed: self.exchanged.tell_committed(request),
         };
+        let sent = self.follower().sent(request);
         let answer = self.ask(Ask::Heartbeat(beat), false).await?;
         let appended = expect(answer, |answer| match answer {
             Answer::Heartbeat(appended) => Some(appended),
             _ => None,
         })?;
-        stream_result(appended)
+        self.follower().answered(&sent, appended)
     }
 
     async fn request_vote(
@@ -168,137 +183,7 @@ impl Link {
             Answer::Vote(answer) => Some(answer),
             _ => None,
         })?;
-        let vote = convert::required_vote(answer.vote).map_err(|_| senseless())?;
-        Ok(VoteResponse::new(vote, convert::log_id(answer.last), answer.granted))
-    }
-
-    fn session<S>(&self, input: S) -> Rpc<Appends<'static>>
-    where
-        S: Stream<Item = Append> + Send + Unpin + 'static,
-    {
-        let peer = self.peers.peer(self.node);
-        let Session { requests, answers } = peer.appends.session().map_err(lost)?;
-        let under_way = Arc::new(UnderWay::default());
-        let known = (self.told.clone(), self.room.clone());
-        let pump = tokio::spawn(pump(input, requests, (self.route, known), under_way.clone()));
-        let patience = self.peers.append_answer_timeout();
-        let session = Answers { answers, under_way, patience, _pump: Pump(pump) };
-        let answers = futures::stream::unfold(Some(session), |session| async move {
-            let mut session = session?;
-            let answer = session.next().await?;
-            let goes_on = matches!(answer, Ok(Ok(_)));
-            Some((answer, goes_on.then_some(session)))
-        });
-        // Whoever polls may do so once more behind the end.
-        Ok(Box::pin(answers.fuse()))
-    }
-}
-
-/// The commit index that a request tells, noted first.
-fn committed(request: &Append, told: &Told) -> Option<v1::LogPosition> {
-    let committed = convert::position(request.leader_commit);
-    told.raise(committed.map_or(0, |position| position.index));
-    committed
-}
-
-fn stream_result(appended: v1::Appended) -> Rpc<StreamAppendResult<TypeConfig>> {
-    Ok(match appended.result.ok_or_else(senseless)? {
-        Appended::Matched(at) => Ok(convert::log_id(Some(at))),
-        Appended::Conflict(at) => {
-            let at: Option<LogId> = convert::log_id(Some(at));
-            Err(StreamAppendError::Conflict(at.ok_or_else(senseless)?))
-        }
-        Appended::Higher(vote) => Err(StreamAppendError::HigherVote(convert::vote_of_proto(vote))),
-    })
-}
-
-/// Requests of a session that are sent and not answered.
-#[derive(Default)]
-struct UnderWay {
-    credits: Mutex<VecDeque<OwnedSemaphorePermit>>,
-    /// Told when a request is answered, and when the last one is sent.
-    changed: Notify,
-    ended: Mutex<bool>,
-}
-
-/// Sends a session's requests as they come, until they end or nobody wants the answers.
-async fn pump(
-    mut input: impl Stream<Item = Append> + Unpin,
-    requests: Requests,
-    (route, (told, room)): (v1::PeerRoute, (Arc<Told>, SharedRoom)),
-    under_way: Arc<UnderWay>,
-) {
-    while let Some(request) = input.next().await {
-        let entries = request.entries.iter().map(|entry| entry.stored.encode());
-        let entries: Vec<Bytes> = entries.collect();
-        let bytes = entries.iter().map(Bytes::len).sum();
-        let Ok(credit) = requests.credit(bytes).await else { break };
-        while under_way.credits.lock().len() >= REQUESTS_IN_FLIGHT_MAX {
-            under_way.changed.notified().await;
-        }
-        under_way.credits.lock().push_back(credit);
-        let request = v1::AppendRequest {
-            route: Some(route),
-            vote: Some(convert::vote_to_proto(&request.vote)),
-            previous: convert::position(request.prev_log_id),
-            committed: committed(&request, &told),
-            entries,
-            needed: room.quorum_is_short(),
-            ..Default::default()
-        };
-        if requests.send(request).await.is_err() {
-            break;
-        }
-    }
-    *under_way.ended.lock() = true;
-    under_way.changed.notify_waiters();
-    under_way.changed.notify_one();
-    // The session ends with its last answer, not with its last request.
-    while !under_way.credits.lock().is_empty() {
-        under_way.changed.notified().await;
-    }
-}
-
-struct Pump(JoinHandle<()>);
-
-impl Drop for Pump {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// The receiving half of a session.
-struct Answers {
-    answers: tokio::sync::mpsc::UnboundedReceiver<AppendAnswer>,
-    under_way: Arc<UnderWay>,
-    patience: Duration,
-    _pump: Pump,
-}
-
-impl Answers {
-    /// The next answer; `None` when every request has one and no more will come.
-    async fn next(&mut self) -> Option<Rpc<StreamAppendResult<TypeConfig>>> {
-        loop {
-            let idle = self.under_way.credits.lock().is_empty();
-            if idle && *self.under_way.ended.lock() {
-                return None;
-            }
-            tokio::select! {
-                answer = self.answers.recv() => {
-                    let Some(answer) = answer else { return Some(Err(lost(Lost::Broken))) };
-                    drop(self.under_way.credits.lock().pop_front());
-                    self.under_way.changed.notify_one();
-                    return Some(match answer {
-                        AppendAnswer::Appended(appended) => stream_result(appended),
-                        AppendAnswer::Refusal(refusal) => Err(refused(&refusal)),
-                    });
-                }
-                () = self.under_way.changed.notified(), if idle => {}
-                () = tokio::time::sleep(self.patience), if !idle => {
-                    return Some(Err(lost(Lost::Broken)));
-                }
-            }
-        }
+        sound::vote_response(&answer).map_err(|error| self.senseless(error))
     }
 }
 
@@ -329,7 +214,10 @@ impl RaftNetworkV2<TypeConfig> for Link {
                 // Where openraft waits after an error is in here: a session refused before the
                 // first request was asked for would be tried again at once, for ever.
                 let first = input.next().await;
-                return self.session(Box::pin(futures::stream::iter(first).chain(input)));
+                let input = Box::pin(futures::stream::iter(first).chain(input));
+                let session = self.peers.peer(self.node).appends.session().map_err(lost)?;
+                let patience = self.peers.append_answer_timeout();
+                return Ok(replicate(input, session, self.follower(), patience));
             }
             let mut answers = VecDeque::new();
             while let Some(beat) = input.next().await {
@@ -394,7 +282,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
             Transferred::Accepted(_) => Ok(()),
             Transferred::Changed(vote) => Err(TransferLeaderError::VoteChanged {
                 expected: *request.from_leader(),
-                actual: convert::vote_of_proto(vote),
+                actual: sound::vote(Some(vote)).map_err(|error| self.senseless(error))?,
             }),
             Transferred::Behind(at) => Err(TransferLeaderError::LogNotFlushed {
                 expected: request.last_log_id().copied(),

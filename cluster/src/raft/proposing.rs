@@ -3,8 +3,10 @@
 //! A proposal that is refused before it became an entry is tried again as long as this replica
 //! leads but has yet to hear of its quorum (a new leader's first moments); anywhere else the
 //! caller learns who leads. An entry that was discarded may live on at another leader: its
-//! outcome is unknown.
+//! outcome is unknown. Nobody waits for longer than about a second at a leader that has lost its
+//! quorum (`apart.rs`).
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -12,6 +14,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use openraft::errors::{ClientWriteError, ForwardReason, ForwardToLeader};
 use openraft::raft::ClientWriteResult;
+use parking_lot::Mutex;
 use statehouse_store::{Command, ReplicaId};
 
 use super::group::{Done, Group, Leader};
@@ -22,9 +25,14 @@ use crate::{Error, NodeId};
 /// How long a leader without a quorum waits before it tries a proposal again.
 const RETRY_WAIT: Duration = Duration::from_millis(5);
 
+/// Who waits for the replies of an entry on its way; empty once they were told.
+type Waiters = Arc<Mutex<Vec<Done>>>;
+
 /// A group's waiting commands.
 pub struct Proposals {
     queue: Queue<Done>,
+    /// Who waits for entries that are proposed and not committed, by the number of their cut.
+    under_way: HashMap<u64, Waiters>,
     closed: Option<String>,
     /// Since when proposals come back because no quorum was heard of.
     refused_since: Option<Instant>,
@@ -36,6 +44,7 @@ impl Proposals {
     pub fn new(limits: Limits) -> Self {
         Proposals {
             queue: Queue::new(limits),
+            under_way: HashMap::new(),
             closed: None,
             refused_since: None,
             handing_over: false,
@@ -71,18 +80,38 @@ impl Group {
         self.proposals.lock().queue.waiting()
     }
 
+    /// Whether a command waits here, or for an entry that is not committed.
+    pub(super) fn has_waiting(&self) -> bool {
+        let proposals = self.proposals.lock();
+        proposals.queue.waiting() > 0 || !proposals.under_way.is_empty()
+    }
+
+    /// Tells everyone who waits that this replica can't have entries committed: nothing happened
+    /// to what was not proposed, and the outcome of what was is unknown.
+    pub(super) fn give_up_waiting(&self) {
+        let (waiting, under_way) = {
+            let mut proposals = self.proposals.lock();
+            (proposals.queue.drain(), std::mem::take(&mut proposals.under_way))
+        };
+        for done in waiting {
+            done(Err(self.not_leader()));
+        }
+        let reason = "the entry was proposed, and the leader has lost its quorum".to_owned();
+        let unknown = Error::OutcomeUnknown { reason };
+        for waiters in under_way.into_values() {
+            tell(&waiters, &unknown);
+        }
+    }
+
     /// Hands to Raft what may leave now. One caller at a time, so that the order stays; not under
     /// the lock, since a stopped Raft answers at once.
     fn hand_over(self: &Arc<Self>) {
         while let Some(cut) = self.next_cut() {
-            let proposed = Proposed::new(cut.batch);
-            let flight = Flight {
-                group: self.clone(),
-                proposed: proposed.clone(),
-                sequence: cut.sequence,
-                waiters: cut.waiters,
-                landed: false,
-            };
+            let (proposed, sequence) = (Proposed::new(cut.batch), cut.sequence);
+            let waiters: Waiters = Arc::new(Mutex::new(cut.waiters));
+            self.proposals.lock().under_way.insert(sequence, waiters.clone());
+            let (group, landed) = (self.clone(), false);
+            let flight = Flight { group, proposed: proposed.clone(), sequence, waiters, landed };
             let responder = Callback::<ClientWriteResult<TypeConfig>>(Box::new(flight));
             let raft = self.raft.clone();
             let write = async move {
@@ -126,9 +155,10 @@ impl Group {
     }
 
     /// An entry is out of the way: the next one leaves.
-    fn landed(self: &Arc<Self>) {
+    fn landed(self: &Arc<Self>, sequence: u64) {
         {
             let mut proposals = self.proposals.lock();
+            proposals.under_way.remove(&sequence);
             proposals.queue.landed();
             proposals.refused_since = None;
         }
@@ -139,6 +169,7 @@ impl Group {
     /// as an election may take.
     fn give_back(self: &Arc<Self>, cut: Cut<Done>) {
         let mut proposals = self.proposals.lock();
+        proposals.under_way.remove(&cut.sequence);
         proposals.queue.give_back(cut);
         let since = *proposals.refused_since.get_or_insert_with(Instant::now);
         let patience = 2 * self.config.election_timeout_max;
@@ -181,37 +212,44 @@ struct Flight {
     group: Arc<Group>,
     proposed: Proposed,
     sequence: u64,
-    waiters: Vec<Done>,
+    waiters: Waiters,
     landed: bool,
+}
+
+/// Tells everyone who waits for an entry the same.
+fn tell(waiters: &Waiters, error: &Error) {
+    // Not under the lock: whoever is told may propose again.
+    let waiters = std::mem::take(&mut *waiters.lock());
+    for done in waiters {
+        done(Err(error.clone()));
+    }
 }
 
 impl Flight {
     fn land(&mut self) {
         if !std::mem::replace(&mut self.landed, true) {
-            self.group.landed();
-        }
-    }
-
-    fn fail(&mut self, error: &Error) {
-        for done in std::mem::take(&mut self.waiters) {
-            done(Err(error.clone()));
+            self.group.landed(self.sequence);
         }
     }
 
     /// Nothing was proposed: say who leads, or try again.
     fn refused(&mut self, forward: &ForwardToLeader<TypeConfig>) {
+        let waiters = std::mem::take(&mut *self.waiters.lock());
         if forward.reason == ForwardReason::LeaseExpired
+            && !waiters.is_empty()
             && let Some(batch) = self.proposed.take()
         {
             self.landed = true;
-            let waiters = std::mem::take(&mut self.waiters);
             let cut = Cut { sequence: self.sequence, batch, waiters };
             return self.group.give_back(cut);
         }
         let leader = leader_of(forward).or_else(|| self.group.leader());
         let leader = leader.filter(|leader| leader.replica != self.group.replica);
         self.land();
-        self.fail(&Error::NotLeader { shard: self.group.shard, leader });
+        let error = Error::NotLeader { shard: self.group.shard, leader };
+        for done in waiters {
+            done(Err(error.clone()));
+        }
     }
 }
 
@@ -225,16 +263,21 @@ impl Landing<ClientWriteResult<TypeConfig>> for Flight {
             Ok(written) => {
                 self.land();
                 let Replies(replies) = written.data;
-                assert_eq!(replies.len(), self.waiters.len(), "one reply for each command");
                 self.group.commands.fetch_add(replies.len() as u64, Ordering::Relaxed);
-                for (done, reply) in std::mem::take(&mut self.waiters).into_iter().zip(replies) {
+                let waiters = std::mem::take(&mut *self.waiters.lock());
+                // Nobody, if they were told that the outcome is unknown.
+                assert!(
+                    waiters.is_empty() || replies.len() == waiters.len(),
+                    "one reply for each command"
+                );
+                for (done, reply) in waiters.into_iter().zip(replies) {
                     done(Ok(reply));
                 }
             }
             Err(ClientWriteError::ForwardToLeader(forward)) => self.refused(&forward),
             Err(error) => {
                 self.land();
-                self.fail(&Error::OutcomeUnknown { reason: error.to_string() });
+                tell(&self.waiters, &Error::OutcomeUnknown { reason: error.to_string() });
             }
         }
     }
@@ -243,10 +286,8 @@ impl Landing<ClientWriteResult<TypeConfig>> for Flight {
 impl Drop for Flight {
     fn drop(&mut self) {
         self.land();
-        if !self.waiters.is_empty() {
-            let reason = "the replica stopped before the reply".to_owned();
-            self.fail(&Error::OutcomeUnknown { reason });
-        }
+        let reason = "the replica stopped before the reply".to_owned();
+        tell(&self.waiters, &Error::OutcomeUnknown { reason });
     }
 }
 

@@ -34,7 +34,7 @@ impl Group {
     /// quorum follows; `NotLeader` elsewhere.
     pub async fn linearizable(self: &Arc<Self>) -> Result<(), Error> {
         let term = self.leading_term().ok_or_else(|| self.not_leader())?;
-        let told = self.told.0.load(Ordering::SeqCst);
+        let told = self.exchanged.told.0.load(Ordering::SeqCst);
         if !self.votes_alone() || !self.promise.allows(term) {
             self.confirmer.confirm(self, term).await?;
         }
@@ -90,10 +90,16 @@ impl Group {
     }
 
     /// The term, if this replica leads as far as it knows.
-    fn leading_term(&self) -> Option<u64> {
+    pub(super) fn leading_term(&self) -> Option<u64> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.state.is_leader().then_some(metrics.vote.leader_id.term)
+    }
+
+    /// Whether this replica leads, nobody else votes, and all that was acknowledged is applied.
+    pub(super) fn is_certain_alone(&self) -> bool {
+        let Some(term) = self.leading_term() else { return false };
+        self.votes_alone() && self.promise.allows(term) && self.applied.borrow().term >= term
     }
 
     /// Whether nobody else votes.

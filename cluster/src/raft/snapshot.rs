@@ -17,11 +17,12 @@ use statehouse_store::{Export, Incoming, Received, ReplicaId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::convert;
+use super::convert::{self, Malformed};
 use super::group::Group;
 use super::groups::Groups;
 use super::inbound::{addressed, refusal};
 use super::log_storage::blocking;
+use super::sound;
 use super::state_machine::{Snapshot, View};
 use super::transfers::{Guard, Transfers};
 use super::types::{self, SnapshotMeta, TypeConfig, Vote};
@@ -103,7 +104,10 @@ impl Destination {
             StreamingError::Network(NetworkError::from_string(status.message()))
         })?;
         match answer.into_inner().answer {
-            Some(Answer::Vote(vote)) => Ok(SnapshotResponse::new(convert::vote_of_proto(vote))),
+            Some(Answer::Vote(vote)) => match sound::vote(Some(vote)) {
+                Ok(vote) => Ok(SnapshotResponse::new(vote)),
+                Err(_) => Err(unreachable_because("the peer's answer makes no sense")),
+            },
             Some(Answer::Refusal(refusal)) => {
                 let reason = format!("{}: {}", refusal.kind().as_str_name(), refusal.detail);
                 Err(unreachable_because(&reason))
@@ -185,11 +189,17 @@ impl Groups {
     {
         let route = header.route.unwrap_or_default();
         let group = addressed(self, &route)?;
-        let vote = convert::required_vote(header.vote)?;
+        let vote = sound::leader(header.vote, route.from_replica)?;
         let membership = convert::membership_of_proto(header.membership.unwrap_or_default())?;
-        let membership_at = convert::log_id(header.membership_at);
+        let applied = sound::entry_id(header.applied, &vote)?;
+        let membership_at = sound::entry_id(header.membership_at, &vote)?;
+        if membership_at.index > applied.index {
+            let what = "snapshot: its membership is newer than its rows";
+            return Err(Malformed { what }.into());
+        }
+        let membership_at = types::log_id(membership_at);
         let meta = SnapshotMeta {
-            last_log_id: convert::log_id(header.applied),
+            last_log_id: types::log_id(applied),
             last_membership: types::StoredMembership::new(membership_at, membership),
         };
         if let Err(full) = self.store().check_space() {

@@ -66,6 +66,9 @@ pub struct GroupStatus {
     pub membership_committed: bool,
     /// On a leader: up to which entry each other replica has the log.
     pub matched: BTreeMap<ReplicaId, EntryId>,
+    /// Members that have lost what they acknowledged to this replica while it led, each with an
+    /// entry that is missing: they have to be replaced.
+    pub reverted: BTreeMap<ReplicaId, EntryId>,
 }
 
 impl Group {
@@ -86,7 +89,10 @@ impl Group {
         let leader = metrics
             .current_leader
             .map(|replica| Leader { replica: ReplicaId(replica), node: node_of(replica) });
+        let mut reverted = self.exchanged.acknowledged.reverted();
+        reverted.retain(|replica, _| membership.get_node(&replica.0).is_some());
         GroupStatus {
+            reverted,
             role: match metrics.state {
                 ServerState::Learner => Role::Learner,
                 ServerState::Follower => Role::Follower,

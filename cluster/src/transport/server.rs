@@ -151,7 +151,8 @@ async fn talk(
                     continue;
                 }
                 groups.peers().note(from);
-                working.extend(message.asks.into_iter().map(|ask| groups.clone().answer(ask)));
+                let asks = message.asks.into_iter();
+                working.extend(asks.map(|ask| groups.clone().answer(from, ask)));
             }
             Some(answer) = working.next(), if !working.is_empty() => {
                 let mut done = vec![answer];
@@ -225,7 +226,7 @@ async fn append(
                     async move { answers.send(answer).await.is_ok() }.boxed()
                 };
                 let route = request.route.unwrap_or_default();
-                tokio::spawn(groups.clone().follow(route, receiver, answer));
+                tokio::spawn(groups.clone().follow(from, route, receiver, answer));
                 sender
             });
             // A session that has ended for us has said so; what follows on it goes nowhere.

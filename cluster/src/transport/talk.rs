@@ -3,7 +3,7 @@
 //! Messages that are in no hurry (heartbeats) wait a moment for others; one that is in a hurry (a
 //! vote, a heartbeat that readers wait for) takes along what is there. While one batch is being
 //! sent the next one gathers. Each message is answered or fails: at once while there is no
-//! connection, and when the connection breaks.
+//! connection, when the connection breaks, and when no answer comes in time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +34,7 @@ const PING_ID: u64 = 0;
 /// The way to one peer for small messages.
 pub(crate) struct Talk {
     asks: mpsc::Sender<Ask>,
+    answer_wait_max: Duration,
     task: JoinHandle<()>,
 }
 
@@ -48,7 +49,8 @@ impl Talk {
     pub(super) fn start(peers: &Arc<Peers>, node: NodeId, hearing: Arc<Hearing>) -> Self {
         let (asks, receiver) = mpsc::channel(peers.config.asks_waiting_max);
         let talker = Talker { link: Link::new(peers, node), asks: receiver, hearing, next_id: 1 };
-        Talk { asks, task: peers.runtime().spawn(talker.run()) }
+        let answer_wait_max = peers.config.ask_answer_timeout;
+        Talk { asks, answer_wait_max, task: peers.runtime().spawn(talker.run()) }
     }
 
     pub(super) fn close(&self) {
@@ -66,7 +68,10 @@ impl Talk {
         let ask = Ask { route, kind, hurry, answer };
         // Full is as good as down: whoever asks tries again anyway.
         self.asks.try_send(ask).map_err(|_| Lost::Unreachable)?;
-        receiver.await.unwrap_or(Err(Lost::Broken))
+        match tokio::time::timeout(self.answer_wait_max, receiver).await {
+            Ok(answer) => answer.unwrap_or(Err(Lost::Broken)),
+            Err(_) => Err(Lost::Silent),
+        }
     }
 }
 

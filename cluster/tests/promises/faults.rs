@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use statehouse_cluster::{Error, NodeId};
 
 use crate::support::{
-    Cluster, PATIENCE, SHARD, get, node_ids, put, replica_of, until, until_caught_up,
+    Cluster, PATIENCE, SHARD, eventually, get, node_ids, put, replica_of, until, until_caught_up,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -70,16 +70,111 @@ async fn a_leader_cut_off_answers_no_reads_and_its_writes_come_to_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_a_quorum_refuses_what_waits() {
+    let cluster = Cluster::of_three().await;
+    let old = cluster.leader(SHARD).await;
+    let group = cluster.node(old).group(SHARD);
+    cluster.put(SHARD, "before", "value").await;
+    for other in node_ids(3).into_iter().filter(|node| *node != old) {
+        cluster.node(old).peers.cut(other);
+    }
+    // The first becomes an entry that no quorum will have; the others wait behind it.
+    let writes: Vec<_> = (0..20)
+        .map(|n| {
+            let group = group.clone();
+            tokio::spawn(async move { put(&group, &format!("key-{n}"), "lost").await })
+        })
+        .collect();
+    let (mut unknown, mut refused) = (0, Vec::new());
+    for (n, write) in writes.into_iter().enumerate() {
+        let outcome = tokio::time::timeout(PATIENCE, write).await;
+        match outcome.expect("it does not wait until the network is back").unwrap() {
+            Err(Error::OutcomeUnknown { .. }) => unknown += 1,
+            Err(Error::NotLeader { .. }) => refused.push(n),
+            other => panic!("write {n}: {other:?}"),
+        }
+    }
+    assert!(unknown >= 1, "what was proposed may yet be committed");
+    assert!(!refused.is_empty(), "what waited behind it was not");
+    // Whoever comes while the cut lasts does not wait for longer.
+    let late = tokio::time::timeout(PATIENCE, put(&group, "late", "lost")).await;
+    assert!(matches!(late, Ok(Err(Error::NotLeader { .. }))), "{late:?}");
+
+    for other in node_ids(3).into_iter().filter(|node| *node != old) {
+        cluster.node(old).peers.heal(other);
+    }
+    cluster.put(SHARD, "after", "value").await;
+    let leader = cluster.leader(SHARD).await;
+    let lead = cluster.node(leader).group(SHARD);
+    until_caught_up(&group, &lead).await;
+    for n in refused {
+        assert_eq!(get(&lead, &format!("key-{n}")), None, "write {n} was said not to happen");
+    }
+    assert_eq!(get(&lead, "late"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_lost_what_it_acknowledged_is_noticed_and_not_counted() {
+    let mut cluster = Cluster::of_three().await;
+    let leader = cluster.leader(SHARD).await;
+    let others: Vec<NodeId> = node_ids(3).into_iter().filter(|node| *node != leader).collect();
+    let (forgets, third) = (others[0], others[1]);
+    cluster.put(SHARD, "key", "old").await;
+    cluster.stop(forgets).await;
+    let (data, copy) = (cluster.data(forgets), cluster.data(NodeId(99)));
+    copy_files(&data, &copy);
+    cluster.start(forgets).await;
+    for n in 0..20 {
+        cluster.put(SHARD, &format!("key-{n}"), "acknowledged").await;
+    }
+    let lead = cluster.node(leader).group(SHARD);
+    let term = lead.status().term;
+    let replica = replica_of(SHARD, forgets);
+    until_caught_up(&cluster.node(forgets).group(SHARD), &lead).await;
+    let last = lead.status().last_index;
+    until(&lead, |status| status.matched.get(&replica).is_some_and(|it| it.index >= last)).await;
+
+    // A disk that was put back from a copy: the log is shorter than what was acknowledged.
+    cluster.stop(forgets).await;
+    std::fs::remove_dir_all(&data).unwrap();
+    copy_files(&copy, &data);
+    cluster.start(forgets).await;
+    eventually(|| lead.status().reverted.contains_key(&replica)).await;
+    assert_eq!(lead.status().term, term, "the leader that knows better still leads");
+    assert!(!lead.status().reverted.contains_key(&replica_of(SHARD, third)));
+
+    // With the third away there is no quorum: what the follower has forgotten must not become one.
+    cluster.stop(third).await;
+    let outcome = tokio::time::timeout(PATIENCE, put(&lead, "key", "by two of three")).await;
+    let error = outcome.expect("it is refused").expect_err("one of two has a false log");
+    assert!(matches!(error, Error::OutcomeUnknown { .. } | Error::NotLeader { .. }), "{error}");
+}
+
+fn copy_files(from: &std::path::Path, to: &std::path::Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_files(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_follower_cut_off_disturbs_nobody_and_catches_up() {
     let cluster = Cluster::of_three().await;
     let leader = cluster.leader(SHARD).await;
     let term = cluster.node(leader).group(SHARD).status().term;
     let apart = NodeId(leader.0 % 3 + 1);
     let others: Vec<NodeId> = node_ids(3).into_iter().filter(|node| *node != apart).collect();
+    let group = cluster.node(apart).group(SHARD);
+    eventually(|| group.lag().is_some()).await;
     for other in &others {
         cluster.node(apart).peers.cut(*other);
     }
-    let group = cluster.node(apart).group(SHARD);
     // Longer than any election timeout: it asks for votes, and gets none.
     let lonely = Instant::now();
     while lonely.elapsed() < Duration::from_secs(2) {

@@ -5,6 +5,8 @@
 
 mod faults;
 mod members;
+mod reads;
 mod snapshots;
+mod strangers;
 mod support;
 mod writes;

@@ -141,6 +141,16 @@ impl Cluster {
         self.leader(shard).await
     }
 
+    /// Where a node's peers reach it.
+    pub fn address(&self, id: NodeId) -> &str {
+        &self.book[&id]
+    }
+
+    /// Where a node keeps its data.
+    pub fn data(&self, id: NodeId) -> PathBuf {
+        self.dir.path().join(id.to_string())
+    }
+
     pub fn node(&self, id: NodeId) -> &Node {
         &self.nodes[&id]
     }

@@ -11,7 +11,9 @@
 //! 5. Versions agree with time: nothing comes after what had not been sent when it was answered.
 //! 6. A look that found nothing fits a time at which there was nothing.
 //! 7. A send is not refused after another send of the same write took effect.
-//! 8. A stale look sees a state that somebody made, and not before it could be made.
+//! 8. A bounded look sees a state that somebody made, and not before it could be made.
+//! 9. A bounded look misses nothing that was acknowledged, or read at a leader, longer than its
+//!    lag before it was sent: neither a state nor that there is none.
 //!
 //! Why that is exact and takes no search. An order of operations agrees with time if and only if
 //! no operation in it was answered before an earlier one was sent (give each one, in order, the
@@ -67,6 +69,12 @@ pub enum Violation {
     /// Rule 6.
     #[error("nothing was seen from {sent} to {answered} ns, when there was a state throughout")]
     NotMissing { sent: Nanos, answered: Nanos },
+    /// Rule 9.
+    #[error(
+        "a read sent at {sent} ns saw version {version} as at most {lag} ns old, and what follows \
+         that version was acknowledged at {followed} ns"
+    )]
+    TooOld { version: u64, sent: Nanos, lag: Nanos, followed: Nanos },
     /// Rule 7.
     #[error("write {id} was refused by a state of version {version}, which it precedes")]
     RepeatForgotten { id: u64, version: u64 },
@@ -78,16 +86,18 @@ impl History {
         let order = Order::of(self)?;
         let timeline = Timeline::of(&order)?;
         for look in &self.looks {
-            match &look.seen {
-                Seen::State { version, .. } if look.stale => {
+            match (&look.seen, look.lag) {
+                (Seen::State { version, .. }, Some(lag)) => {
                     timeline.not_before(&order, *version, look)?;
+                    timeline.not_older(&order, *version, (look, lag))?;
                 }
-                Seen::Missing if look.stale => {}
-                Seen::Missing => timeline.somewhere_missing(&order, look)?,
-                Seen::Version(version) if !order.is_known(*version) => {
+                (Seen::Missing, lag) => {
+                    timeline.somewhere_missing(&order, look, lag.unwrap_or(0))?;
+                }
+                (Seen::Version(version), _) if !order.is_known(*version) => {
                     timeline.between(&order, *version, look)?;
                 }
-                Seen::State { .. } | Seen::Version(_) => {}
+                (Seen::State { .. }, None) | (Seen::Version(_), _) => {}
             }
             not_refused_after_effect(&order, look)?;
         }
@@ -132,19 +142,25 @@ impl Timeline {
         Ok(Timeline { sent_before, answered_after })
     }
 
-    /// Rule 6.
-    fn somewhere_missing(&self, order: &Order<'_>, look: &Look) -> Result<(), Violation> {
+    /// Rules 6 and 9: as if the look had been sent by its lag earlier.
+    fn somewhere_missing(
+        &self,
+        order: &Order<'_>,
+        look: &Look,
+        lag: Nanos,
+    ) -> Result<(), Violation> {
+        let began = look.sent.saturating_sub(lag);
         let own = look.of.and_then(|id| order.stage_of(id)).unwrap_or(usize::MAX);
         let fits = order.gaps.iter().any(|gap| {
             let sent = self.sent_before[gap.at].max(gap.maybe_since.unwrap_or(0));
             let answered = self.answered_after[gap.at];
             gap.at <= own
                 && sent <= look.answered
-                && look.sent <= answered
+                && began <= answered
                 && gap.maybe_since.is_none_or(|since| since <= answered)
         });
-        let (sent, answered) = (look.sent, look.answered);
-        if fits { Ok(()) } else { Err(Violation::NotMissing { sent, answered }) }
+        let answered = look.answered;
+        if fits { Ok(()) } else { Err(Violation::NotMissing { sent: began, answered }) }
     }
 
     /// Rule 8.
@@ -155,6 +171,23 @@ impl Timeline {
             return Ok(());
         }
         Err(Violation::OutOfTime { what: Place::Look(version), answered, sent })
+    }
+
+    /// Rule 9.
+    fn not_older(
+        &self,
+        order: &Order<'_>,
+        version: u64,
+        (look, lag): (&Look, Nanos),
+    ) -> Result<(), Violation> {
+        // Behind the version's own stage is that of the looks at it, which do not follow it.
+        let behind = order.stage_of_version(version).map_or(0, |stage| stage + 2);
+        let followed = self.answered_after[behind];
+        let sent = look.sent;
+        if sent.saturating_sub(lag) <= followed {
+            return Ok(());
+        }
+        Err(Violation::TooOld { version, sent, lag, followed })
     }
 
     /// A version that only refusals named: between its neighbours, made by a hidden write.

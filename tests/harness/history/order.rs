@@ -249,7 +249,7 @@ impl<'a> Order<'a> {
 
     fn lay_out(&mut self, history: &'a History) -> Result<(), Violation> {
         let mut looks: HashMap<u64, Vec<&Look>> = HashMap::new();
-        for look in history.looks.iter().filter(|look| !look.stale) {
+        for look in history.looks.iter().filter(|look| look.lag.is_none()) {
             match &look.seen {
                 Seen::State { version, .. } | Seen::Version(version) => {
                     looks.entry(*version).or_default().push(look);

@@ -89,7 +89,7 @@ pub enum Search {
 
 impl History {
     /// Whether some order of the operations explains the answers; `None`: the search took too
-    /// long. Stale looks, and looks at versions that no write is known to have, are left out.
+    /// long. Bounded looks, and looks at versions that no write is known to have, are left out.
     pub fn search(&self, search: Search) -> Option<bool> {
         let mut ids = HashMap::new();
         let mut seen = HashSet::new();
@@ -118,7 +118,7 @@ impl History {
                 operations.push(operation(write.sent, write.done_at(), step));
             }
         }
-        for look in self.looks.iter().filter(|look| !look.stale) {
+        for look in self.looks.iter().filter(|look| look.lag.is_none()) {
             let step = match &look.seen {
                 Seen::Missing => Step::Trail(Vec::new()),
                 Seen::State { trail, .. } => Step::Trail(trail.clone()),

@@ -31,8 +31,9 @@ const TRAIL_MAX: usize = 16;
 /// Bytes of the largest padding: more than lies in one row or chunk.
 const PADDING_BYTES_MAX: usize = 300_000;
 
-/// How stale a bounded read may be.
-const LAG_MAX_MS: u64 = 60_000;
+/// How old the answers of bounded reads may be, in milliseconds: each read asks for one of these.
+/// The least is below what a follower mostly knows, so that leaders serve such reads too.
+const LAGS_MAX_MS: [u64; 4] = [50, 250, 350, 2_000];
 
 pub struct Worker {
     number: u64,
@@ -78,8 +79,11 @@ impl Worker {
             }
             let key = format!("key-{}", random.random_range(0..self.load.keys));
             match random.random_range(0..100) {
-                0..38 => self.read(&key, false, &mut random).await,
-                38..42 => self.read(&key, true, &mut random).await,
+                0..32 => self.read(&key, None, &mut random).await,
+                32..42 => {
+                    let lag_max_ms = LAGS_MAX_MS[random.random_range(0..LAGS_MAX_MS.len())];
+                    self.read(&key, Some(lag_max_ms), &mut random).await;
+                }
                 _ => self.write(&key, &mut random).await,
             }
         }
@@ -89,32 +93,47 @@ impl Worker {
         random.random_range(0..self.nodes.len())
     }
 
-    async fn read(&mut self, key: &str, stale: bool, random: &mut StdRng) {
-        let consistency =
-            if stale { v1::Consistency::Bounded } else { v1::Consistency::Linearizable };
+    async fn read(&mut self, key: &str, lag_max_ms: Option<u64>, random: &mut StdRng) {
+        let consistency = match lag_max_ms {
+            Some(_) => v1::Consistency::Bounded,
+            None => v1::Consistency::Linearizable,
+        };
         let request = v1::GetRequest {
             collection: COLLECTION.to_owned(),
             key: Bytes::copy_from_slice(key.as_bytes()),
             consistency: consistency as i32,
-            max_lag_ms: if stale { LAG_MAX_MS } else { 0 },
+            max_lag_ms: lag_max_ms.unwrap_or(0),
             ..Default::default()
         };
         let (endpoint, mut client) = self.nodes[self.any_node(random)].clone();
         let sent = self.record.now();
         let found = answer(&endpoint, client.get(request)).await;
-        match found.map(|found| found.state.expect("a get answers a state")) {
-            Ok(state) => {
+        let nanos = |lag_ms: u64| lag_ms * 1_000_000;
+        match found {
+            Ok(found) => {
+                let state = found.state.expect("a get answers a state");
+                let lag = lag_max_ms.map(|max| {
+                    assert!(found.lag_ms <= max, "{key}: {} ms asked for {max}", found.lag_ms);
+                    nanos(found.lag_ms)
+                });
                 let trail = trail_of(&state);
                 check_padding(key, &state, &trail);
                 self.known.insert(key.to_owned(), (state.version, trail.len()));
                 let seen = Seen::State { version: state.version, trail };
-                self.record.look(key, (sent, None, stale), seen);
+                self.record.look(key, (sent, None, lag), seen);
             }
             Err(error) if error.reason() == Some("STATE_NOT_FOUND") => {
                 self.known.remove(key);
-                self.record.look(key, (sent, None, stale), Seen::Missing);
+                // A refusal does not say how old it may be: no older than was asked for.
+                self.record.look(key, (sent, None, lag_max_ms.map(nanos)), Seen::Missing);
             }
-            Err(error) => self.met(&error),
+            Err(error) => {
+                // Whatever is done to the cluster: a read is answered, or to be tried again.
+                let faults = ["INTERNAL", "CORRUPT"];
+                let fault = error.reason().is_some_and(|reason| faults.contains(&reason));
+                assert!(!fault, "{key}: a read can't be refused so: {error}");
+                self.met(&error);
+            }
         }
     }
 
@@ -196,7 +215,7 @@ impl Worker {
         };
         match &sent_as {
             Sent::Refused(seen) => {
-                self.record.look(key, (sent, Some(request.id), false), seen.clone());
+                self.record.look(key, (sent, Some(request.id), None), seen.clone());
             }
             Sent::Done(_) | Sent::Nothing | Sent::Unknown => self.met(&error),
         }

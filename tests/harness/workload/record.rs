@@ -52,9 +52,14 @@ impl Record {
     }
 
     /// Writes down what an answer that came just now told.
-    pub fn look(&self, key: &str, (sent, of, stale): (Nanos, Option<u64>, bool), seen: Seen) {
+    pub fn look(
+        &self,
+        key: &str,
+        (sent, of, lag): (Nanos, Option<u64>, Option<Nanos>),
+        seen: Seen,
+    ) {
         self.answered.fetch_add(1, Ordering::Relaxed);
-        let look = Look { sent, answered: self.now(), seen, of, stale };
+        let look = Look { sent, answered: self.now(), seen, of, lag };
         self.histories.lock().unwrap().entry(key.to_owned()).or_default().looks.push(look);
     }
 
