@@ -219,6 +219,15 @@ impl Charge {
 
     /// Takes room for states that are scored: what was taken for them before counts.
     pub fn states(&self, bytes: u64) -> Result<(), Failure> {
+        let max = self.shared.units_max * UNIT_BYTES;
+        if bytes > max {
+            let message = format!(
+                "the states of one row take {} while they are scored, and calls have {}",
+                ByteSize(bytes),
+                ByteSize(max)
+            );
+            return Err(Failure::too_large_for_memory(message, bytes, max));
+        }
         let before = self.states_bytes.fetch_max(bytes, Relaxed);
         self.take(bytes.saturating_sub(before))
     }
@@ -294,6 +303,18 @@ mod tests {
         assert_eq!(refused.reason, Reason::AnswerTooLarge);
         assert!(refused.retry_after.is_none(), "{refused}");
         charge.answer(1 << 20).expect("what is smaller still fits");
+    }
+
+    #[test]
+    fn states_that_no_room_holds_are_refused_for_good() {
+        let admission = admission();
+        let charge = admission.charge();
+        charge.states(9 << 20).unwrap();
+        let refused = charge.states(11 << 20).unwrap_err();
+        assert_eq!(refused.reason, Reason::TooLargeForMemory);
+        assert!(refused.retry_after.is_none(), "{refused}");
+        assert!(refused.message.contains("request_bytes_max"), "{refused}");
+        assert_eq!(refused.value("needed_bytes"), Some("11534336"));
     }
 
     #[test]

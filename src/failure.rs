@@ -103,6 +103,8 @@ reasons! {
     TaskNotFound = "TASK_NOT_FOUND", NotFound;
     /// A replica, a lead or a node can't be moved, removed or undone as asked.
     MoveRefused = "MOVE_REFUSED", FailedPrecondition;
+    /// More memory than the node has for calls, now or later.
+    TooLargeForMemory = "TOO_LARGE_FOR_MEMORY", FailedPrecondition;
     /// A bounded queue is full: retry after the time given.
     Overloaded = "OVERLOADED", ResourceExhausted;
     /// The disk is nearly full: writes are refused, reads go on.
@@ -182,6 +184,17 @@ impl Failure {
     /// A value by its name.
     pub fn value(&self, name: &str) -> Option<&str> {
         self.metadata.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// What never fits into the node's memory for calls, and which setting says so.
+    pub fn too_large_for_memory(message: impl Into<String>, needed: u64, max: u64) -> Self {
+        let message = format!(
+            "{}: raise memory_max, or the part of it that request_bytes_max is",
+            message.into()
+        );
+        Failure::new(Reason::TooLargeForMemory, message)
+            .with("needed_bytes", needed)
+            .with("request_bytes_max", max)
     }
 
     /// A full queue or a spent limit.

@@ -14,6 +14,8 @@ use statehouse_store::Store;
 use tokio::sync::OnceCell;
 
 use crate::failure::{Failure, Reason};
+use crate::score::STATE_COPIES;
+use crate::size::ByteSize;
 
 /// The largest model: all files together, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256 << 20;
@@ -38,13 +40,20 @@ pub struct Models {
     catalog: Arc<Catalog>,
     worker: Handle,
     store: Store,
+    request_bytes_max: u64,
     slots: Mutex<HashMap<(String, u64), Slot>>,
 }
 
 impl Models {
-    /// Over the node's catalog, its device's worker, and the store whose space a push takes.
-    pub fn new(catalog: Arc<Catalog>, worker: Handle, store: Store) -> Arc<Self> {
-        Arc::new(Models { catalog, worker, store, slots: Mutex::default() })
+    /// Over the node's catalog, its device's worker, the store whose space a push takes, and the
+    /// bytes that calls may have.
+    pub fn new(
+        catalog: Arc<Catalog>,
+        worker: Handle,
+        store: Store,
+        request_bytes_max: u64,
+    ) -> Arc<Self> {
+        Arc::new(Models { catalog, worker, store, request_bytes_max, slots: Mutex::default() })
     }
 
     /// The worker that drives the device.
@@ -93,10 +102,11 @@ impl Models {
         files: ModelFiles,
         activate: bool,
     ) -> Result<(Arc<ModelEntry>, u64), Failure> {
-        let worker = self.worker.clone();
+        let (worker, request_bytes_max) = (self.worker.clone(), self.request_bytes_max);
         let checked = files.clone();
         let (name, loaded) = blocking(move || {
             let model = Model::from_files(&checked)?;
+            check_memory(&model, request_bytes_max)?;
             let name = model.name().to_owned();
             Ok((name, worker.load(model)?))
         })
@@ -172,15 +182,32 @@ impl Models {
         }
         let load = || async {
             let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
-            let model = name.to_owned();
+            let (name, request_bytes_max) = (name.to_owned(), self.request_bytes_max);
             blocking(move || {
-                let files = catalog.model_files(&model, version)?;
-                Ok(worker.load(Model::from_files(&files)?)?)
+                let model = Model::from_files(&catalog.model_files(&name, version)?)?;
+                check_memory(&model, request_bytes_max)?;
+                Ok(worker.load(model)?)
             })
             .await
         };
         slot.get_or_init(load).await.clone()
     }
+}
+
+/// Refuses a model of which not even one row could be scored, whatever else the node does.
+fn check_memory(model: &Model, request_bytes_max: u64) -> Result<(), Failure> {
+    let state_bytes = model.state_bytes() as u64;
+    let needed = STATE_COPIES * state_bytes;
+    if needed <= request_bytes_max {
+        return Ok(());
+    }
+    let message = format!(
+        "states of {} need {} while a row is scored, {STATE_COPIES} copies, and calls have {}",
+        ByteSize(state_bytes),
+        ByteSize(needed),
+        ByteSize(request_bytes_max)
+    );
+    Err(Failure::too_large_for_memory(message, needed, request_bytes_max))
 }
 
 fn known(entry: &ModelEntry, version: u64) -> Result<u64, Failure> {
@@ -208,8 +235,10 @@ pub fn failure_of(error: &inference::Error) -> Failure {
     match error {
         Error::Manifest { .. }
         | Error::Weights { .. }
-        | Error::UnsupportedOperator { .. }
+        | Error::UnsupportedOperators { .. }
         | Error::SelfTest { .. } => Failure::new(Reason::InvalidModel, message),
+        // The worker names the input.
+        Error::Run { .. } => Failure::new(Reason::InvalidInput, message),
         Error::Input(InputError::NotFinite { name, .. }) => {
             Failure::new(Reason::NotFinite, message).with("input", name)
         }

@@ -33,7 +33,7 @@ const STEP_ATTEMPTS_MAX: u32 = 16;
 
 /// How often a row's states are in memory while it is scored: as they are read, in a batch, in the
 /// batch's result, and on their way to the log.
-const STATE_COPIES: u64 = 4;
+pub const STATE_COPIES: u64 = 4;
 
 /// What to score.
 #[derive(Debug, Clone)]

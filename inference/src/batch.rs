@@ -157,6 +157,12 @@ fn worthwhile(
     from.map_or((0, sizes[0]), |from| (from, sizes[from]))
 }
 
+/// How many rows of so many bytes a batch may have: with as many bytes of results they stay within
+/// `bytes_max`, but one row always runs.
+pub fn rows_within(bytes_max: usize, row_bytes: usize, rows_max: usize) -> usize {
+    rows_max.min(bytes_max / row_bytes.saturating_mul(2).max(1)).max(1)
+}
+
 /// The rows that a batch is filled up to, if the device wants few different sizes.
 pub fn padded(rows: usize, rows_max: usize, pads: bool) -> usize {
     if pads { rows.next_power_of_two().min(rows_max.max(rows)) } else { rows }

@@ -1,5 +1,6 @@
 //! Everything this room can refuse, one variant per thing a caller does differently.
 
+use crate::onnx::fault::Fault;
 use crate::tensor::{DType, ShapeError};
 use std::time::Duration;
 
@@ -12,12 +13,17 @@ pub enum Error {
     /// The graph or weights file is corrupt, over a limit, or not what the manifest says.
     #[error("{file}: {reason}")]
     Weights { file: String, reason: String },
-    /// The graph uses an operator that is not interpreted.
-    #[error("unsupported operator {op} (domain '{domain}', opset {opset}) in node '{node}'")]
-    UnsupportedOperator { op: String, domain: String, node: String, opset: i64 },
+    /// The graph uses operators that are not interpreted: all of them, and what else is wrong with
+    /// it as far as that can be told.
+    #[error("{}", unsupported(.operators, .others))]
+    UnsupportedOperators { operators: Vec<Unsupported>, others: Vec<String> },
     /// A trial run at load failed; `output` is empty if it failed as a whole.
     #[error("self-test failed{}: {reason}", at_output(.output))]
     SelfTest { output: String, reason: String },
+    /// A run failed on the shapes or numbers that it was given; `inputs` are the graph inputs that
+    /// these came from. The worker tells callers of it as [`Error::Input`].
+    #[error("{step}: {fault}")]
+    Run { step: String, fault: Fault, inputs: Vec<String> },
     /// The request's tensors are not what the model declares.
     #[error(transparent)]
     Input(#[from] InputError),
@@ -36,6 +42,21 @@ pub enum Error {
     /// The device failed or a run panicked.
     #[error("inference failed: {reason}")]
     Internal { reason: String },
+}
+
+/// An operator that is not interpreted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsupported {
+    /// Its name.
+    pub op: String,
+    /// Its domain; empty for the default one.
+    pub domain: String,
+    /// The version of its domain.
+    pub opset: i64,
+    /// How many nodes have it.
+    pub nodes: usize,
+    /// The name of the first of them.
+    pub node: String,
 }
 
 /// What is wrong with a request's tensors.
@@ -63,8 +84,18 @@ pub enum InputError {
     #[error("input '{name}': element {element} is not finite")]
     NotFinite { name: String, element: usize },
     /// An index outside the table it selects from.
-    #[error("input '{name}': index {value} is out of range, expected {min}..={max}")]
-    Index { name: String, value: i64, min: i64, max: i64 },
+    #[error("input '{name}': index {value} is out of range, expected {min}..={max}{}", in_step(.step))]
+    Index {
+        name: String,
+        value: i64,
+        min: i64,
+        max: i64,
+        /// The node that selects, if the index was computed.
+        step: Option<String>,
+    },
+    /// Shapes or numbers for which the graph has no result.
+    #[error("input '{name}' of shape {shape:?}: {reason}")]
+    Unfit { name: String, shape: Vec<usize>, reason: String },
     /// A number of tensors other than declared.
     #[error("expected {expected} {what}, got {actual}")]
     Count { what: &'static str, expected: usize, actual: usize },
@@ -81,10 +112,30 @@ impl InputError {
             | InputError::Shape { name, .. }
             | InputError::Bytes { name, .. }
             | InputError::NotFinite { name, .. }
-            | InputError::Index { name, .. } => Some(name),
+            | InputError::Index { name, .. }
+            | InputError::Unfit { name, .. } => Some(name),
             InputError::Count { .. } => None,
         }
     }
+}
+
+fn unsupported(operators: &[Unsupported], others: &[String]) -> String {
+    let one = |found: &Unsupported| {
+        let Unsupported { op, domain, opset, nodes, node } = found;
+        let place = match nodes {
+            1 => format!("node '{node}'"),
+            _ => format!("{nodes} nodes, the first is '{node}'"),
+        };
+        format!("{op} (domain '{domain}', opset {opset}) in {place}")
+    };
+    let all: Vec<String> = operators.iter().map(one).collect();
+    let s = if all.len() == 1 { "" } else { "s" };
+    let also: String = others.iter().map(|other| format!("; also: {other}")).collect();
+    format!("unsupported operator{s} {}{also}", all.join(", "))
+}
+
+fn in_step(step: &Option<String>) -> String {
+    step.as_ref().map(|step| format!(" in {step}")).unwrap_or_default()
 }
 
 fn at_output(output: &str) -> String {
@@ -104,6 +155,20 @@ impl Error {
     /// A [`Error::Weights`] about `model.onnx`.
     pub(crate) fn onnx(reason: impl Into<String>) -> Error {
         Error::Weights { file: "model.onnx".into(), reason: reason.into() }
+    }
+
+    /// One error of all that is wrong with a graph; `None` if nothing is.
+    pub(crate) fn of_graph(operators: Vec<Unsupported>, others: Vec<Error>) -> Option<Error> {
+        let reasons = others.into_iter().map(|error| match error {
+            Error::Weights { reason, .. } => reason,
+            other => other.to_string(),
+        });
+        let reasons: Vec<String> = reasons.collect();
+        match (operators.is_empty(), reasons.is_empty()) {
+            (true, true) => None,
+            (true, false) => Some(Error::onnx(reasons.join("; "))),
+            (false, _) => Some(Error::UnsupportedOperators { operators, others: reasons }),
+        }
     }
 
     /// A [`Error::Internal`] with this reason.

@@ -44,7 +44,7 @@ pub mod worker;
 mod architecture;
 
 pub use device::{Device, DeviceKind, Runner, flex};
-pub use error::{Error, InputError};
+pub use error::{Error, InputError, Unsupported};
 pub use model::{InputSpec, Limits, Model, NotFinitePolicy, OutputSpec, StateSpec};
 pub use onnx::plan::Program;
 pub use tensor::{DType, Tensor};

@@ -107,6 +107,8 @@ pub struct Port {
     /// Where the batch axis is.
     #[serde(default)]
     pub batch_axis: usize,
+    /// Of an input: what the model may be tried with when it is loaded; see [`crate::trial::Trial`].
+    pub trial: Option<toml::Value>,
 }
 
 /// What happens to NaN or infinity.
@@ -175,7 +177,8 @@ pub enum Activation {
 const TOP: &[&str] = &["name", "format", "batch", "state", "input", "output", "architecture"];
 const BATCH: &[&str] = &["rows_max", "wait_max_us"];
 const STATE: &[&str] = &["field", "input", "output", "initial", "shape", "batch_axis", "nan"];
-const PORT: &[&str] = &["name", "nan", "batch_axis"];
+const INPUT: &[&str] = &["name", "nan", "batch_axis", "trial"];
+const OUTPUT: &[&str] = &["name", "nan", "batch_axis"];
 const ARCHITECTURE: &[&str] =
     &["kind", "inputs", "hidden", "head", "sizes", "activation", "output_activation"];
 
@@ -193,8 +196,8 @@ impl Manifest {
             ("batch", BATCH),
             ("architecture", ARCHITECTURE),
             ("state", STATE),
-            ("input", PORT),
-            ("output", PORT),
+            ("input", INPUT),
+            ("output", OUTPUT),
         ] {
             for part in sections(table.get_ref(), section) {
                 check_keys(text, part, known, section)?;

@@ -10,6 +10,7 @@ use crate::manifest::{Format, Manifest, NotFinite, nearest};
 use crate::onnx::graph::Graph;
 use crate::onnx::plan::Program;
 use crate::tensor::{DType, Tensor};
+use crate::trial::Trial;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub struct InputSpec {
     pub nan: NotFinite,
     /// Indices into a table of this length, if it is one.
     pub index_limit: Option<usize>,
+    /// What the model may be tried with when it is loaded, if the manifest says.
+    pub trial: Option<Trial>,
 }
 
 /// A tensor that is kept between calls.
@@ -109,6 +112,7 @@ struct Parts {
     rows_max: Option<usize>,
     limits: Limits,
     batch_is_one: bool,
+    warnings: Vec<String>,
 }
 
 impl Model {
@@ -162,6 +166,23 @@ impl Model {
     /// How rows are batched; before loading, as on a CPU.
     pub fn limits(&self) -> Limits {
         self.parts.limits
+    }
+
+    /// What whoever pushed the model should know of its trial runs; empty before it is loaded.
+    pub fn warnings(&self) -> &[String] {
+        &self.parts.warnings
+    }
+
+    /// Bytes of one row's initial states.
+    pub fn state_bytes(&self) -> usize {
+        self.parts.states.iter().map(|state| state.initial.data.len()).sum()
+    }
+
+    /// Whether every row has the same shapes.
+    pub fn is_of_fixed_shape(&self) -> bool {
+        let inputs = self.parts.inputs.iter().map(|input| &input.row_shape);
+        let states = self.parts.states.iter().map(|state| &state.row_shape);
+        inputs.chain(states).flatten().all(Option::is_some)
     }
 
     /// The bytes of weights as they are computed (f32, i64).
@@ -243,11 +264,24 @@ impl Model {
         &self.parts.graph_outputs
     }
 
-    /// This model with the limits of a device, and the shapes seen in a trial where the graph
-    /// declares none.
-    pub(crate) fn on_device(&self, kind: DeviceKind, seen: &[Vec<usize>]) -> Model {
+    /// This model with the limits of a device.
+    pub(crate) fn on_device(&self, kind: DeviceKind) -> Model {
         let mut parts = Parts::clone(&self.parts);
         parts.limits.batch_rows_max = parts.rows_on(kind);
+        Model { parts: Arc::new(parts) }
+    }
+
+    /// This model with what its trial runs came to: the shapes of outputs whose graph declares none,
+    /// at most `rows_max` rows per batch, and warnings.
+    pub(crate) fn tried(
+        &self,
+        seen: &[Vec<usize>],
+        rows_max: usize,
+        warnings: Vec<String>,
+    ) -> Model {
+        let mut parts = Parts::clone(&self.parts);
+        parts.limits.batch_rows_max = parts.limits.batch_rows_max.min(rows_max);
+        parts.warnings = warnings;
         for ((port, binding), shape) in
             parts.program.outputs.iter().zip(&parts.graph_outputs).zip(seen)
         {
@@ -286,7 +320,7 @@ fn listed(items: impl Iterator<Item = String>) -> String {
     if items.is_empty() { "none".into() } else { items.join(", ") }
 }
 
-fn check_input(spec: &InputSpec, tensor: &Tensor) -> Result<(), InputError> {
+pub(crate) fn check_input(spec: &InputSpec, tensor: &Tensor) -> Result<(), InputError> {
     let name = || spec.name.clone();
     if tensor.dtype != spec.dtype {
         let (expected, actual) = (spec.dtype, tensor.dtype);
@@ -308,7 +342,7 @@ fn check_input(spec: &InputSpec, tensor: &Tensor) -> Result<(), InputError> {
         let indices = crate::onnx::host::ints(tensor.dtype, &tensor.data);
         if let Some(&value) = indices.iter().find(|value| !(-limit..limit).contains(*value)) {
             let (min, max) = (-limit, limit - 1);
-            return Err(InputError::Index { name: name(), value, min, max });
+            return Err(InputError::Index { name: name(), value, min, max, step: None });
         }
     }
     Ok(())

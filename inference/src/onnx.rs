@@ -5,11 +5,13 @@
 //! over any Burn backend. Only `run` knows Burn.
 
 pub mod fast_math;
+pub mod fault;
 pub mod graph;
 pub mod host;
 pub mod linear;
 pub mod op;
 pub mod plan;
 pub mod run;
+pub mod supported;
 pub mod trees;
 mod wire;

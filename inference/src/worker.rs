@@ -6,6 +6,7 @@
 
 mod batching;
 mod loading;
+mod self_test;
 mod thread;
 
 use crate::cost::Cost;

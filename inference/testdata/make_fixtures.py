@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Makes every fixture of the ONNX interpreter: `make_fixtures.py [GROUP ..] [--out DIR]`.
 
-The groups are ops, models, bad and bank; without one all are made again from nothing. README.md
+The groups are ops, models, bad, rows and bank; without one all are made again from nothing. README.md
 says what lies where and how a test reads it.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from generate import case
 
 HERE = Path(__file__).resolve().parent
-OPERATOR_FAMILIES = ["elementwise", "shaping", "reducing", "neural", "recurrent", "classical"]
+OPERATOR_FAMILIES = ["elementwise", "shaping", "reducing", "neural", "recurrent", "classical", "empty"]
 SIZE_MAX = 3 << 20
 
 
@@ -46,13 +46,24 @@ def make_bad(folder):
     return importlib.import_module("generate.refused").write(folder)
 
 
+def make_rows(folder):
+    """Models that have no result for some rows."""
+    return importlib.import_module("generate.rows").write(folder)
+
+
 def make_bank(folder):
     """The example model, stepped."""
     return importlib.import_module("generate.bank_steps").write(folder)
 
 
 def main():
-    groups = {"ops": make_ops, "models": make_models, "bad": make_bad, "bank": make_bank}
+    groups = {
+        "ops": make_ops,
+        "models": make_models,
+        "bad": make_bad,
+        "rows": make_rows,
+        "bank": make_bank,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("groups", nargs="*", help=f"of {', '.join(groups)}; default: all")
     parser.add_argument("--out", type=Path, default=HERE, help="default: beside this script")

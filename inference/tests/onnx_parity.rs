@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 /// Largest difference allowed: absolute up to 1, relative beyond.
 const TOLERANCE: f64 = 1e-5;
-const OPERATOR_CASES_MIN: usize = 420;
+const OPERATOR_CASES_MIN: usize = 500;
 const MODEL_CASES_MIN: usize = 78;
 
 #[test]

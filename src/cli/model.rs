@@ -70,8 +70,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
             let files = read_directory(&dir)?;
             let pushed = remote.connect().await?.push_model(files, !no_activate).await?;
             let model = pushed.model.unwrap_or_default();
+            for warning in &pushed.warnings {
+                eprintln!("warning: {warning}");
+            }
             if remote.json {
-                print_json(&json!({ "name": model.name, "version": pushed.version }));
+                let warnings = &pushed.warnings;
+                print_json(&json!({
+                    "name": model.name, "version": pushed.version, "warnings": warnings,
+                }));
             } else {
                 let active = if no_activate { "" } else { ", active" };
                 println!("{}:{}{active}", model.name, pushed.version);

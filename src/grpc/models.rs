@@ -90,7 +90,11 @@ impl Service for ModelsService {
         let (files, activate) = receive(request.into_inner()).await?;
         let (entry, version) = self.models.push(files, activate).await.map_err(status)?;
         let model = Some(self.describe(&entry));
-        Ok(Response::new(v1::PushModelResponse { model, version }))
+        let warnings = match self.models.loaded(&entry.name, version) {
+            Some(Ok(loaded)) => loaded.warnings().to_vec(),
+            Some(Err(_)) | None => Vec::new(),
+        };
+        Ok(Response::new(v1::PushModelResponse { model, version, warnings }))
     }
 
     async fn list(
@@ -106,7 +110,11 @@ impl Service for ModelsService {
         &self,
         request: Request<v1::DescribeModelRequest>,
     ) -> Result<Response<v1::Model>, Status> {
-        let entry = self.models.catalog().model(&request.into_inner().name);
+        let name = request.into_inner().name;
+        // Only a model that is loaded has inputs to describe. What keeps it from loading is in the
+        // description too.
+        drop(self.models.find(&name, 0).await);
+        let entry = self.models.catalog().model(&name);
         let entry = entry.map_err(|error| status(error.into()))?;
         Ok(Response::new(self.describe(&entry)))
     }

@@ -11,7 +11,9 @@ use crate::manifest::{self, Initial, Manifest, nearest};
 use crate::onnx::graph::Axis;
 use crate::onnx::host::HostTensor;
 use crate::onnx::plan::{Port, Program};
-use crate::tensor::byte_count;
+use crate::tensor::{DType, Tensor, byte_count};
+use crate::trial::{self, Trial};
+use bytes::Bytes;
 use std::sync::Arc;
 
 /// Ties the manifest to its graph.
@@ -43,8 +45,16 @@ pub(super) fn bind(
             }
             None => {
                 let index_limit = program.index_limits.get(&port.name).copied();
+                let trial = written.and_then(|written| written.trial.as_ref());
+                let wrong =
+                    |reason| Error::manifest(format!("input '{}': trial: {reason}", port.name));
+                let trial = trial.map(Trial::read).transpose().map_err(wrong)?;
                 let (name, dtype) = (port.name.clone(), port.dtype);
-                inputs.push(InputSpec { name, dtype, row_shape, nan, index_limit });
+                let spec = InputSpec { name, dtype, row_shape, nan, index_limit, trial };
+                if let Some(trial) = &spec.trial {
+                    trial.check(&spec).map_err(wrong)?;
+                }
+                inputs.push(spec);
                 Place::Request(inputs.len() - 1)
             }
         };
@@ -67,6 +77,7 @@ pub(super) fn bind(
         rows_max: manifest.batch.rows_max,
         limits: Limits { batch_rows_max: 1, batch_wait_max: manifest.wait_max() },
         batch_is_one,
+        warnings: Vec::new(),
     };
     parts.limits.batch_rows_max = parts.rows_on(DeviceKind::Cpu);
     Ok(Model { parts: Arc::new(parts) })
@@ -158,25 +169,23 @@ fn state_spec(
     if byte_count(port.dtype, &shape).map_or(true, |bytes| bytes > STATE_BYTES_MAX) {
         return Err(wrong(format!("shape {shape:?} is over the limit of {STATE_BYTES_MAX} bytes")));
     }
-    let elements = shape.iter().product();
-    let values: Vec<f64> = match &state.initial {
-        Initial::Number(number) => vec![*number; elements],
-        Initial::Word(word) if word == "zeros" => vec![0.0; elements],
+    let elements: usize = shape.iter().product();
+    let initial = match &state.initial {
+        Initial::Number(number) => filled(port.dtype, shape, *number).map_err(wrong)?,
+        Initial::Word(word) if word == "zeros" => filled(port.dtype, shape, 0.0).map_err(wrong)?,
         Initial::Word(word) => {
             return Err(wrong(format!(
                 "initial: expected \"zeros\", a number or a list, got \"{word}\""
             )));
         }
-        Initial::List(values) if values.len() == elements => values.clone(),
+        Initial::List(values) if values.len() == elements => {
+            listed(port.dtype, shape, values).map_err(wrong)?
+        }
         Initial::List(values) => {
             let given = values.len();
             return Err(wrong(format!("initial: expected {elements} numbers, got {given}")));
         }
     };
-    let values = values.into_iter().map(|value| value as f32).collect();
-    let initial = HostTensor::floats(shape, values)
-        .to_tensor(port.dtype)
-        .map_err(|error| wrong(error.to_string()))?;
     Ok(StateSpec {
         field: state.field.clone(),
         input: state.input.clone(),
@@ -185,6 +194,24 @@ fn state_spec(
         row_shape,
         initial,
     })
+}
+
+/// One row of a state from all of its numbers.
+fn listed(dtype: DType, shape: Vec<usize>, numbers: &[f64]) -> Result<Tensor, String> {
+    let values = trial::given(dtype, numbers).map_err(|reason| format!("initial: {reason}"))?;
+    HostTensor { shape, values }.to_tensor(dtype).map_err(|error| error.to_string())
+}
+
+/// One row of a state of equal numbers, without a copy on the way: it may be large.
+fn filled(dtype: DType, shape: Vec<usize>, number: f64) -> Result<Tensor, String> {
+    let one = listed(dtype, vec![1], &[number])?;
+    let bytes = byte_count(dtype, &shape).map_err(|error| error.to_string())?;
+    let data = match one.data.iter().all(|&byte| byte == 0) {
+        // Untouched pages of zeros take no memory.
+        true => vec![0; bytes],
+        false => one.data.repeat(bytes / dtype.size_bytes()),
+    };
+    Tensor::new(dtype, shape, Bytes::from(data)).map_err(|error| error.to_string())
 }
 
 fn bind_outputs(

@@ -3,12 +3,13 @@
 //! Nothing here knows what an operator does. Every way a file can be wrong ends in a typed error.
 
 use super::host::HostTensor;
+use super::op;
 use super::wire::{self, attribute_kind};
 use crate::error::Error;
 use crate::tensor::{DType, RANK_MAX, Tensor, byte_count};
 use bytes::Bytes;
 use prost::Message;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The largest file that is read.
 pub const FILE_BYTES_MAX: usize = 1 << 30;
@@ -164,41 +165,58 @@ impl Graph {
         }
         let model = wire::ModelProto::decode(file)
             .map_err(|error| Error::onnx(format!("truncated or not an ONNX file: {error}")))?;
-        let opsets = opsets(&model)?;
-        let graph = model.graph.ok_or_else(|| Error::onnx("expected a graph"))?;
+        let mut wrong = Vec::new();
+        let opsets: BTreeMap<String, i64> = model
+            .opset_import
+            .iter()
+            .map(|import| (domain(&import.domain), import.version))
+            .collect();
+        wrong.extend(check_opsets(&opsets).err());
+        let Some(graph) = model.graph else {
+            wrong.push(Error::onnx("expected a graph"));
+            return Err(Error::of_graph(Vec::new(), wrong).expect("something is wrong"));
+        };
         if graph.node.len() > NODES_MAX {
             return Err(Error::onnx(format!("expected at most {NODES_MAX} nodes")));
         }
-        let constants = constants(graph.initializer)?;
-        let inputs = graph
-            .input
-            .into_iter()
-            .filter(|input| !constants.contains_key(&input.name))
-            .map(value_info)
-            .collect::<Result<_, _>>()?;
-        let outputs = graph.output.into_iter().map(value_info).collect::<Result<_, _>>()?;
-        let nodes = graph
-            .node
-            .into_iter()
-            .enumerate()
-            .map(|(position, message)| node(position, message, &opsets))
-            .collect::<Result<_, _>>()?;
-        Ok(Graph { nodes, inputs, outputs, constants })
+        let constant_names: BTreeSet<String> =
+            graph.initializer.iter().map(|constant| constant.name.clone()).collect();
+        let inputs = graph.input.into_iter();
+        let inputs = inputs.filter(|input| !constant_names.contains(&input.name)).map(value_info);
+        let inputs = right(inputs, &mut wrong);
+        let outputs = right(graph.output.into_iter().map(value_info), &mut wrong);
+        let constants = right(graph.initializer.into_iter().map(constant), &mut wrong);
+        let nodes = graph.node.into_iter().enumerate();
+        let nodes = nodes.map(|(position, message)| node(position, message, &opsets));
+        let nodes = right(nodes, &mut wrong);
+        if wrong.is_empty() {
+            return Ok(Graph {
+                nodes,
+                inputs,
+                outputs,
+                constants: constants.into_iter().collect(),
+            });
+        }
+        let unsupported = op::unsupported(&nodes);
+        Err(Error::of_graph(unsupported, wrong).expect("something is wrong"))
     }
 }
 
-fn opsets(model: &wire::ModelProto) -> Result<BTreeMap<String, i64>, Error> {
-    let opsets: BTreeMap<String, i64> =
-        model.opset_import.iter().map(|import| (domain(&import.domain), import.version)).collect();
+/// What could be read; what could not goes to `wrong`, so that all of it is told at once.
+fn right<T>(results: impl Iterator<Item = Result<T, Error>>, wrong: &mut Vec<Error>) -> Vec<T> {
+    results.filter_map(|result| result.map_err(|error| wrong.push(error)).ok()).collect()
+}
+
+fn check_opsets(opsets: &BTreeMap<String, i64>) -> Result<(), Error> {
     match opsets.get("") {
         Some(version) if !OPSET_RANGE.contains(version) => Err(Error::onnx(format!(
             "expected opset {} to {}, got {version}",
             OPSET_RANGE.start(),
             OPSET_RANGE.end()
         ))),
-        Some(_) => Ok(opsets),
+        Some(_) => Ok(()),
         None if opsets.is_empty() => Err(Error::onnx("expected an opset import")),
-        None => Ok(opsets),
+        None => Ok(()),
     }
 }
 
@@ -207,16 +225,11 @@ fn domain(name: &str) -> String {
     if name == "ai.onnx" { String::new() } else { name.to_string() }
 }
 
-fn constants(messages: Vec<wire::TensorProto>) -> Result<BTreeMap<String, HostTensor>, Error> {
-    messages
-        .into_iter()
-        .map(|message| {
-            let name = message.name.clone();
-            let tensor = tensor(message)
-                .map_err(|reason| Error::onnx(format!("constant '{name}': {reason}")))?;
-            Ok((name, HostTensor::from_tensor(&tensor)))
-        })
-        .collect()
+fn constant(message: wire::TensorProto) -> Result<(String, HostTensor), Error> {
+    let name = message.name.clone();
+    let tensor =
+        tensor(message).map_err(|reason| Error::onnx(format!("constant '{name}': {reason}")))?;
+    Ok((name, HostTensor::from_tensor(&tensor)))
 }
 
 fn value_info(message: wire::ValueInfoProto) -> Result<ValueInfo, Error> {

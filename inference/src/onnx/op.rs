@@ -10,80 +10,7 @@ use super::trees::Trees;
 use crate::error::Error;
 use crate::tensor::DType;
 
-/// The domain of the classical machine-learning operators.
-pub const DOMAIN_ML: &str = "ai.onnx.ml";
-
-/// Every operator of the default domain that is interpreted, for documentation and tests.
-pub const OPERATORS: &[&str] = &[
-    "Abs",
-    "Add",
-    "And",
-    "ArgMax",
-    "BatchNormalization",
-    "Cast",
-    "Clip",
-    "Concat",
-    "Constant",
-    "ConstantOfShape",
-    "Div",
-    "Dropout",
-    "Equal",
-    "Erf",
-    "Exp",
-    "Expand",
-    "Flatten",
-    "GRU",
-    "Gather",
-    "Gelu",
-    "Gemm",
-    "Greater",
-    "GreaterOrEqual",
-    "Identity",
-    "LSTM",
-    "LayerNormalization",
-    "LeakyRelu",
-    "Less",
-    "LessOrEqual",
-    "Log",
-    "LogSoftmax",
-    "MatMul",
-    "Max",
-    "Min",
-    "Mul",
-    "Neg",
-    "Not",
-    "Or",
-    "Pow",
-    "ReduceMax",
-    "ReduceMean",
-    "ReduceMin",
-    "ReduceSum",
-    "Relu",
-    "Reshape",
-    "Shape",
-    "Sigmoid",
-    "Slice",
-    "Softmax",
-    "Split",
-    "Sqrt",
-    "Squeeze",
-    "Sub",
-    "Tanh",
-    "Transpose",
-    "Unsqueeze",
-    "Where",
-];
-
-/// Every operator of `ai.onnx.ml` that is interpreted.
-pub const OPERATORS_ML: &[&str] = &[
-    "ArrayFeatureExtractor",
-    "LinearClassifier",
-    "LinearRegressor",
-    "Normalizer",
-    "Scaler",
-    "TreeEnsembleClassifier",
-    "TreeEnsembleRegressor",
-];
+pub use super::supported::{DOMAIN_ML, OPERATORS, OPERATORS_ML, unsupported};
 
 /// An operator with its attributes.
 #[derive(Clone, Debug)]
@@ -274,18 +201,16 @@ pub enum ReduceKind {
 }
 
 impl Op {
-    /// Reads a node. An operator that isn't interpreted is [`Error::UnsupportedOperator`].
+    /// Reads a node. An operator that isn't interpreted is [`Error::UnsupportedOperators`].
     pub fn parse(node: &Node) -> Result<Op, Error> {
         let op = match node.domain.as_str() {
             "" => default_domain(node)?,
             DOMAIN_ML => machine_learning(node)?,
             _ => None,
         };
-        op.ok_or_else(|| Error::UnsupportedOperator {
-            op: node.op.clone(),
-            domain: node.domain.clone(),
-            node: node.name.clone(),
-            opset: node.opset,
+        op.ok_or_else(|| Error::UnsupportedOperators {
+            operators: unsupported([node]),
+            others: Vec::new(),
         })
     }
 }

@@ -3,7 +3,7 @@
 
 use super::graph::{Axis, Graph, Node, ValueInfo};
 use super::host::{HostTensor, Values};
-use super::op::{Op, Shaping};
+use super::op::{self, Op, Shaping};
 use super::run;
 use crate::error::Error;
 use crate::tensor::DType;
@@ -75,9 +75,10 @@ impl Program {
         }
         let inputs = ports(graph.inputs, |name| names.define(name))?;
         let order = order(&graph.nodes, &graph.outputs, &mut names)?;
+        let ops = ops(&order)?;
         let mut steps = Vec::with_capacity(order.len());
-        for node in order {
-            let step = names.step(node)?;
+        for (node, op) in order.into_iter().zip(ops) {
+            let step = names.step(node, op)?;
             match fold(&step, &constants)? {
                 Some(folded) => constants.extend(folded),
                 None => steps.push(step),
@@ -92,6 +93,21 @@ impl Program {
         let index_limits = index_limits(&inputs, &steps, &constants);
         let constants = constants.into_iter().collect();
         Ok(Program { inputs, outputs, constants, steps, values: names.ids.len(), index_limits })
+    }
+
+    /// The names of the inputs that these slots are computed from, in graph order.
+    pub fn sources(&self, slots: &[ValueId]) -> Vec<String> {
+        let mut wanted = vec![false; self.values];
+        for &slot in slots {
+            wanted[slot] = true;
+        }
+        for step in self.steps.iter().rev() {
+            if step.outputs.iter().flatten().any(|&slot| wanted[slot]) {
+                operand_slots(step).for_each(|slot| wanted[slot] = true);
+            }
+        }
+        let found = self.inputs.iter().filter(|input| wanted[input.value]);
+        found.map(|input| input.name.clone()).collect()
     }
 
     /// The bytes of all constants as they are computed (f32, i64, bool).
@@ -128,7 +144,7 @@ impl Names {
         self.ids.get(name).copied().ok_or_else(unknown)
     }
 
-    fn step(&self, node: &Node) -> Result<Step, Error> {
+    fn step(&self, node: &Node, op: Op) -> Result<Step, Error> {
         let operand = |name: &Option<String>| {
             let value = name.as_ref().map(|name| self.known(name)).transpose()?;
             Ok(value.map(|value| Operand { value, last: false }))
@@ -136,11 +152,26 @@ impl Names {
         let result = |name: &Option<String>| name.as_ref().map(|name| self.known(name)).transpose();
         Ok(Step {
             name: format!("node '{}' ({})", node.name, node.op),
-            op: Op::parse(node)?,
+            op,
             inputs: node.inputs.iter().map(operand).collect::<Result<_, Error>>()?,
             outputs: node.outputs.iter().map(result).collect::<Result<_, Error>>()?,
         })
     }
+}
+
+/// Every node's operator, or all that is wrong with any of them.
+fn ops(nodes: &[&Node]) -> Result<Vec<Op>, Error> {
+    let unknown = op::unsupported(nodes.iter().copied());
+    let (mut ops, mut wrong) = (Vec::with_capacity(nodes.len()), Vec::new());
+    for node in nodes {
+        match Op::parse(node) {
+            Ok(op) => ops.push(op),
+            // Among the unknown ones.
+            Err(Error::UnsupportedOperators { .. }) => {}
+            Err(other) => wrong.push(other),
+        }
+    }
+    Error::of_graph(unknown, wrong).map_or(Ok(ops), Err)
 }
 
 fn ports(
@@ -260,7 +291,7 @@ fn operand_slots(step: &Step) -> impl Iterator<Item = ValueId> + '_ {
 }
 
 /// Which inputs index a constant table, directly or through pure reshaping: a wrong index can then
-/// be refused before the row is queued. Anywhere else it is clamped.
+/// be refused before the row is queued. Anywhere else the run finds it.
 fn index_limits(
     inputs: &[Port],
     steps: &[Step],
@@ -274,7 +305,16 @@ fn index_limits(
         match (&step.op, operand(0), operand(1)) {
             (
                 Op::Identity
-                | Op::Cast(_)
+                | Op::Cast(
+                    DType::U8
+                    | DType::I8
+                    | DType::U16
+                    | DType::I16
+                    | DType::U32
+                    | DType::I32
+                    | DType::U64
+                    | DType::I64,
+                )
                 | Op::Shaping(
                     Shaping::Squeeze { .. }
                     | Shaping::Unsqueeze { .. }

@@ -16,21 +16,24 @@ mod recurrent;
 mod reduce;
 mod shape;
 
+use super::fault::{Fault, unfit};
 use super::host::HostTensor;
 use super::op::{Op, Shaping};
-use super::plan::{Operand, Program, Step};
+use super::plan::{Operand, Program, Step, ValueId};
 use crate::error::Error;
 use crate::tensor::Tensor;
 use burn::backend::Flex;
 use burn::tensor::backend::Backend;
 use burn::tensor::{BoolDType, get_device_settings};
+use index::IndexCheck;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 pub use value::{Hosted, Value};
 
 /// Why a step could not run; the caller adds which step.
-type Outcome<T> = Result<T, String>;
+type Outcome<T> = Result<T, Fault>;
 
 /// The most input shapes whose host values are remembered.
 const REMEMBERED_MAX: usize = 256;
@@ -43,13 +46,23 @@ pub struct Kit<B: Backend> {
     pub bools: BoolDType,
     /// Whether tensors live in host memory, so that reading one is free.
     pub host_memory: bool,
+    /// Computed indices whose range is looked at when the outputs are read.
+    checks: RefCell<Vec<IndexCheck<B>>>,
 }
 
 impl<B: Backend> Kit<B> {
     /// A kit for this device.
     pub fn new(device: B::Device, host_memory: bool) -> Kit<B> {
         let bools = get_device_settings::<B>(&device).bool_dtype;
-        Kit { device, bools, host_memory }
+        Kit { device, bools, host_memory, checks: RefCell::default() }
+    }
+
+    fn check_later(&self, check: IndexCheck<B>) {
+        self.checks.borrow_mut().push(check);
+    }
+
+    fn take_checks(&self) -> Vec<IndexCheck<B>> {
+        self.checks.take()
     }
 }
 
@@ -61,7 +74,7 @@ pub struct Operands<B: Backend> {
 impl<B: Backend> Operands<B> {
     /// The operand at this position, which must be there.
     fn take(&mut self, position: usize) -> Outcome<Value<B>> {
-        self.take_optional(position).ok_or_else(|| format!("expected an input {position}"))
+        self.take_optional(position).ok_or_else(|| unfit!("expected an input {position}"))
     }
 
     /// The operand at this position, if given.
@@ -109,13 +122,17 @@ impl<B: Backend> Session<B> {
         for (port, input) in program.inputs.iter().zip(inputs) {
             slots[port.value] = Some(Value::upload(input, &self.kit));
         }
+        // A run that failed before may have left some.
+        drop(self.kit.take_checks());
+        let mut checks = Vec::new();
         for step in &program.steps {
             if memory.as_ref().is_some_and(|memory| recall(memory, step, &mut slots)) {
                 continue;
             }
             let operands = self.operands(step, &mut slots)?;
             let results = execute(step, operands, &self.kit)
-                .map_err(|reason| Error::internal(format!("{}: {reason}", step.name)))?;
+                .map_err(|fault| failed(&program, step, fault))?;
+            checks.extend(self.kit.take_checks().into_iter().map(|check| (step, check)));
             for (slot, result) in step.outputs.iter().zip(results) {
                 if let Some(slot) = slot {
                     slots[*slot] = Some(result);
@@ -133,8 +150,14 @@ impl<B: Backend> Session<B> {
         }
         // What only the outputs hold can be read without a copy.
         drop(slots);
-        value::download(outputs)
-            .map_err(|reason| Error::internal(format!("reading outputs: {reason}")))
+        let extremes =
+            checks.iter().flat_map(|(_, check)| [check.lowest.clone(), check.highest.clone()]);
+        let (outputs, extremes) = value::download(outputs, extremes.collect())
+            .map_err(|fault| Error::internal(format!("reading outputs: {fault}")))?;
+        for ((step, check), found) in checks.iter().zip(extremes.chunks_exact(2)) {
+            check.judge(found[0], found[1]).map_err(|fault| failed(&program, step, fault))?;
+        }
+        Ok(outputs)
     }
 
     fn operands(&self, step: &Step, slots: &mut [Option<Value<B>>]) -> Result<Operands<B>, Error> {
@@ -170,6 +193,21 @@ impl<B: Backend> Session<B> {
         }
         self.remembered.insert(shapes, Arc::new(memory));
     }
+}
+
+/// The error of a step that could not run, with the inputs whose numbers or shapes it worked on.
+fn failed(program: &Program, step: &Step, fault: Fault) -> Error {
+    if let Fault::Device(reason) = &fault {
+        return Error::internal(format!("{}: {reason}", step.name));
+    }
+    let operands = step.inputs.iter().flatten().map(|operand| operand.value);
+    let slots: Vec<ValueId> = match (&fault, step.inputs.get(1).copied().flatten()) {
+        // The second operand of whatever selects by index.
+        (Fault::Index { .. }, Some(index)) => vec![index.value],
+        _ => operands.collect(),
+    };
+    let inputs = program.sources(&slots);
+    Error::Run { step: step.name.clone(), fault, inputs }
 }
 
 /// Fills a step's results from memory; `false` if it must run.
@@ -225,7 +263,7 @@ pub fn on_host(
         let results = dispatch(step, Operands { values }, &kit)?;
         results.into_iter().map(Value::into_host).collect()
     };
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("operands don't fit".to_string()))
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("operands don't fit".into()))
 }
 
 fn dispatch<B: Backend>(
@@ -269,7 +307,7 @@ fn dispatch<B: Backend>(
         Op::Normalizer(norm) => one(classical::normalizer(*norm, operands.take(0)?, kit)),
         Op::Scaler(scaler) => one(classical::scaler(scaler, operands.take(0)?, kit)),
         Op::ArrayFeatureExtractor => {
-            one(index::gather(-1, operands.take(0)?, operands.take(1)?, kit))
+            one(index::extract_columns(operands.take(0)?, operands.take(1)?, kit))
         }
     }
 }

@@ -3,6 +3,8 @@
 //! Classifier scores follow onnxruntime where the standard is vague (two classes with weights for
 //! one). The trees are checked when read, so a walk can neither leave the arrays nor loop.
 
+mod roots;
+
 use super::graph::Node;
 use super::linear::PostTransform;
 use crate::error::Error;
@@ -106,7 +108,7 @@ impl Trees {
         let index = columns.index(node)?;
         let (leaves, ranges) = columns.leaves(node, &index, targets)?;
         let nodes = columns.branches(node, &index, &ranges)?;
-        let roots = roots(node, &nodes, &columns.tree_ids)?;
+        let roots = roots::roots(node, &nodes, &columns.tree_ids)?;
         let base: Vec<f64> =
             node.floats("base_values")?.unwrap_or_default().into_iter().map(f64::from).collect();
         if base.len() > targets {
@@ -409,34 +411,4 @@ fn test(name: &str) -> Option<Test> {
         "LEAF" => Test::Leaf,
         _ => return None,
     })
-}
-
-/// Each tree's root, after checking that every node is reached exactly once: no loops, no sharing.
-fn roots(node: &Node, nodes: &[Branch], tree_ids: &[i64]) -> Result<Vec<u32>, Error> {
-    let mut is_child = vec![false; nodes.len()];
-    for branch in nodes.iter().filter(|branch| branch.test != Test::Leaf) {
-        for child in [branch.yes, branch.no] {
-            if std::mem::replace(&mut is_child[child as usize], true) {
-                return Err(node.wrong("a tree node has two parents"));
-            }
-        }
-    }
-    let roots: Vec<u32> = (0..nodes.len() as u32).filter(|&at| !is_child[at as usize]).collect();
-    let mut reached = 0;
-    let mut pending = roots.clone();
-    while let Some(at) = pending.pop() {
-        reached += 1;
-        let branch = nodes[at as usize];
-        if branch.test != Test::Leaf {
-            pending.extend([branch.yes, branch.no]);
-        }
-    }
-    let mut trees: Vec<i64> = tree_ids.to_vec();
-    trees.sort_unstable();
-    trees.dedup();
-    if reached == nodes.len() && roots.len() == trees.len() {
-        Ok(roots)
-    } else {
-        Err(node.wrong("expected one root per tree and no loops"))
-    }
 }

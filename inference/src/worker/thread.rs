@@ -4,7 +4,7 @@
 use super::batching::{self, Ran};
 use super::loading::{Loading, Step};
 use super::{Control, Entry, LoadedModel, Running, Shared, State, gone};
-use crate::batch::{Cut, Rules};
+use crate::batch::{Cut, Rules, rows_within};
 use crate::device::{Device, Runner};
 use crate::error::Error;
 use crate::model::Model;
@@ -115,7 +115,9 @@ impl Thread {
                 unreachable!("rows wait only for loaded models");
             };
             let limits = entry.model.limits();
-            let rows_max = self.rows_max(state.queue.row_bytes(&key), limits.batch_rows_max);
+            let (bytes_max, row_bytes) =
+                (self.shared.config.batch_bytes_max, state.queue.row_bytes(&key));
+            let rows_max = rows_within(bytes_max, row_bytes, limits.batch_rows_max);
             let rules = Rules { rows_max, wait_max: limits.batch_wait_max };
             match state.queue.decide(&key, now, rules, &entry.cost) {
                 Cut::Wait(until) => wait.push((key, until)),
@@ -129,12 +131,6 @@ impl Thread {
                 }
             }
         }
-    }
-
-    /// How many rows of so many bytes a batch may have.
-    fn rows_max(&self, row_bytes: usize, batch_rows_max: usize) -> usize {
-        let bytes_max = self.shared.config.batch_bytes_max;
-        batch_rows_max.min(bytes_max / row_bytes.saturating_mul(2).max(1)).max(1)
     }
 
     fn batch(&mut self, key: &LaneKey, taken: Taken) {
@@ -195,7 +191,7 @@ impl Thread {
         let failed = ran.answers.iter().filter(|(_, result)| result.is_err()).count() as u64;
         stats.failed += failed;
         stats.rows += ran.answers.len() as u64 - failed;
-        if let Some(cost) = cost.filter(|_| !ran.panicked) {
+        if let Some(cost) = cost.filter(|_| ran.at_once && !ran.panicked) {
             cost.record(ran.answers.len(), ran.took);
         }
         (ran.answers, ran.panicked)
@@ -216,7 +212,10 @@ impl Thread {
 
     fn control(&mut self, control: Control) {
         match control {
-            Control::Load { model, reply } => self.loading.push_back(Loading::new(model, reply)),
+            Control::Load { model, reply } => {
+                let bytes_max = self.shared.config.batch_bytes_max;
+                self.loading.push_back(Loading::new(model, reply, bytes_max));
+            }
             Control::Unload(id) => drop(self.ready.remove(&id)),
         }
     }
@@ -233,6 +232,9 @@ impl Thread {
                 let entry = Entry { model: model.clone(), cost: *cost, stats: Stats::default() };
                 state.models.insert(id, entry);
                 drop(state);
+                for warning in model.warnings() {
+                    tracing::warn!(model = model.name(), warning, "model tried");
+                }
                 self.ready.insert(id, Ready { model: model.clone(), runner });
                 Ok(LoadedModel { id, model })
             }

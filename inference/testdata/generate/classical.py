@@ -152,8 +152,30 @@ def regressors():
     yield regressor("tree_regressor_two_targets", two, targets=2)
     both = dict(base_values=[1.0, 2.0], aggregate_function="AVERAGE")
     yield regressor("tree_regressor_two_targets_average", two, targets=2, **both)
+    yield shared(x)
     yield regressor("tree_regressor_only_a_leaf", Trees("target").add({0: 2.5}))
     yield regressor("tree_regressor_one_row", forest(), values=x[:1])
+
+
+def shared(x):
+    """As LightGBM's categories are exported: feature 0 in {0, 0.5} by two tests, which share what is
+    below them."""
+    tests, leaves = ["BRANCH_EQ", "BRANCH_EQ", "BRANCH_LEQ"], ["LEAF"] * 3
+    attributes = dict(
+        nodes_treeids=[0] * 6,
+        nodes_nodeids=[0, 1, 2, 3, 4, 5],
+        nodes_featureids=[0, 0, 1, 0, 0, 0],
+        nodes_modes=tests + leaves,
+        nodes_values=[0.0, 0.5, 0.2, 0.0, 0.0, 0.0],
+        nodes_truenodeids=[2, 2, 4, 0, 0, 0],
+        nodes_falsenodeids=[1, 3, 5, 0, 0, 0],
+        target_treeids=[0] * 3,
+        target_nodeids=[3, 4, 5],
+        target_ids=[0] * 3,
+        target_weights=[-1.0, 2.0, 5.0],
+        n_targets=1,
+    )
+    return one("tree_regressor_shared", "TreeEnsembleRegressor", [x], domain=ML, **attributes)
 
 
 def linear():
@@ -209,3 +231,12 @@ def picking():
     yield one("array_feature_extractor", op, [x, Const(np.int64([3, 0]))], domain=ML, ml_opset=1)
     winners = integers("winners", 4, low=0, high=3)
     yield one("array_feature_extractor_labels", op, [labels, winners], domain=ML, ml_opset=1)
+    # The number of indices is the last axis, whatever shape they have; one axis of values is a row.
+    for name, index in (("scalar", 1), ("one", [2]), ("row", [[1, 0]]), ("column", [[4], [0]])):
+        index = np.asarray(index, np.int64)
+        yield one(f"array_feature_extractor_{name}", op, [x, Const(index)], domain=ML, ml_opset=1)
+    cube = normal("picking", 2, 3, 4)
+    row = Const(np.int64([[3, 0]]))
+    yield one("array_feature_extractor_cube", op, [cube, row], domain=ML, ml_opset=1)
+    yield one("array_feature_extractor_vector", op, [x[0], row], domain=ML, ml_opset=1)
+    yield one("array_feature_extractor_computed", op, [x, winners], domain=ML, ml_opset=1)

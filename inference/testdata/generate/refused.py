@@ -53,6 +53,15 @@ def outside_the_list():
     yield "unlisted_operator", model("unlisted_operator", [einsum])
     fused = node("FusedGemm", ["x", "x"], ["y"], "fused", domain="com.microsoft")
     yield "unlisted_domain", model("unlisted_domain", [fused], domain="com.microsoft")
+    several = [
+        node("Det", ["x"], ["d"], "det"),
+        node("Hardmax", ["x"], ["h"], "hard"),
+        node("Hardmax", ["h"], ["y"], "harder"),
+        node("Softmax", ["d"], ["z"], "soft", axis="last"),
+    ]
+    yield "several_unlisted", model("several_unlisted", several, outputs=("y", "z"))
+    yield "opset_and_operator", model("opset_and_operator", [einsum], opset=10)
+    yield "tree_loop", tree_loop()
     yield "opset_10", model("opset_10", [relu], opset=10)
     yield "opset_99", model("opset_99", [relu], opset=99)
     yield "zipmap", zipmap()
@@ -80,6 +89,25 @@ def zipmap():
     exported.graph.name = "zipmap"
     exported.opset_import.sort(key=lambda entry: entry.domain)
     return exported
+
+
+def tree_loop():
+    attributes = dict(
+        nodes_treeids=[0] * 3,
+        nodes_nodeids=[0, 1, 2],
+        nodes_featureids=[0, 1, 0],
+        nodes_modes=["BRANCH_EQ", "BRANCH_EQ", "LEAF"],
+        nodes_values=[0.0] * 3,
+        nodes_truenodeids=[1, 1, 0],
+        nodes_falsenodeids=[2, 2, 0],
+        target_treeids=[0],
+        target_nodeids=[2],
+        target_ids=[0],
+        target_weights=[1.0],
+        n_targets=1,
+    )
+    tree = node("TreeEnsembleRegressor", ["x"], ["y"], "tree", domain=case.ML, **attributes)
+    return model("tree_loop", [tree], domain=case.ML)
 
 
 def short_lengths():

@@ -2,6 +2,7 @@
 
 use super::value::{Dense, Value};
 use super::{Kit, Outcome};
+use crate::onnx::fault::unfit;
 use crate::onnx::host::{HostTensor, Values};
 use crate::onnx::linear::{Linear, Normalize, Scaler};
 use crate::onnx::trees::Trees;
@@ -12,7 +13,7 @@ use burn::tensor::backend::Backend;
 pub fn trees<B: Backend>(trees: &Trees, value: Value<B>, kit: &Kit<B>) -> Outcome<Vec<Value<B>>> {
     let (rows, columns, features) = table(value)?;
     if columns < trees.features_min() {
-        return Err(format!("expected {} features, got {columns}", trees.features_min()));
+        return Err(unfit!("expected {} features, got {columns}", trees.features_min()));
     }
     let (labels, scores) = trees.run(&features, columns);
     let scores = floats(vec![rows, trees.targets()], scores, kit);
@@ -27,7 +28,7 @@ pub fn linear<B: Backend>(
 ) -> Outcome<Vec<Value<B>>> {
     let (rows, columns, features) = table(value)?;
     if columns != linear.features() {
-        return Err(format!("expected {} features, got {columns}", linear.features()));
+        return Err(unfit!("expected {} features, got {columns}", linear.features()));
     }
     let (labels, scores) = linear.run(&features);
     let scores = floats(vec![rows, linear.targets()], scores, kit);
@@ -54,7 +55,7 @@ fn rows<B: Backend>(
     let shape = value.shape();
     let (_, columns, mut features) = table(value)?;
     if let Some(expected) = expected.filter(|&expected| expected != columns) {
-        return Err(format!("expected {expected} features, got {columns}"));
+        return Err(unfit!("expected {expected} features, got {columns}"));
     }
     change(&mut features, columns);
     Ok(floats(shape, features, kit))
@@ -67,7 +68,7 @@ fn table<B: Backend>(value: Value<B>) -> Outcome<(usize, usize, Vec<f32>)> {
     let (rows, columns) = match shape[..] {
         [columns] => (1, columns),
         [rows, columns] => (rows, columns),
-        _ => return Err(format!("expected rows and columns, got {shape:?}")),
+        _ => return Err(unfit!("expected rows and columns, got {shape:?}")),
     };
     if columns == 0 {
         return Err("expected at least one feature".into());

@@ -3,6 +3,7 @@
 use super::value::{Dense, Value, broadcast};
 use super::{Kit, Operands, Outcome};
 use crate::onnx::fast_math;
+use crate::onnx::fault::Fault;
 use crate::onnx::host::{HostTensor, Kind, Values};
 use crate::onnx::op::{Binary, Extremum, Unary};
 use crate::tensor::DType;
@@ -149,14 +150,22 @@ fn int_binary<B: Backend>(
         Binary::Mul => B::int_mul(left, right),
         Binary::Div => {
             // A division by zero would end the process, not just this row.
-            let divisor = Value::<B>::Device(Dense::Int(right.clone())).into_host()?;
-            if Value::<B>::host(divisor).host_ints()?.contains(&0) {
-                return Err("integer division by zero".into());
+            let divisors = host_ints::<B>(&right)?;
+            if divisors.contains(&0) {
+                return Err(Fault::Value("integer division by zero".into()));
+            }
+            if divisors.contains(&-1) && host_ints::<B>(&left)?.contains(&i64::MIN) {
+                return Err(Fault::Value("integer division overflows".into()));
             }
             B::int_div(left, right)
         }
         Binary::Pow => B::int_powi(left, right),
     })
+}
+
+fn host_ints<B: Backend>(tensor: &IntTensor<B>) -> Outcome<Vec<i64>> {
+    let host = Value::<B>::Device(Dense::Int(tensor.clone())).into_host()?;
+    Value::<B>::host(host).host_ints()
 }
 
 fn with_scalar<B: Backend>(op: Binary, tensor: FloatTensor<B>, scalar: f64) -> FloatTensor<B> {

@@ -2,10 +2,11 @@
 
 use super::value::{Dense, Value, axis, check_elements};
 use super::{Kit, Operands, Outcome};
+use crate::onnx::fault::{Fault, unfit};
 use crate::tensor::RANK_MAX;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::IntTensor;
-use burn::tensor::{Scalar, Slice, TensorData};
+use burn::tensor::{Scalar, Shape, Slice, TensorData, TensorMetadata};
 
 /// A range along one axis, all of the others.
 pub fn narrow<B: Backend>(dense: Dense<B>, at: usize, start: usize, length: usize) -> Dense<B> {
@@ -40,20 +41,25 @@ pub fn split<B: Backend>(
     let sizes = match given {
         Some(sizes) => sizes
             .iter()
-            .map(|&size| usize::try_from(size).map_err(|_| format!("part of size {size}")))
+            .map(|&size| usize::try_from(size).map_err(|_| unfit!("part of size {size}")))
             .collect::<Outcome<Vec<_>>>()?,
         None => even_parts(shape[at], parts)?,
     };
     let total = sizes.iter().try_fold(0_usize, |total, &size| total.checked_add(size));
     if sizes.len() != parts || total != Some(shape[at]) {
-        return Err(format!("expected {parts} parts of {} in total, got {sizes:?}", shape[at]));
+        return Err(unfit!("expected {parts} parts of {} in total, got {sizes:?}", shape[at]));
     }
     let dense = value.dense(kit);
     let mut start = 0;
     Ok(sizes
         .into_iter()
         .map(|size| {
-            let part = narrow(dense.clone(), at, start, size);
+            let mut of_part = shape.clone();
+            of_part[at] = size;
+            let part = match of_part.contains(&0) {
+                true => dense.filled(0.0, of_part, kit),
+                false => narrow(dense.clone(), at, start, size),
+            };
             start += size;
             Value::Device(part)
         })
@@ -66,7 +72,7 @@ fn even_parts(length: usize, parts: usize) -> Outcome<Vec<usize>> {
     (0..parts)
         .map(|part| length.checked_sub(part * size).map(|left| left.min(size)))
         .collect::<Option<Vec<_>>>()
-        .ok_or_else(|| format!("{length} does not split into {parts} parts"))
+        .ok_or_else(|| unfit!("{length} does not split into {parts} parts"))
 }
 
 /// `Slice`: starts, ends, axes, steps.
@@ -101,6 +107,9 @@ pub fn slice<B: Backend>(mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Val
         return Ok(value);
     }
     let dense = value.dense(kit);
+    if result.contains(&0) {
+        return Ok(Value::Device(dense.filled(0.0, result, kit)));
+    }
     let dense = if flipped.is_empty() { dense } else { dense.flip(&flipped) };
     Ok(Value::Device(dense.slice(&slices)))
 }
@@ -135,7 +144,7 @@ impl Range {
     }
 }
 
-/// `Gather`: entries of an axis by indices of any shape.
+/// `Gather`: entries of an axis by indices of any shape; negative ones count from the end.
 pub fn gather<B: Backend>(
     at: i64,
     value: Value<B>,
@@ -148,48 +157,139 @@ pub fn gather<B: Backend>(
     let mut result = shape[..at].to_vec();
     result.extend(&index_shape);
     result.extend(&shape[at + 1..]);
-    check_elements(&result)?;
-    if result.len() > RANK_MAX || shape[at] == 0 {
-        return Err(format!("can't select {index_shape:?} from axis {at} of {shape:?}"));
+    if result.len() > RANK_MAX {
+        return Err(unfit!("can't select {index_shape:?} from axis {at} of {shape:?}"));
     }
-    let count: usize = index_shape.iter().product();
-    let selected = match &indices {
-        Value::Host(_) => {
-            let known = in_range(&indices.host_ints()?, shape[at])?;
-            match known[..] {
-                [only] => narrow(value.dense(kit), at, only as usize, 1),
-                _ => {
-                    let data = TensorData::new(known, vec![count]);
-                    value.dense(kit).select(at, B::int_from_data(data, &kit.device))
-                }
-            }
-        }
-        Value::Device(Dense::Int(computed)) => {
-            let flat = Dense::<B>::Int(computed.clone()).reshape(vec![count]);
-            let Dense::Int(flat) = flat else { return Err("expected integers".into()) };
-            value.dense(kit).select(at, clamped::<B>(flat, shape[at], kit))
-        }
+    let bounds = Bounds { min: -(shape[at] as i64), max: shape[at] as i64 - 1 };
+    select(Selection { at, bounds, result }, value, indices, kit)
+}
+
+/// `ArrayFeatureExtractor`: columns by indices, whose number is the last axis whatever their shape.
+pub fn extract_columns<B: Backend>(
+    value: Value<B>,
+    indices: Value<B>,
+    kit: &Kit<B>,
+) -> Outcome<Value<B>> {
+    let shape = value.shape();
+    let columns = *shape.last().ok_or("expected columns, got a scalar")?;
+    // One axis is one row.
+    let mut result = if shape.len() == 1 { vec![1] } else { shape[..shape.len() - 1].to_vec() };
+    result.push(indices.shape().iter().product());
+    let bounds = Bounds { min: 0, max: columns as i64 - 1 };
+    select(Selection { at: shape.len() - 1, bounds, result }, value, indices, kit)
+}
+
+/// The indices that select something.
+#[derive(Clone, Copy)]
+struct Bounds {
+    min: i64,
+    max: i64,
+}
+
+/// What to take: along which axis, which indices there are, and the shape to come.
+struct Selection {
+    at: usize,
+    bounds: Bounds,
+    result: Vec<usize>,
+}
+
+fn select<B: Backend>(
+    selection: Selection,
+    value: Value<B>,
+    indices: Value<B>,
+    kit: &Kit<B>,
+) -> Outcome<Value<B>> {
+    let Selection { at, bounds, result } = selection;
+    check_elements(&result)?;
+    let shape = value.shape();
+    let count: usize = indices.shape().iter().product();
+    if count > 0 && shape[at] == 0 {
+        return Err(unfit!("can't select from axis {at} of {shape:?}: it is empty"));
+    }
+    let positions = match &indices {
+        Value::Host(_) => Positions::<B>::Known(in_range(&indices.host_ints()?, bounds)?),
+        Value::Device(Dense::Int(computed)) => Positions::Computed(computed.clone()),
         Value::Device(Dense::Float(_) | Dense::Bool(_)) => {
             return Err("expected integer indices".into());
+        }
+    };
+    let dense = value.dense(kit);
+    let selected = match positions {
+        _ if count == 0 => dense.filled(0.0, result.clone(), kit),
+        Positions::Known(known) if known.len() == 1 => narrow(dense, at, known[0] as usize, 1),
+        Positions::Known(known) => {
+            let data = TensorData::new(known, vec![count]);
+            taken(dense, at, B::int_from_data(data, &kit.device), kit)
+        }
+        Positions::Computed(computed) => {
+            let flat = B::int_reshape(computed, Shape::from(vec![count]));
+            kit.check_later(IndexCheck {
+                lowest: B::int_min(flat.clone()),
+                highest: B::int_max(flat.clone()),
+                bounds,
+            });
+            taken(dense, at, clamped::<B>(flat, shape[at], kit), kit)
         }
     };
     Ok(Value::Device(selected.reshape(result)))
 }
 
-fn in_range(indices: &[i64], length: usize) -> Outcome<Vec<i64>> {
-    let length = length as i64;
+enum Positions<B: Backend> {
+    Known(Vec<i64>),
+    Computed(IntTensor<B>),
+}
+
+/// Entries of an axis at positions within it.
+fn taken<B: Backend>(
+    dense: Dense<B>,
+    at: usize,
+    positions: IntTensor<B>,
+    kit: &Kit<B>,
+) -> Dense<B> {
+    let mut shape = dense.shape();
+    if !shape.contains(&0) {
+        return dense.select(at, positions);
+    }
+    shape[at] = positions.shape().num_elements();
+    dense.filled(0.0, shape, kit)
+}
+
+/// Indices known from constants and shapes: the same for every row.
+fn in_range(indices: &[i64], bounds: Bounds) -> Outcome<Vec<i64>> {
+    let length = bounds.max + 1;
     indices
         .iter()
-        .map(|&index| {
-            let position = if index < 0 { index + length } else { index };
-            let ok = (0..length).contains(&position);
-            ok.then_some(position).ok_or_else(|| format!("index {index} of {length}"))
+        .map(|&index| match (bounds.min..=bounds.max).contains(&index) {
+            true => Ok(if index < 0 { index + length } else { index }),
+            false => Err(unfit!(
+                "index {index} is out of range, expected {}..={}",
+                bounds.min,
+                bounds.max
+            )),
         })
         .collect()
 }
 
+/// The extremes of computed indices, which are known once the device has run.
+pub struct IndexCheck<B: Backend> {
+    /// The least index, one element.
+    pub lowest: IntTensor<B>,
+    /// The largest index, one element.
+    pub highest: IntTensor<B>,
+    bounds: Bounds,
+}
+
+impl<B: Backend> IndexCheck<B> {
+    /// Refuses extremes outside the bounds.
+    pub fn judge(&self, lowest: i64, highest: i64) -> Outcome<()> {
+        let Bounds { min, max } = self.bounds;
+        let outside = [highest, lowest].into_iter().find(|index| !(min..=max).contains(index));
+        outside.map_or(Ok(()), |value| Err(Fault::Index { value, min, max }))
+    }
+}
+
 /// Computed indices: negative ones count from the end, and all are forced into range, because the
-/// device would read outside the tensor.
+/// device would read outside the tensor. Whether that changed any is judged when outputs are read.
 fn clamped<B: Backend>(indices: IntTensor<B>, length: usize, kit: &Kit<B>) -> IntTensor<B> {
     let length = length as i64;
     let negative = B::int_lower_elem(indices.clone(), Scalar::Int(0), kit.bools);

@@ -2,6 +2,7 @@
 
 use super::value::{Dense, Value, broadcast, check_elements};
 use super::{Kit, Operands, Outcome};
+use crate::onnx::fault::unfit;
 use crate::onnx::op::Gemm;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -20,11 +21,14 @@ pub fn matmul<B: Backend>(left: Value<B>, right: Value<B>, kit: &Kit<B>) -> Outc
     let (left_batch, left_last) = left_matrix.split_at(left_matrix.len() - 2);
     let (right_batch, right_last) = right_matrix.split_at(right_matrix.len() - 2);
     if left_last[1] != right_last[0] {
-        return Err(format!("{left_shape:?} and {right_shape:?} do not multiply"));
+        return Err(unfit!("{left_shape:?} and {right_shape:?} do not multiply"));
     }
     let mut shape = broadcast(left_batch, right_batch)?;
     shape.extend([left_last[0], right_last[1]]);
     check_elements(&shape)?;
+    if shape.contains(&0) || left_last[1] == 0 {
+        return empty_product(left, right, result_shape(shape, &left_shape, &right_shape), kit);
+    }
     let (left, right) = if right_batch.is_empty() {
         // One plain product over all rows is faster than many small ones.
         let rows = left_matrix[..left_matrix.len() - 1].iter().product::<usize>();
@@ -41,13 +45,33 @@ pub fn matmul<B: Backend>(left: Value<B>, right: Value<B>, kit: &Kit<B>) -> Outc
         (Dense::Int(left), Dense::Int(right)) => Dense::Int(B::int_matmul(left, right)),
         _ => return Err("expected two matrices of one type".into()),
     };
-    if left_shape.len() == 1 {
+    Ok(Value::Device(reshaped(product, result_shape(shape, &left_shape, &right_shape))))
+}
+
+/// Without the axes that vectors gained.
+fn result_shape(mut shape: Vec<usize>, left: &[usize], right: &[usize]) -> Vec<usize> {
+    if left.len() == 1 {
         shape.remove(shape.len() - 2);
     }
-    if right_shape.len() == 1 {
+    if right.len() == 1 {
         shape.pop();
     }
-    Ok(Value::Device(reshaped(product, shape)))
+    shape
+}
+
+/// A product that has no elements, or whose elements are sums of nothing.
+fn empty_product<B: Backend>(
+    left: Value<B>,
+    right: Value<B>,
+    shape: Vec<usize>,
+    kit: &Kit<B>,
+) -> Outcome<Value<B>> {
+    match (left.dense(kit), right.dense(kit)) {
+        (Dense::Float(_), dense @ Dense::Float(_)) | (Dense::Int(_), dense @ Dense::Int(_)) => {
+            Ok(Value::Device(dense.filled(0.0, shape, kit)))
+        }
+        _ => Err("expected two matrices of one type".into()),
+    }
 }
 
 fn reshaped<B: Backend>(dense: Dense<B>, shape: Vec<usize>) -> Dense<B> {
@@ -60,17 +84,23 @@ pub fn gemm<B: Backend>(gemm: &Gemm, mut operands: Operands<B>, kit: &Kit<B>) ->
     let right = turned::<B>(operands.take(1)?.floats(kit)?, gemm.transpose_b)?;
     let (left_shape, right_shape) = (left.shape().to_vec(), right.shape().to_vec());
     if left_shape[1] != right_shape[0] {
-        return Err(format!("{left_shape:?} and {right_shape:?} do not multiply"));
+        return Err(unfit!("{left_shape:?} and {right_shape:?} do not multiply"));
     }
     let shape = vec![left_shape[0], right_shape[1]];
     check_elements(&shape)?;
-    let mut product = B::float_matmul(left, right);
+    let mut product = if shape.contains(&0) || left_shape[1] == 0 {
+        Dense::<B>::Float(left).filled(0.0, shape.clone(), kit).floats()?
+    } else {
+        B::float_matmul(left, right)
+    };
     if gemm.alpha != 1.0 {
         product = B::float_mul_scalar(product, Scalar::Float(f64::from(gemm.alpha)));
     }
-    let Some(addend) = operands.take_optional(2) else { return Ok(Value::float(product)) };
+    let Some(addend) = operands.take_optional(2).filter(|_| !shape.contains(&0)) else {
+        return Ok(Value::float(product));
+    };
     if broadcast(&addend.shape(), &shape)? != shape {
-        return Err(format!("{:?} does not broadcast to {shape:?}", addend.shape()));
+        return Err(unfit!("{:?} does not broadcast to {shape:?}", addend.shape()));
     }
     let addend = Value::Device(addend.dense(kit).with_rank(2)).floats(kit)?;
     let addend = match gemm.beta {
@@ -83,7 +113,7 @@ pub fn gemm<B: Backend>(gemm: &Gemm, mut operands: Operands<B>, kit: &Kit<B>) ->
 fn turned<B: Backend>(tensor: FloatTensor<B>, transpose: bool) -> Outcome<FloatTensor<B>> {
     let rank = tensor.shape().num_dims();
     if rank != 2 {
-        return Err(format!("expected a matrix, got rank {rank}"));
+        return Err(unfit!("expected a matrix, got rank {rank}"));
     }
     Ok(if transpose { B::float_swap_dims(tensor, 0, 1) } else { tensor })
 }

@@ -1,7 +1,8 @@
 //! Normalisations over axes: layer norm, batch norm, softmax.
 
-use super::value::{Value, axis};
+use super::value::{Dense, Value, axis};
 use super::{Kit, Operands, Outcome};
+use crate::onnx::fault::unfit;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Scalar, Shape};
@@ -27,7 +28,19 @@ pub fn layer_norm<B: Backend>(
     };
     let scale = parameter(1)?.ok_or("expected a scale")?;
     let bias = parameter(2)?;
-    let flat = B::float_reshape(value.floats(kit)?, Shape::from(vec![rows, width]));
+    let tensor = value.floats(kit)?;
+    if width == 0 {
+        return Err("expected elements to normalise".into());
+    }
+    if rows == 0 {
+        let mut kept = shape;
+        let whole = Dense::<B>::Float(tensor);
+        let normal = whole.filled(0.0, kept.clone(), kit);
+        kept[from..].fill(1);
+        let statistics = whole.filled(0.0, kept, kit);
+        return Ok([normal, statistics.clone(), statistics].map(Value::Device).into());
+    }
+    let flat = B::float_reshape(tensor, Shape::from(vec![rows, width]));
     let statistics = if wanted.iter().skip(1).any(|&wanted| wanted) {
         let mut kept = shape.clone();
         kept[from..].fill(1);
@@ -66,12 +79,15 @@ pub fn batch_norm<B: Backend>(
     let mut parameter = |position| -> Outcome<FloatTensor<B>> {
         let value = operands.take(position)?;
         if value.shape() != [channels] {
-            return Err(format!("expected {channels} channels, got {:?}", value.shape()));
+            return Err(unfit!("expected {channels} channels, got {:?}", value.shape()));
         }
         Value::Device(value.dense(kit).reshape(channel_shape.clone())).floats(kit)
     };
     let (scale, bias, mean, variance) =
         (parameter(1)?, parameter(2)?, parameter(3)?, parameter(4)?);
+    if shape.contains(&0) {
+        return value.floats(kit).map(Value::float);
+    }
     let spread = B::float_sqrt(B::float_add_scalar(variance, Scalar::Float(f64::from(epsilon))));
     let scale = B::float_div(scale, spread);
     let centered = B::float_sub(value.floats(kit)?, mean);
@@ -89,6 +105,9 @@ pub fn softmax<B: Backend>(
     let shape = value.shape();
     let over = axis(over, shape.len())?;
     let tensor = value.floats(kit)?;
+    if shape.contains(&0) {
+        return Ok(Value::float(tensor));
+    }
     let apply = |tensor, axis| {
         if log { B::log_softmax(tensor, axis) } else { B::softmax(tensor, axis) }
     };

@@ -8,6 +8,7 @@ use super::index::narrow;
 use super::value::{Dense, Value};
 use super::{Kit, Operands, Outcome};
 use crate::onnx::fast_math;
+use crate::onnx::fault::{Fault, unfit};
 use crate::onnx::op::{Direction, Recurrent};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
@@ -32,7 +33,7 @@ pub fn gru<B: Backend>(
         }
         states.last.push(state);
     }
-    Ok(vec![states.all(&sequence, wanted), sequence.stack(states.last)])
+    Ok(vec![states.all(&sequence, wanted, kit), sequence.stack(states.last)])
 }
 
 /// `LSTM`: all states, the last one, the last cell.
@@ -59,7 +60,7 @@ pub fn lstm<B: Backend>(
         cells.push(cell);
     }
     let last = sequence.stack(states.last.clone());
-    Ok(vec![states.all(&sequence, wanted), last, sequence.stack(cells)])
+    Ok(vec![states.all(&sequence, wanted, kit), last, sequence.stack(cells)])
 }
 
 /// Which weights are used, and whether they read the sequence backwards.
@@ -72,7 +73,7 @@ fn ways(direction: Direction, given: usize) -> Outcome<Vec<(usize, bool)>> {
     if ways.len() == given {
         Ok(ways)
     } else {
-        Err(format!("expected weights for {} directions, got {given}", ways.len()))
+        Err(unfit!("expected weights for {} directions, got {given}", ways.len()))
     }
 }
 
@@ -109,25 +110,25 @@ impl<B: Backend> Sequence<B> {
     fn read(gates: usize, mut operands: Operands<B>, kit: &Kit<B>) -> Outcome<Sequence<B>> {
         let input = operands.take(0)?;
         let [length, rows, inputs] = input.shape()[..] else {
-            return Err(format!("expected [time, batch, features], got {:?}", input.shape()));
+            return Err(unfit!("expected [time, batch, features], got {:?}", input.shape()));
         };
         let (weights, recurrent) = (operands.take(1)?, operands.take(2)?);
         let [ways, wide, hidden] = recurrent.shape()[..] else {
-            return Err(format!(
+            return Err(unfit!(
                 "expected recurrent weights of rank 3, got {:?}",
                 recurrent.shape()
             ));
         };
         if wide != gates * hidden || weights.shape() != [ways, wide, inputs] {
             let shape = weights.shape();
-            return Err(format!(
+            return Err(unfit!(
                 "expected weights {:?}, got {shape:?}",
                 [ways, gates * hidden, inputs]
             ));
         }
         let bias = operands.take_optional(3);
         if let Some(bias) = bias.as_ref().filter(|bias| bias.shape() != [ways, 2 * wide]) {
-            return Err(format!("expected bias {:?}, got {:?}", [ways, 2 * wide], bias.shape()));
+            return Err(unfit!("expected bias {:?}, got {:?}", [ways, 2 * wide], bias.shape()));
         }
         if let Some(lengths) = operands.take_optional(4) {
             full_lengths(lengths, length)?;
@@ -137,7 +138,7 @@ impl<B: Backend> Sequence<B> {
             let Some(value) = operands.take_optional(position) else { continue };
             if value.shape() != [ways, rows, hidden] {
                 let shape = value.shape();
-                return Err(format!("expected a state {:?}, got {shape:?}", [ways, rows, hidden]));
+                return Err(unfit!("expected a state {:?}, got {shape:?}", [ways, rows, hidden]));
             }
             *slot = Some(value.dense(kit));
         }
@@ -171,7 +172,11 @@ impl<B: Backend> Sequence<B> {
             (1, bias) => bias,
             (_, bias) => Value::Device(narrow(bias.dense(kit), 0, way, 1)),
         });
-        let from_input = B::float_matmul(self.flat.clone(), of_way(&self.weights, self.inputs)?);
+        // Without a moment there is nothing to multiply, and nobody reads the products.
+        let from_input = match self.length {
+            0 => self.flat.clone(),
+            _ => B::float_matmul(self.flat.clone(), of_way(&self.weights, self.inputs)?),
+        };
         let recurrent = of_way(&self.recurrent, self.hidden)?;
         Ok(Weights { from_input, recurrent, bias, hidden: self.hidden })
     }
@@ -181,7 +186,7 @@ impl<B: Backend> Sequence<B> {
             None => Ok(self.zeros.clone()),
             Some(states) => {
                 let own = narrow(states.clone(), 0, way, 1).reshape(vec![self.rows, self.hidden]);
-                floats(own)
+                own.floats()
             }
         }
     }
@@ -204,20 +209,13 @@ impl<B: Backend> Sequence<B> {
     }
 }
 
-fn floats<B: Backend>(dense: Dense<B>) -> Outcome<FloatTensor<B>> {
-    match dense {
-        Dense::Float(tensor) => Ok(tensor),
-        Dense::Int(_) | Dense::Bool(_) => Err("expected floats".into()),
-    }
-}
-
 fn full_lengths<B: Backend>(lengths: Value<B>, length: usize) -> Outcome<()> {
     let host = lengths.into_host()?;
     let lengths = Value::<B>::host(host).host_ints()?;
     if lengths.iter().all(|&given| given == length as i64) {
         Ok(())
     } else {
-        Err(format!("expected every sequence to be {length} long, got {lengths:?}"))
+        Err(unfit!("expected every sequence to be {length} long, got {lengths:?}"))
     }
 }
 
@@ -251,9 +249,13 @@ impl<B: Backend> Collected<B> {
     }
 
     /// `[length, ways, rows, hidden]`; the first direction's last state if it isn't wanted.
-    fn all(&self, sequence: &Sequence<B>, wanted: &[bool]) -> Value<B> {
-        if wanted.first() != Some(&true) || sequence.length == 0 {
+    fn all(&self, sequence: &Sequence<B>, wanted: &[bool], kit: &Kit<B>) -> Value<B> {
+        if wanted.first() != Some(&true) {
             return Value::float(sequence.zeros.clone());
+        }
+        if sequence.length == 0 {
+            let none = vec![0, sequence.ways, sequence.rows, sequence.hidden];
+            return Value::Device(Dense::Float(sequence.zeros.clone()).filled(0.0, none, kit));
         }
         let one = vec![1, 1, sequence.rows, sequence.hidden];
         let ways = self.moments.iter().map(|states| {
@@ -287,7 +289,7 @@ fn gru_step<B: Backend>(
     let (from_input, state_bias) = biased(from_input, weights, kit)?;
     let part = |tensor: &FloatTensor<B>, axis: usize, start: usize, gates: usize| {
         let dense = Dense::<B>::Float(tensor.clone());
-        floats(narrow(dense, axis, start * hidden, gates * hidden))
+        narrow(dense, axis, start * hidden, gates * hidden).floats()
     };
     let add_bias = |product, start, gates| -> Outcome<FloatTensor<B>> {
         match &state_bias {
@@ -343,7 +345,7 @@ fn lstm_step<B: Backend>(
     };
     let part = |start: usize, count: usize| {
         let dense = Dense::<B>::Float(gates.clone());
-        floats(narrow(dense, 1, start * hidden, count * hidden))
+        narrow(dense, 1, start * hidden, count * hidden).floats()
     };
     let (input, output) = (sigmoid(part(0, 1)?, kit), sigmoid(part(1, 1)?, kit));
     let (forget, new) = (sigmoid(part(2, 1)?, kit), tanh(part(3, 1)?, kit));
@@ -360,14 +362,15 @@ fn biased<B: Backend>(
     let Some(bias) = weights.bias.clone() else { return Ok((product, None)) };
     let wide = product.shape()[1];
     let both = bias.dense(kit).reshape(vec![2, wide]);
-    let of_input = floats(narrow(both.clone(), 0, 0, 1))?;
-    let of_state = floats(narrow(both, 0, 1, 1))?;
+    let of_input = narrow(both.clone(), 0, 0, 1).floats()?;
+    let of_state = narrow(both, 0, 1, 1).floats()?;
     Ok((B::float_add(product, of_input), Some(of_state)))
 }
 
 fn read<B: Backend>(tensor: FloatTensor<B>) -> Outcome<Vec<f32>> {
-    let data = read_sync(B::float_into_data(tensor)).map_err(|error| format!("{error:?}"))?;
-    data.into_vec::<f32>().map_err(|error| format!("{error:?}"))
+    let data = read_sync(B::float_into_data(tensor))
+        .map_err(|error| Fault::Device(format!("{error:?}")))?;
+    data.into_vec::<f32>().map_err(|error| Fault::Device(format!("{error:?}")))
 }
 
 fn host_bias<B: Backend>(weights: &Weights<B>, length: usize) -> Outcome<Vec<f32>> {

@@ -2,9 +2,10 @@
 
 use super::value::{Dense, Value, axis};
 use super::{Kit, Operands, Outcome};
+use crate::onnx::fault::Fault;
 use crate::onnx::op::{Reduce, ReduceKind};
 use burn::tensor::backend::Backend;
-use burn::tensor::{IntDType, Scalar};
+use burn::tensor::{IntDType, Scalar, TensorData};
 
 /// `ReduceMean`, `ReduceSum`, `ReduceMax`, `ReduceMin`.
 pub fn reduce<B: Backend>(
@@ -30,17 +31,32 @@ pub fn reduce<B: Backend>(
     };
     let mut dense = value.dense(kit);
     for &at in &axes {
-        if shape[at] == 0 {
-            return Err("expected elements to reduce".into());
-        }
-        dense = one_axis(reduce.kind, dense, at)?;
+        let empty = shape[at] == 0;
         shape[at] = 1;
+        dense = match (empty, shape.contains(&0)) {
+            (_, true) => dense.filled(0.0, shape.clone(), kit),
+            (true, false) => dense.filled(of_nothing(reduce.kind, &dense)?, shape.clone(), kit),
+            (false, false) => one_axis(reduce.kind, dense, at)?,
+        };
     }
     if !reduce.keep_axes {
         let left = shape.iter().enumerate().filter(|(at, _)| !axes.contains(at));
         dense = dense.reshape(left.map(|(_, &length)| length).collect());
     }
     Ok(Value::Device(dense))
+}
+
+/// What an empty axis reduces to. Without a value that says that it was empty, as integers have
+/// none, it is refused.
+fn of_nothing<B: Backend>(kind: ReduceKind, dense: &Dense<B>) -> Outcome<f32> {
+    match (kind, dense) {
+        (ReduceKind::Sum, Dense::Float(_) | Dense::Int(_)) => Ok(0.0),
+        (ReduceKind::Mean, Dense::Float(_)) => Ok(f32::NAN),
+        (ReduceKind::Max, Dense::Float(_)) => Ok(f32::NEG_INFINITY),
+        (ReduceKind::Min, Dense::Float(_)) => Ok(f32::INFINITY),
+        (_, Dense::Bool(_)) => Err("expected numbers".into()),
+        (_, Dense::Int(_)) => Err(Fault::Shape("expected elements to reduce".into())),
+    }
 }
 
 fn one_axis<B: Backend>(kind: ReduceKind, dense: Dense<B>, at: usize) -> Outcome<Dense<B>> {
@@ -72,6 +88,15 @@ pub fn arg_max<B: Backend>(
     let mut shape = value.shape();
     let at = axis(at, shape.len())?;
     let length = shape[at];
+    let mut result = shape.clone();
+    result[at] = 1;
+    if result.contains(&0) {
+        if !keep_axes {
+            result.remove(at);
+        }
+        let none = TensorData::new(Vec::<i64>::new(), result);
+        return Ok(Value::Device(Dense::Int(B::int_from_data(none, &kit.device))));
+    }
     if length == 0 {
         return Err("expected elements to choose from".into());
     }

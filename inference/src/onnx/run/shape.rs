@@ -2,6 +2,7 @@
 
 use super::value::{Dense, Value, axis, broadcast, check_elements};
 use super::{Kit, Operands, Outcome};
+use crate::onnx::fault::unfit;
 use crate::onnx::host::{HostTensor, Values};
 use crate::tensor::RANK_MAX;
 use burn::tensor::backend::Backend;
@@ -36,9 +37,9 @@ pub fn reshape<B: Backend>(
                 1
             }
             0 if !allow_zero => {
-                *from.get(position).ok_or_else(|| format!("no axis {position} to keep"))?
+                *from.get(position).ok_or_else(|| unfit!("no axis {position} to keep"))?
             }
-            length => usize::try_from(length).map_err(|_| format!("axis of length {length}"))?,
+            length => usize::try_from(length).map_err(|_| unfit!("axis of length {length}"))?,
         });
     }
     check_elements(&shape)?;
@@ -53,7 +54,7 @@ pub fn reshape<B: Backend>(
 fn renamed<B: Backend>(value: Value<B>, shape: Vec<usize>, kit: &Kit<B>) -> Outcome<Value<B>> {
     let from = value.shape();
     if shape.len() > RANK_MAX || from.iter().product::<usize>() != shape.iter().product::<usize>() {
-        return Err(format!("{from:?} does not reshape to {shape:?}"));
+        return Err(unfit!("{from:?} does not reshape to {shape:?}"));
     }
     if from == shape {
         return Ok(value);
@@ -75,7 +76,7 @@ pub fn transpose<B: Backend>(
     let mut seen = order.clone();
     seen.sort_unstable();
     if !seen.into_iter().eq(0..rank) {
-        return Err(format!("expected an order of {rank} axes, got {order:?}"));
+        return Err(unfit!("expected an order of {rank} axes, got {order:?}"));
     }
     Ok(Value::Device(value.dense(kit).permute(&order)))
 }
@@ -101,7 +102,7 @@ pub fn squeeze<B: Backend>(
     gone.dedup();
     for at in gone.into_iter().rev() {
         if shape.remove(at) != 1 {
-            return Err(format!("expected axis {at} to have length 1"));
+            return Err(unfit!("expected axis {at} to have length 1"));
         }
     }
     renamed(value, shape, kit)
@@ -124,7 +125,7 @@ pub fn unsqueeze<B: Backend>(
     new.sort_unstable();
     for at in new {
         if at > shape.len() {
-            return Err(format!("axis {at} is given twice"));
+            return Err(unfit!("axis {at} is given twice"));
         }
         shape.insert(at, 1);
     }
@@ -163,9 +164,9 @@ pub fn constant_of_shape<B: Backend>(fill: &HostTensor, target: Value<B>) -> Out
 
 fn lengths(values: &[i64]) -> Outcome<Vec<usize>> {
     if values.len() > RANK_MAX {
-        return Err(format!("expected at most {RANK_MAX} axes"));
+        return Err(unfit!("expected at most {RANK_MAX} axes"));
     }
-    let length = |&value| usize::try_from(value).map_err(|_| format!("axis of length {value}"));
+    let length = |&value| usize::try_from(value).map_err(|_| unfit!("axis of length {value}"));
     values.iter().map(length).collect()
 }
 
@@ -184,12 +185,21 @@ pub fn concat<B: Backend>(at: i64, mut operands: Operands<B>, kit: &Kit<B>) -> O
         let fits = part.len() == first.len()
             && (0..first.len()).all(|other| other == at || part[other] == first[other]);
         if !fits {
-            return Err(format!("{first:?} and {part:?} do not join along axis {at}"));
+            return Err(unfit!("{first:?} and {part:?} do not join along axis {at}"));
         }
         shape[at] += std::mem::take(&mut part[at]);
     }
     check_elements(&shape)?;
     let (mut floats, mut ints, mut bools) = (Vec::new(), Vec::new(), Vec::new());
+    let kind = std::mem::discriminant(&parts[0]);
+    if !parts.iter().all(|part| std::mem::discriminant(part) == kind) {
+        return Err("expected parts of one type".into());
+    }
+    if shape.contains(&0) {
+        return Ok(Value::Device(parts[0].filled(0.0, shape, kit)));
+    }
+    // What is empty adds nothing, and no backend need take it.
+    parts.retain(|part| part.shape()[at] > 0);
     let count = parts.len();
     for part in parts {
         match part {

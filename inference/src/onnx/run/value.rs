@@ -1,6 +1,7 @@
 //! A value while a program runs: on the host, or a tensor of the backend with its rank erased.
 
 use super::{Kit, Outcome};
+use crate::onnx::fault::{Fault, unfit};
 use crate::onnx::graph::ELEMENTS_MAX;
 use crate::onnx::host::{self, HostTensor, Kind, Values};
 use crate::tensor::{DType, Tensor};
@@ -87,10 +88,7 @@ impl<B: Backend> Value<B> {
 
     /// The value as floats on the device.
     pub fn floats(self, kit: &Kit<B>) -> Outcome<FloatTensor<B>> {
-        match self.dense(kit) {
-            Dense::Float(tensor) => Ok(tensor),
-            Dense::Int(_) | Dense::Bool(_) => Err("expected floats".into()),
-        }
+        self.dense(kit).floats()
     }
 
     /// The integers of a host value: axes, shapes, sizes.
@@ -134,6 +132,30 @@ impl<B: Backend> Dense<B> {
             Dense::Float(tensor) => tensor.shape().to_vec(),
             Dense::Int(tensor) => tensor.shape().to_vec(),
             Dense::Bool(tensor) => tensor.shape().to_vec(),
+        }
+    }
+
+    /// The tensor of floats that this is.
+    pub fn floats(self) -> Outcome<FloatTensor<B>> {
+        match self {
+            Dense::Float(tensor) => Ok(tensor),
+            Dense::Int(_) | Dense::Bool(_) => Err("expected floats".into()),
+        }
+    }
+
+    /// As many equal elements as `shape` has, of this tensor's kind; `number` is 0 or a float.
+    pub fn filled(&self, number: f32, shape: Vec<usize>, kit: &Kit<B>) -> Dense<B> {
+        let count = shape.iter().product();
+        match self {
+            Dense::Float(_) => {
+                let data = TensorData::new(vec![number; count], shape);
+                Dense::Float(B::float_from_data(data, &kit.device))
+            }
+            Dense::Int(_) => {
+                let data = TensorData::new(vec![number as i64; count], shape);
+                Dense::Int(B::int_from_data(data, &kit.device))
+            }
+            Dense::Bool(_) => Dense::bools(vec![number != 0.0; count], shape, kit),
         }
     }
 
@@ -191,11 +213,13 @@ impl<B: Backend> Dense<B> {
 
     fn into_host(self) -> Outcome<HostTensor> {
         let shape = self.shape();
-        let read = |error| format!("{error:?}");
+        let read = |error| Fault::Device(format!("{error:?}"));
         let values = match self {
             Dense::Float(tensor) => {
                 let data = read_sync(B::float_into_data(tensor)).map_err(read)?;
-                Values::Float(data.into_vec::<f32>().map_err(|error| format!("{error:?}"))?)
+                Values::Float(
+                    data.into_vec::<f32>().map_err(|error| Fault::Device(format!("{error:?}")))?,
+                )
             }
             Dense::Int(tensor) => {
                 let data = read_sync(B::int_into_data(tensor)).map_err(read)?;
@@ -276,7 +300,7 @@ impl<B: Backend> Dense<B> {
         let fits =
             aligned.shape().iter().zip(shape).all(|(&have, &want)| have == want || have == 1);
         if !fits {
-            return Err(format!("{from:?} does not broadcast to {shape:?}"));
+            return Err(unfit!("{from:?} does not broadcast to {shape:?}"));
         }
         let shape = Shape::from(shape.to_vec());
         Ok(each_kind!(
@@ -310,7 +334,7 @@ pub fn broadcast(left: &[usize], right: &[usize]) -> Outcome<Vec<usize>> {
         .map(|at| match (axis(left, at), axis(right, at)) {
             (one, other) if one == other => Ok(one),
             (1, other) | (other, 1) => Ok(other),
-            _ => Err(format!("{left:?} and {right:?} do not broadcast")),
+            _ => Err(unfit!("{left:?} and {right:?} do not broadcast")),
         })
         .collect::<Outcome<Vec<_>>>()?;
     check_elements(&shape)?;
@@ -322,7 +346,9 @@ pub fn check_elements(shape: &[usize]) -> Outcome<()> {
     let elements = shape.iter().try_fold(1_usize, |product, &axis| product.checked_mul(axis));
     match elements {
         Some(elements) if elements <= ELEMENTS_MAX => Ok(()),
-        Some(_) | None => Err(format!("{shape:?} is over the limit of {ELEMENTS_MAX} elements")),
+        Some(_) | None => {
+            Err(Fault::TooLarge(format!("{shape:?} is over the limit of {ELEMENTS_MAX} elements")))
+        }
     }
 }
 
@@ -332,12 +358,17 @@ pub fn axis(axis: i64, rank: usize) -> Outcome<usize> {
     usize::try_from(signed)
         .ok()
         .filter(|&position| position < rank)
-        .ok_or_else(|| format!("axis {axis} is out of range for rank {rank}"))
+        .ok_or_else(|| unfit!("axis {axis} is out of range for rank {rank}"))
 }
 
-/// Reads values as tensors of the declared types, all with one wait for the device.
-pub fn download<B: Backend>(values: Vec<(Value<B>, DType)>) -> Outcome<Vec<Tensor>> {
-    let (mut floats, mut ints, mut bools) = (Vec::new(), Vec::new(), Vec::new());
+/// Reads values as tensors of the declared types, and single numbers beside them, all with one wait
+/// for the device.
+pub fn download<B: Backend>(
+    values: Vec<(Value<B>, DType)>,
+    numbers: Vec<IntTensor<B>>,
+) -> Outcome<(Vec<Tensor>, Vec<i64>)> {
+    let (mut floats, mut ints, mut bools) = (Vec::new(), numbers, Vec::new());
+    let count = ints.len();
     for (value, _) in &values {
         match value {
             Value::Device(Dense::Float(tensor)) => floats.push(tensor.clone()),
@@ -356,25 +387,29 @@ pub fn download<B: Backend>(values: Vec<(Value<B>, DType)>) -> Outcome<Vec<Tenso
         })
         .collect();
     let transaction = TransactionPrimitive::<B>::new(floats, Vec::new(), ints, bools);
-    let read = read_sync(B::tr_execute(transaction)).map_err(|error| format!("{error:?}"))?;
+    let read = read_sync(B::tr_execute(transaction))
+        .map_err(|error| Fault::Device(format!("{error:?}")))?;
     let mut floats = read.read_floats.into_iter();
     let mut ints = read.read_ints.into_iter();
     let mut bools = read.read_bools.into_iter();
-    declared
+    let numbers = ints.by_ref().take(count).flat_map(|data| data.iter::<i64>().collect::<Vec<_>>());
+    let numbers = numbers.collect();
+    let tensors = declared
         .into_iter()
         .map(|(hosted, kind, dtype)| {
             if let Some(hosted) = hosted {
-                return hosted.to_tensor(dtype).map_err(|error| error.to_string());
+                return hosted.to_tensor(dtype).map_err(|error| Fault::Device(error.to_string()));
             }
             let next = match kind {
                 Kind::Float => floats.next(),
                 Kind::Int => ints.next(),
                 Kind::Bool => bools.next(),
             };
-            let read = next.ok_or("the device returned too few tensors")?;
+            let read = next.ok_or_else(|| Fault::Device("too few tensors came back".into()))?;
             from_data(read, kind, dtype)
         })
-        .collect()
+        .collect::<Outcome<Vec<_>>>()?;
+    Ok((tensors, numbers))
 }
 
 fn from_data(data: TensorData, kind: Kind, dtype: DType) -> Outcome<Tensor> {
@@ -394,7 +429,7 @@ fn from_data(data: TensorData, kind: Kind, dtype: DType) -> Outcome<Tensor> {
             Bytes::from(host::int_bytes(dtype, &values))
         }
     };
-    Tensor::new(dtype, shape, bytes).map_err(|error| error.to_string())
+    Tensor::new(dtype, shape, bytes).map_err(|error| Fault::Device(error.to_string()))
 }
 
 /// Lets [`Bytes`] own the backend's buffer without copying it.
