@@ -119,8 +119,7 @@ impl Node {
         let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
         let (worker, device) = start_worker(&config, &memory)?;
-        let models = 
-            Models::new(catalog.clone(), worker.clone(), store.clone(), memory.requests);
+        let models = Models::new(catalog.clone(), worker.clone(), store.clone(), memory.requests);
         models.load_active().await;
         let parts = (shards.clone(), catalog.clone(), worker.clone(), models.clone());
         let Serving { calls, router, large, metrics, governor, streams } =

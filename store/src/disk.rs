@@ -181,6 +181,8 @@ impl Replica {
             quarantined: AtomicBool::new(true),
             unflushed: Mutex::default(),
             freed_bytes: AtomicU64::new(0),
+            garbage_bytes: AtomicU64::new(0),
+            deleted: Mutex::new(Deleted::unknown()),
         }
     }
 
