@@ -358,7 +358,8 @@ impl Applier<'_> {
     /// Checks now and then that a record kept in memory is the one that the replica has: a command
     /// that is decided by another one makes replicas differ.
     fn check_kept(&self, place: &Place, kept: &Record) -> Result<(), Error> {
-        if self.disk.kept_used.fetch_add(1, Ordering::Relaxed) % KEPT_PER_CHECK != 0 {
+        let used = self.disk.kept_used.fetch_add(1, Ordering::Relaxed);
+        if !used.is_multiple_of(KEPT_PER_CHECK) {
             return Ok(());
         }
         let family = &self.part.replica.generation().family;
