@@ -59,6 +59,7 @@ const TRIAL: &str = "[[input]]\nname = \"x\"\ntrial = 1\n";
 
 /// Every file of `testdata/bad` without numbers beside it, and what its refusal must say.
 #[test]
+#[allow(clippy::too_many_lines, reason = "one table of all files")]
 fn bad_files_are_refused_by_name() {
     let expected: BTreeMap<&str, &str> = BTreeMap::from([
         ("attribute_of_wrong_type", "attribute"),

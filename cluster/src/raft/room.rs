@@ -89,7 +89,7 @@ impl Group {
             let shard = self.shard;
             match refused {
                 true => {
-                    tracing::warn!(%shard, "disk nearly full: large entries wait at the leader")
+                    tracing::warn!(%shard, "disk nearly full: large entries wait at the leader");
                 }
                 false => tracing::info!(%shard, "entries are taken again"),
             }
