@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn states_that_no_room_holds_are_refused_for_good() {
         let admission = admission();
-        let charge = admission.charge();
+        let charge = admission.charge(None);
         charge.states(9 << 20).unwrap();
         let refused = charge.states(11 << 20).unwrap_err();
         assert_eq!(refused.reason, Reason::TooLargeForMemory);
