@@ -15,10 +15,11 @@ mod owners;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use owners::Owner;
 use owners::Owners;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::failure::{Failure, Reason};
 use crate::memory::{MESSAGE_COPIES, Plan};
@@ -37,6 +38,9 @@ const SMALL_BYTES: u64 = 16 << 10;
 /// Of the room, small calls have one part in so many for themselves, and this at most.
 const SMALL_SHARE: u64 = 8;
 const SMALL_SHARE_BYTES_MAX: u64 = 2 << 20;
+
+/// How long whoever waits for room waits between two looks.
+const WAIT_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Makes room by letting go of what nobody takes, until it is told that there is enough.
 type MakeRoom = Box<dyn Fn(&dyn Fn() -> bool) + Send + Sync>;
@@ -58,6 +62,8 @@ struct Shared {
     refused: AtomicU64,
     owners: Owners,
     make_room: OnceLock<MakeRoom>,
+    /// Held by the one whose turn it is to wait.
+    waiting: Mutex<()>,
 }
 
 /// What one call holds; given back when it is dropped.
@@ -84,6 +90,7 @@ impl Admission {
             refused: AtomicU64::new(0),
             owners: Owners::default(),
             make_room: OnceLock::new(),
+            waiting: Mutex::default(),
         };
         Admission { shared: Arc::new(shared) }
     }
@@ -126,13 +133,22 @@ impl Admission {
         held.ok_or_else(|| self.shared.full(bytes))
     }
 
-    /// Waits for room.
+    /// Waits for room, in turn with others who wait. What is freed meanwhile is anybody's: who waits
+    /// takes nothing of the part for small calls.
     pub async fn hold(&self, bytes: u64) -> OwnedSemaphorePermit {
-        if let Ok(held) = self.try_hold(bytes) {
-            return held;
+        let units = self.shared.units(bytes);
+        let take = || self.shared.room.clone().try_acquire_many_owned(units).ok();
+        let mut turn = None;
+        loop {
+            if let Some(held) = self.shared.room_for(bytes, (None, 0), take) {
+                return held;
+            }
+            match turn {
+                // Woken by nobody: permits go back one by one, from everywhere.
+                Some(_) => tokio::time::sleep(WAIT_INTERVAL).await,
+                None => turn = Some(self.shared.waiting.lock().await),
+            }
         }
-        let held = self.shared.room.clone().acquire_many_owned(self.shared.units(bytes));
-        held.await.expect("the semaphore is never closed")
     }
 
     /// Whether the process has nearly all the memory that it may: then only small calls pass.
@@ -389,5 +405,18 @@ mod tests {
         charge.request(1 << 10).unwrap();
         charge.answer(4 << 20).expect("it is what a message may have");
         charge.take((10 << 20) - (8 << 20) - (4 << 10)).expect("all of the room is its own");
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_takes_none_from_small_calls() {
+        let admission = admission();
+        let large = admission.charge(None);
+        large.take(8 << 20).unwrap();
+        let mut waiting = Box::pin(admission.hold(2 << 20));
+        assert!(futures::poll!(&mut waiting).is_pending());
+        assert!(futures::poll!(&mut waiting).is_pending());
+        admission.charge(None).take(SMALL_BYTES).expect("there is a part for small calls");
+        drop(large);
+        assert_eq!(waiting.await.num_permits() as u64, (2 << 20) / UNIT_BYTES);
     }
 }

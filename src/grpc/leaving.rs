@@ -65,7 +65,9 @@ impl Leaving {
 
     /// The body of an answer to a path, with what its call holds.
     pub fn body(&self, path: Path, inner: Body, charge: Arc<Charge>) -> Body {
-        let answer = Answer { going: Going::On(inner, charge), rest: Bytes::new(), since: None };
+        let owned = charge.owner().is_some();
+        let going = Going::On(inner, charge);
+        let answer = Answer { going, owned, rest: Bytes::new(), since: None };
         let watcher = (path != Path::Read).then(|| self.clone());
         let long = if path == Path::Pipeline { 0 } else { PIECE_BYTES };
         Body::new(Outgoing { answer: Arc::new(Mutex::new(answer)), watcher, long })
@@ -110,7 +112,9 @@ impl Shared {
                 break;
             }
             // One that is locked is being taken, perhaps by whoever wants room.
-            if let Some(mut answer) = answer.try_lock() {
+            if let Some(mut answer) = answer.try_lock()
+                && answer.owned
+            {
                 cut |= answer.cut(now, UNTAKEN_MAX, &self.transfers);
             }
         }
@@ -141,6 +145,8 @@ impl Shared {
 /// An answer on its way out.
 struct Answer {
     going: Going,
+    /// It is a caller's own, not one of many that another node forwards.
+    owned: bool,
     /// Of the frame that came last, what HTTP/2 did not get.
     rest: Bytes,
     /// Since when HTTP/2 has not asked for more than it got.

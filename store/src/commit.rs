@@ -348,3 +348,37 @@ impl Books {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A queue with some jobs in it, of which one may be urgent.
+    fn queued(jobs: usize, urgent: bool) -> Shared {
+        let job = || (Job { mutations: Vec::new(), sync: true, done: Box::new(|_| ()) }, 0);
+        let jobs = (0..jobs).map(|_| job()).collect();
+        Shared {
+            queue: Mutex::new(Queue { jobs, urgent, ..Queue::default() }),
+            arrived: Condvar::new(),
+            jobs_max: 10,
+            bytes_max: 10,
+            failure: Arc::default(),
+            counters: CommitCounters::default(),
+        }
+    }
+
+    #[test]
+    fn after_a_sync_of_ten_seconds_jobs_wait_for_others_a_few_milliseconds() {
+        let last = Last { jobs: 100, took: Duration::from_secs(10) };
+        for urgent in [false, true] {
+            let started = Instant::now();
+            let shared = queued(1, urgent);
+            let (jobs, _) = shared.take(&last).expect("a job waits");
+            assert_eq!(jobs.len(), 1);
+            let waited = started.elapsed();
+            assert!(waited < Duration::from_secs(2), "urgent {urgent}: {waited:?}");
+            assert!(urgent || waited >= GATHER_MAX, "it does gather: {waited:?}");
+            assert!(!shared.queue.lock().urgent, "what is taken is urgent no more");
+        }
+    }
+}

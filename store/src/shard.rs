@@ -393,3 +393,54 @@ impl Applier<'_> {
         self.part.overlay.fetch(&self.disk.db, &self.part.replica.generation().family, key)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::command::{Condition, Expiry, Put, Target, WriteLimits};
+    use crate::config::Config;
+    use crate::ids::ReplicaId;
+    use crate::store::Store;
+    use crate::value::{Field, Value};
+
+    fn entry(index: u64, bytes: &'static [u8]) -> Entry {
+        let write = Write {
+            target: Target { collection: CollectionId(7), key: Bytes::from_static(b"k") },
+            condition: Condition::Any,
+            request: None,
+            expiry: Expiry::Keep,
+            writer: 0,
+            model: None,
+            limits: WriteLimits { state_bytes_max: 1 << 20, inline_bytes_max: 1 << 10 },
+            answer: Bytes::new(),
+        };
+        let fields = vec![Field::new("f", Value::Bytes(Bytes::from_static(bytes)))];
+        let commands = vec![Command::Put(Put { write, fields })];
+        Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1, commands }))
+    }
+
+    #[test]
+    fn a_command_is_not_decided_by_a_record_in_memory_that_the_replica_does_not_have() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(dir.path(), Config::default()).unwrap();
+        store.create_replica(ReplicaId(1)).unwrap();
+        let mut shard = store.shard(ReplicaId(1)).unwrap();
+        for index in 1..=2 {
+            let mut batch = store.apply_batch();
+            shard.apply(&mut batch, &entry(index, b"new")).unwrap();
+            batch.commit().unwrap();
+        }
+        let (disk, replica) = shard.parts();
+        let space = replica.generation().space;
+        let place = || disk.cache.place_of(space, CollectionId(7), b"k");
+        let mut stale = Record::clone(&disk.cache.get(&place()).unwrap());
+        stale.version -= 1;
+        disk.cache.release(place(), Some(&stale.encode().into())).unwrap();
+        disk.kept_used.store(0, Ordering::Relaxed);
+        let mut batch = store.apply_batch();
+        let refused = shard.apply(&mut batch, &entry(3, b"newer")).unwrap_err();
+        assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+        assert!(batch.commit().is_err(), "nothing of it is written");
+    }
+}

@@ -1,0 +1,93 @@
+//! Where most disks of a shard are nearly full, what adds to it is refused and what frees space
+//! goes through: nothing that waits for space keeps a delete from making some.
+
+use statehouse_client::{Client, v1};
+
+use crate::harness::cluster::{Cluster, await_some};
+use crate::harness::{bytes_field, create, get, put, reason};
+
+/// Every disk is short of that much.
+fn short() -> Vec<(String, String)> {
+    vec![("STATEHOUSE_DISK_RESERVE_BYTES".to_owned(), i64::MAX.to_string())]
+}
+
+fn small(key: &str) -> v1::PutRequest {
+    put("c", key, vec![bytes_field("f", "few")])
+}
+
+async fn delete(client: &Client, key: &str) {
+    let delete = || v1::DeleteRequest {
+        collection: "c".into(),
+        key: key.to_owned().into(),
+        ..Default::default()
+    };
+    // Leads may be on their way to where there is room.
+    await_some("a delete goes through", async || {
+        client.delete(delete()).await.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+}
+
+async fn until_refused(client: &Client, key: &str) {
+    await_some("what adds is refused", async || match client.put(small(key)).await {
+        Ok(_) => Err("it was written".to_owned()),
+        Err(error) if error.reason() == Some("DISK_FULL") => Ok(()),
+        Err(error) => Err(error.to_string()),
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_most_disks_full_deletes_go_through_and_nothing_is_added() {
+    let mut cluster = Cluster::start(3).await;
+    let client = cluster.client(1).await;
+    create(&client, "c").await;
+    for n in 0..8 {
+        client.put(small(&format!("{n}"))).await.unwrap();
+    }
+    // Two of three: whoever leads has room perhaps, and no quorum with room.
+    for node in [2, 3] {
+        cluster.stop(node).await;
+        cluster.set_env(node, short());
+        cluster.start_node(node).await;
+        cluster.whole().await;
+    }
+    until_refused(&client, "more").await;
+    for n in 0..4 {
+        delete(&client, &format!("{n}")).await;
+        assert_eq!(reason(client.get(get("c", &format!("{n}"))).await), "STATE_NOT_FOUND");
+    }
+    // All three.
+    cluster.stop(1).await;
+    cluster.set_env(1, short());
+    cluster.start_node(1).await;
+    cluster.whole().await;
+    let client = cluster.client(1).await;
+    until_refused(&client, "more").await;
+    for n in 4..6 {
+        delete(&client, &format!("{n}")).await;
+    }
+    client.get(get("c", "6")).await.unwrap();
+    let drop = v1::DropCollectionRequest { name: "c".into() };
+    client.state().drop_collection(drop).await.unwrap();
+    // With room in most places again, everything goes on.
+    for node in [1, 2] {
+        cluster.stop(node).await;
+        cluster.set_env(node, Vec::new());
+        cluster.start_node(node).await;
+        cluster.whole().await;
+    }
+    let client = cluster.client(1).await;
+    await_some("a collection is made", async || {
+        let request = v1::CreateCollectionRequest { name: "c".into(), ..Default::default() };
+        let made = client.state().create_collection(request).await;
+        made.map(|_| ()).map_err(|status| status.to_string())
+    })
+    .await;
+    await_some("writes are taken", async || {
+        client.put(small("again")).await.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+    cluster.level().await;
+    cluster.stop_all().await;
+}
