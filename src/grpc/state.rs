@@ -5,7 +5,7 @@ use statehouse_proto::v1::state_server::State;
 use statehouse_proto::v1::upload_request::{Abort, Look, Step};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::unary;
+use super::caller::{to_its_end, unary};
 use super::{Calls, convert, read, status::status, write};
 use crate::failure::Failure;
 use crate::metrics::CallKind;
@@ -182,8 +182,10 @@ impl State for StateService {
         request: Request<v1::DropCollectionRequest>,
     ) -> Result<Response<v1::DropCollectionResponse>, Status> {
         let name = request.into_inner().name;
-        let dropped = self.calls.states().catalog().drop_collection(&name).await;
-        dropped.map_err(|error| status(error.into()))?;
+        let catalog = self.calls.states().catalog().clone();
+        // What is marked as dropped is gone: its space comes back even if nobody waits for that.
+        let drop = async move { Ok(catalog.drop_collection(&name).await?) };
+        to_its_end(drop).await.map_err(status)?;
         Ok(Response::new(v1::DropCollectionResponse {}))
     }
 }
