@@ -136,41 +136,6 @@ async fn what_each_collection_shard_and_node_holds() {
     assert!(node.ok(&["admin", "usage"]).contains("no state is larger than one row"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_drop_whose_caller_leaves_halfway_gives_all_space_back() {
-    let mut house = House::new();
-    // So many that a drop takes its time.
-    house.flags = vec!["--shards".into(), "64".into()];
-    let node = house.start();
-    let client = node.client().await;
-    let mut admin = v1::admin_client::AdminClient::connect(node.endpoint()).await.unwrap();
-    let mut left = async || {
-        let usage = admin.get_usage(v1::GetUsageRequest::default()).await.unwrap().into_inner();
-        let states = usage.collections.iter().filter(|it| it.id > 0);
-        states.map(|it| it.holdings.as_ref().unwrap().states).sum::<u64>()
-    };
-    for round in 0.. {
-        assert!(round < 20, "a drop is never seen halfway");
-        let name = format!("c{round}");
-        create(&client, &name).await;
-        let puts = (0..512).map(|n| put(&name, &format!("{n}"), vec![bytes_field("v", "x")]));
-        let puts = v1::BatchPutRequest { puts: puts.collect() };
-        assert_eq!(client.batch_put(puts).await.unwrap().items.len(), 512);
-        let mut states = client.state();
-        let call = tokio::spawn(async move {
-            states.drop_collection(v1::DropCollectionRequest { name }).await
-        });
-        while left().await == 512 {}
-        call.abort();
-        if call.await.is_err() && left().await > 0 {
-            break;
-        }
-    }
-    // Nothing changes the catalog meanwhile: nobody else would finish it.
-    let gone = async { while left().await > 0 {} };
-    tokio::time::timeout(PATIENCE, gone).await.expect("the rest goes too");
-}
-
 async fn until(what: &str, holds: impl Fn() -> bool) {
     let wait = async {
         while !holds() {
