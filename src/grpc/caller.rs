@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Calls;
 use super::status::status;
+use super::transfers::finished_or;
 use crate::admission::{Admission, Charge};
 use crate::failure::{Failure, Reason};
 
@@ -63,6 +64,14 @@ pub async fn within<T>(
     tokio::time::timeout_at(deadline.into(), call).await.unwrap_or_else(|_| Err(late()))
 }
 
+/// Makes a change of several steps on a task of its own: it is made to its end even if whoever
+/// asked for it leaves halfway.
+pub async fn to_its_end<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Failure> {
+    finished_or(tokio::spawn(change), Reason::OutcomeUnknown).await
+}
+
 /// A deadline has passed.
 pub fn late() -> Failure {
     Failure::new(Reason::DeadlineExceeded, "no answer before the deadline")
@@ -108,6 +117,25 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_change_is_made_to_its_end_though_its_caller_left() {
+        let (begun, has_begun) = tokio::sync::oneshot::channel();
+        let (go, may_go) = tokio::sync::oneshot::channel::<()>();
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let change = to_its_end(async move {
+            begun.send(()).unwrap();
+            may_go.await.unwrap();
+            done.send(()).unwrap();
+            Ok(())
+        });
+        let caller = tokio::spawn(change);
+        has_begun.await.unwrap();
+        caller.abort();
+        caller.await.unwrap_err();
+        go.send(()).unwrap();
+        is_done.await.unwrap();
+    }
 
     #[test]
     fn grpc_timeouts_are_read_in_every_unit() {

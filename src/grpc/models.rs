@@ -9,6 +9,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::models_server::Models as Service;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller::to_its_end;
 use super::status::status;
 use crate::dtype;
 use crate::failure::{Failure, Reason};
@@ -88,7 +89,10 @@ impl Service for ModelsService {
         request: Request<Streaming<v1::PushModelRequest>>,
     ) -> Result<Response<v1::PushModelResponse>, Status> {
         let (files, activate) = receive(request.into_inner()).await?;
-        let (entry, version) = self.models.push(files, activate).await.map_err(status)?;
+        let models = self.models.clone();
+        // What is loaded on the device by then is kept under its version, or unloaded.
+        let push = async move { models.push(files, activate).await };
+        let (entry, version) = to_its_end(push).await.map_err(status)?;
         let model = Some(self.describe(&entry));
         let warnings = match self.models.loaded(&entry.name, version) {
             Some(Ok(loaded)) => loaded.warnings().to_vec(),
@@ -133,7 +137,9 @@ impl Service for ModelsService {
         request: Request<v1::DeleteModelRequest>,
     ) -> Result<Response<v1::DeleteModelResponse>, Status> {
         let request = request.into_inner();
-        self.models.delete(&request.name, request.version).await.map_err(status)?;
+        let models = self.models.clone();
+        let delete = async move { models.delete(&request.name, request.version).await };
+        to_its_end(delete).await.map_err(status)?;
         Ok(Response::new(v1::DeleteModelResponse {}))
     }
 }

@@ -4,6 +4,7 @@
 //! too long is cut off, since a state under reading holds up the disk's compaction.
 
 use std::pin::Pin;
+use std::task::{Poll, ready};
 
 use bytes::Bytes;
 use crc32fast::Hasher;
@@ -22,7 +23,7 @@ use tonic::metadata::MetadataValue;
 use super::caller::Caller;
 use super::transfers::finished;
 use super::{Calls, Transfers, convert, status};
-use crate::failure::Failure;
+use crate::failure::{Failure, Reason};
 use crate::large::Subject;
 use crate::metrics::{CallKind, Direction, OpenStream};
 use crate::router::Place;
@@ -125,7 +126,29 @@ fn chunks(calls: &Calls, target: &StateKey, opened: Opened) -> Chunks {
             let _ = sender.send(Err(status::status(failure))).await;
         }
     });
-    ReceiverStream::new(receiver).boxed()
+    told(ReceiverStream::new(receiver)).boxed()
+}
+
+/// Ends with an error what ends without an end or an error: the task that read it was given up, as
+/// the node stopped. Else it would look like a state that is shorter.
+fn told(
+    mut chunks: impl Stream<Item = Result<v1::ReadStreamResponse, Status>> + Unpin,
+) -> impl Stream<Item = Result<v1::ReadStreamResponse, Status>> {
+    let mut told = false;
+    futures::stream::poll_fn(move |cx| {
+        let next = ready!(chunks.poll_next_unpin(cx));
+        match &next {
+            Some(Ok(v1::ReadStreamResponse { part: Some(Part::End(_)) }) | Err(_)) => told = true,
+            Some(Ok(_)) => {}
+            None if told => {}
+            None => {
+                told = true;
+                let gone = Failure::new(Reason::Unavailable, "the node is stopping");
+                return Poll::Ready(Some(Err(status::status(gone))));
+            }
+        }
+        Poll::Ready(next)
+    })
 }
 
 /// Why a read ended early; `None`: whoever read it has left.
@@ -177,4 +200,24 @@ async fn read_on(
     let held = calls.transfers().hold(READ_BYTES).await?;
     let (slice, pieces) = calls.states().read_on(slice, READ_BYTES).await?;
     Ok((slice, pieces, held))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_read_that_is_given_up_ends_with_an_error_and_a_whole_one_does_not() {
+        let part = |part| Ok(v1::ReadStreamResponse { part: Some(part) });
+        let chunk = || part(Part::Chunk(v1::ReadChunk::default()));
+        let end = || part(Part::End(v1::ReadEnd::default()));
+        let count = async |messages| {
+            let all: Vec<_> = told(futures::stream::iter(messages)).collect().await;
+            (all.len(), all.last().unwrap().as_ref().err().map(Status::code))
+        };
+        assert_eq!(count(vec![chunk(), end()]).await, (2, None));
+        assert_eq!(count(vec![chunk()]).await, (2, Some(tonic::Code::Unavailable)));
+        let failed = Err(Status::data_loss("on purpose"));
+        assert_eq!(count(vec![chunk(), failed]).await, (2, Some(tonic::Code::DataLoss)));
+    }
 }

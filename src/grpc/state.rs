@@ -5,7 +5,7 @@ use statehouse_proto::v1::state_server::State;
 use statehouse_proto::v1::upload_request::{Abort, Look, Step};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::caller::unary;
+use super::caller::{to_its_end, unary};
 use super::{Calls, convert, read, status::status, write};
 use crate::failure::Failure;
 use crate::metrics::CallKind;
@@ -185,8 +185,10 @@ impl State for StateService {
         let name = request.into_inner().name;
         let states = self.calls.states();
         states.shards().store().check_space_to_free().map_err(|full| status(full.into()))?;
-        let dropped = states.catalog().drop_collection(&name).await;
-        dropped.map_err(|error| status(error.into()))?;
+        let catalog = states.catalog().clone();
+        // What is marked as dropped is gone: its space comes back even if nobody waits for that.
+        let drop = async move { Ok(catalog.drop_collection(&name).await?) };
+        to_its_end(drop).await.map_err(status)?;
         Ok(Response::new(v1::DropCollectionResponse {}))
     }
 }
