@@ -84,7 +84,10 @@ pub enum InputError {
     #[error("input '{name}': element {element} is not finite")]
     NotFinite { name: String, element: usize },
     /// An index outside the table it selects from.
-    #[error("input '{name}': index {value} is out of range, expected {min}..={max}{}", in_step(.step))]
+    #[error(
+        "input '{name}': index {value} is out of range, expected {min}..={max}{}",
+        in_step(.step)
+    )]
     Index {
         name: String,
         value: i64,
@@ -119,16 +122,25 @@ impl InputError {
     }
 }
 
+/// Of so many unknown operators a refusal says where they are; of the others only their names. It
+/// travels in a header, which has a limit of its own.
+const PLACES_MAX: usize = 16;
+/// So many of the other things that are wrong with a graph are told.
+const OTHERS_MAX: usize = 8;
+
 fn unsupported(operators: &[Unsupported], others: &[String]) -> String {
-    let one = |found: &Unsupported| {
+    let one = |(at, found): (usize, &Unsupported)| {
         let Unsupported { op, domain, opset, nodes, node } = found;
+        if at >= PLACES_MAX {
+            return op.clone();
+        }
         let place = match nodes {
             1 => format!("node '{node}'"),
             _ => format!("{nodes} nodes, the first is '{node}'"),
         };
         format!("{op} (domain '{domain}', opset {opset}) in {place}")
     };
-    let all: Vec<String> = operators.iter().map(one).collect();
+    let all: Vec<String> = operators.iter().enumerate().map(one).collect();
     let s = if all.len() == 1 { "" } else { "s" };
     let also: String = others.iter().map(|other| format!("; also: {other}")).collect();
     format!("unsupported operator{s} {}{also}", all.join(", "))
@@ -163,7 +175,11 @@ impl Error {
             Error::Weights { reason, .. } => reason,
             other => other.to_string(),
         });
-        let reasons: Vec<String> = reasons.collect();
+        let mut reasons: Vec<String> = reasons.collect();
+        if reasons.len() > OTHERS_MAX {
+            let more = reasons.split_off(OTHERS_MAX).len();
+            reasons.push(format!("and {more} more"));
+        }
         match (operators.is_empty(), reasons.is_empty()) {
             (true, true) => None,
             (true, false) => Some(Error::onnx(reasons.join("; "))),

@@ -107,7 +107,8 @@ pub struct Port {
     /// Where the batch axis is.
     #[serde(default)]
     pub batch_axis: usize,
-    /// Of an input: what the model may be tried with when it is loaded; see [`crate::trial::Trial`].
+    /// Of an input: what the model may be tried with when it is loaded; see
+    /// [`crate::trial::Trial`].
     pub trial: Option<toml::Value>,
 }
 

@@ -271,8 +271,8 @@ impl Model {
         Model { parts: Arc::new(parts) }
     }
 
-    /// This model with what its trial runs came to: the shapes of outputs whose graph declares none,
-    /// at most `rows_max` rows per batch, and warnings.
+    /// This model with what its trial runs came to: shapes of outputs whose graph declares none, at
+    /// most `rows_max` rows per batch, and warnings.
     pub(crate) fn tried(
         &self,
         seen: &[Vec<usize>],

@@ -54,7 +54,7 @@ enum Numbers {
 const KEYS: &[&str] = &["value", "values", "min", "max", "shape"];
 
 impl Trial {
-    /// Reads `trial`: a number, a list (nested for more axes), or a table with `value`, `values`, or
+    /// Reads `trial`: a number, a list (nested for more axes), or a table with `value`, `values` or
     /// `min` and `max`, and `shape`. The error says what was expected.
     pub(crate) fn read(value: &toml::Value) -> Result<Trial, String> {
         if let toml::Value::Table(table) = value {
@@ -162,8 +162,8 @@ enum Draw {
     Random,
 }
 
-/// Three rows beside the initial states: one tensor per graph input, without the batch axis. An axis
-/// that may have any length has `length`, unless the manifest says another.
+/// Three rows beside the initial states: one tensor per graph input, without the batch axis. An
+/// axis that may have any length has `length`, unless the manifest says another.
 pub fn rows(model: &Model, length: usize, seed: u64) -> Result<Vec<Vec<Tensor>>, Error> {
     let mut random = Random::new(seed);
     let draws = [Draw::First, Draw::Second, Draw::Random];

@@ -58,58 +58,57 @@ const STATE: &str = "[[state]]\nfield = \"h\"\ninput = \"h_in\"\noutput = \"h_ou
 const TRIAL: &str = "[[input]]\nname = \"x\"\ntrial = 1\n";
 
 /// Every file of `testdata/bad` without numbers beside it, and what its refusal must say.
+const EXPECTED: &[(&str, &str)] = &[
+    ("attribute_of_wrong_type", "attribute"),
+    ("axis_out_of_range", "axis"),
+    ("cycle", "cycle"),
+    ("dropout_training", "drop"),
+    ("empty", "expected an opset import"),
+    ("external_data", "external data is refused"),
+    ("gru_short_lengths", "batch axis is fixed to 3"),
+    ("index_out_of_range", "index"),
+    ("made_twice", "defined twice"),
+    ("missing_argument", "expected an input 1"),
+    ("nan_output", "self-test failed at output 'y'"),
+    ("nan_state", "self-test failed at output 'h_out'"),
+    ("no_graph", "expected a graph"),
+    (
+        "opset_and_operator",
+        "unsupported operator Einsum (domain '', opset 10) in node 'similarity'; also: \
+         expected opset 11 to 21, got 10",
+    ),
+    ("opset_10", "expected opset 11 to 21, got 10"),
+    ("opset_99", "expected opset 11 to 21, got 99"),
+    (
+        "several_unlisted",
+        "unsupported operators Hardmax (domain '', opset 17) in 2 nodes, the first is 'hard', \
+         Det (domain '', opset 17) in node 'det'; also: node 'soft' (Softmax): expected an \
+         integer in attribute 'axis'",
+    ),
+    ("shapes_disagree", "do not multiply"),
+    ("string_input", "string tensors are not supported"),
+    ("subgraph", "unsupported operator If"),
+    ("tensor_dims_overflow", "constant 'w'"),
+    ("tensor_negative_dims", "constant 'w'"),
+    ("tensor_of_unknown_type", "constant 'w'"),
+    ("tensor_too_short", "constant 'w'"),
+    ("tree_loop", "a tree has a loop"),
+    ("truncated", "truncated or not an ONNX file"),
+    ("undefined_output", "is never computed"),
+    ("undefined_value", "is never computed"),
+    (
+        "unlisted_domain",
+        "unsupported operator FusedGemm (domain 'com.microsoft', opset 1) in node 'fused'",
+    ),
+    ("unlisted_operator", "unsupported operator Einsum (domain '', opset 17) in node 'similarity'"),
+    ("vast_constant", "over the limit"),
+    ("zipmap", "zipmap=False"),
+];
+
 #[test]
 #[allow(clippy::too_many_lines, reason = "one table of all files")]
 fn bad_files_are_refused_by_name() {
-    let expected: BTreeMap<&str, &str> = BTreeMap::from([
-        ("attribute_of_wrong_type", "attribute"),
-        ("axis_out_of_range", "axis"),
-        ("cycle", "cycle"),
-        ("dropout_training", "drop"),
-        ("empty", "expected an opset import"),
-        ("external_data", "external data is refused"),
-        ("gru_short_lengths", "batch axis is fixed to 3"),
-        ("index_out_of_range", "index"),
-        ("made_twice", "defined twice"),
-        ("missing_argument", "expected an input 1"),
-        ("nan_output", "self-test failed at output 'y'"),
-        ("nan_state", "self-test failed at output 'h_out'"),
-        ("no_graph", "expected a graph"),
-        (
-            "opset_and_operator",
-            "unsupported operator Einsum (domain '', opset 10) in node 'similarity'; also: expected \
-             opset 11 to 21, got 10",
-        ),
-        ("opset_10", "expected opset 11 to 21, got 10"),
-        ("opset_99", "expected opset 11 to 21, got 99"),
-        (
-            "several_unlisted",
-            "unsupported operators Hardmax (domain '', opset 17) in 2 nodes, the first is 'hard', \
-             Det (domain '', opset 17) in node 'det'; also: node 'soft' (Softmax): expected an \
-             integer in attribute 'axis'",
-        ),
-        ("shapes_disagree", "do not multiply"),
-        ("string_input", "string tensors are not supported"),
-        ("subgraph", "unsupported operator If"),
-        ("tensor_dims_overflow", "constant 'w'"),
-        ("tensor_negative_dims", "constant 'w'"),
-        ("tensor_of_unknown_type", "constant 'w'"),
-        ("tensor_too_short", "constant 'w'"),
-        ("tree_loop", "a tree has a loop"),
-        ("truncated", "truncated or not an ONNX file"),
-        ("undefined_output", "is never computed"),
-        ("undefined_value", "is never computed"),
-        (
-            "unlisted_domain",
-            "unsupported operator FusedGemm (domain 'com.microsoft', opset 1) in node 'fused'",
-        ),
-        (
-            "unlisted_operator",
-            "unsupported operator Einsum (domain '', opset 17) in node 'similarity'",
-        ),
-        ("vast_constant", "over the limit"),
-        ("zipmap", "zipmap=False"),
-    ]);
+    let expected: BTreeMap<&str, &str> = EXPECTED.iter().copied().collect();
     let mut seen = 0;
     let mut wrong = Vec::new();
     for entry in std::fs::read_dir(testdata("bad")).unwrap() {

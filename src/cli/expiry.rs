@@ -18,7 +18,7 @@ pub struct FieldTtls {
 
 fn parse(text: &str) -> Result<(String, Option<Duration>), String> {
     let expected = || format!("expected NAME=30s or NAME=never, got {text:?}");
-    let (name, ttl) = text.split_once('=').ok_or_else(expected)?;
+    let (name, ttl) = text.rsplit_once('=').ok_or_else(expected)?;
     let ttl = match ttl {
         "never" => None,
         ttl => Some(text::duration(ttl)?),

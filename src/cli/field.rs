@@ -1,7 +1,8 @@
 //! Fields and tensors on the command line: `name=VALUE`.
 //!
 //! VALUE is JSON numbers (`[1, 2]`, nested for more axes, f32 unless the name says `name:i64`),
-//! `@file.npy`, `@file` for a file's bytes, `text:…` or `hex:…`.
+//! `@file.npy`, `@file` for a file's bytes, `text:…` or `hex:…`. A name may hold colons: only a
+//! type after the last one is a type. Where a model's own names are known they are found first.
 
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
@@ -34,31 +35,69 @@ pub fn dtype_name(dtype: i32) -> &'static str {
 pub fn parse(text: &str) -> anyhow::Result<v1::Field> {
     let (name, value) =
         text.split_once('=').with_context(|| format!("expected NAME=VALUE, got {text:?}"))?;
-    let (name, dtype) = match name.split_once(':') {
-        None => (name, None),
-        Some((name, dtype)) => (name, Some(parse_dtype(dtype)?)),
-    };
+    let (name, dtype) = typed(name)?;
+    field(name, dtype, value)
+}
+
+fn field(name: &str, dtype: Option<DataType>, value: &str) -> anyhow::Result<v1::Field> {
     let value = parse_value(value, dtype).with_context(|| format!("field {name:?}"))?;
     Ok(v1::Field { name: name.to_owned(), value: Some(value), expiry: None })
 }
 
+/// A name, and the type that follows its last colon, if one does.
+fn typed(name: &str) -> anyhow::Result<(&str, Option<DataType>)> {
+    let Some((before, last)) = name.rsplit_once(':') else { return Ok((name, None)) };
+    if let Some((_, dtype)) = NAMES.iter().find(|(known, _)| *known == last) {
+        return Ok((before, Some(*dtype)));
+    }
+    // A slip of the finger, rather than a name.
+    let digits = last.trim_start_matches(|c: char| c.is_ascii_lowercase());
+    let word = &last[..last.len() - digits.len()];
+    let like_a_type = ["f", "i", "u", "bf", "int", "uint", "float"].contains(&word)
+        && !digits.is_empty()
+        && digits.bytes().all(|c| c.is_ascii_digit());
+    if like_a_type {
+        let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+        bail!("no dtype {last:?}: one of {}", names.join(" "));
+    }
+    Ok((name, None))
+}
+
+/// Whether only the model's own names can tell where this one ends.
+pub fn is_ambiguous(text: &str) -> bool {
+    let mut parts = text.split('=');
+    parts.next().is_some_and(|name| name.contains(':')) || parts.count() > 1
+}
+
+/// As [`parse_tensor`], of an input of a model: the longest of its names that the text begins with.
+pub fn parse_input(text: &str, names: &[String]) -> anyhow::Result<v1::NamedTensor> {
+    let known = |name: &str| names.iter().any(|known| known == name);
+    for (at, _) in text.rmatch_indices('=') {
+        let (name, value) = (&text[..at], &text[at + 1..]);
+        if known(name) {
+            return tensor_field(field(name, None, value)?);
+        }
+        if let Ok((name, Some(dtype))) = typed(name)
+            && known(name)
+        {
+            return tensor_field(field(name, Some(dtype), value)?);
+        }
+    }
+    parse_tensor(text)
+}
+
 /// As [`parse`], for what must be a tensor.
 pub fn parse_tensor(text: &str) -> anyhow::Result<v1::NamedTensor> {
-    let field = parse(text)?;
+    tensor_field(parse(text)?)
+}
+
+fn tensor_field(field: v1::Field) -> anyhow::Result<v1::NamedTensor> {
     match field.value {
         Some(Value::Tensor(tensor)) => {
             Ok(v1::NamedTensor { name: field.name, tensor: Some(tensor) })
         }
         _ => bail!("input {:?} is a tensor: JSON numbers or @file.npy", field.name),
     }
-}
-
-fn parse_dtype(name: &str) -> anyhow::Result<DataType> {
-    let known = NAMES.iter().find(|(known, _)| *known == name);
-    known.map(|(_, dtype)| *dtype).with_context(|| {
-        let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
-        format!("no dtype {name:?}: one of {}", names.join(" "))
-    })
 }
 
 fn parse_value(text: &str, dtype: Option<DataType>) -> anyhow::Result<Value> {
@@ -237,6 +276,30 @@ mod tests {
         }
         assert!(parse_tensor("x=text:hello").is_err());
         assert!(parse("x=hex:0g").is_err());
+    }
+
+    #[test]
+    fn names_may_hold_colons_and_equals_signs() {
+        let name = |text: &str| parse(text).unwrap().name;
+        assert_eq!(name("onnx::Flatten_0=[1]"), "onnx::Flatten_0");
+        assert_eq!(name("input:0=[1]"), "input:0");
+        assert_eq!(name("input:0:i64=[1]"), "input:0");
+        let names = ["x=y", "a:f32", "in.put/0 a:0"].map(String::from);
+        let input = |text: &str| parse_input(text, &names).unwrap();
+        for (text, name, dtype) in [
+            ("x=y=[1]", "x=y", DataType::F32),
+            ("x=y:i64=[1]", "x=y", DataType::I64),
+            ("a:f32=[1]", "a:f32", DataType::F32),
+            ("a:f32:i32=[1]", "a:f32", DataType::I32),
+            ("in.put/0 a:0=[1]", "in.put/0 a:0", DataType::F32),
+            ("other:f64=[1]", "other", DataType::F64),
+        ] {
+            assert!(is_ambiguous(text));
+            let found = input(text);
+            assert_eq!(found.name, name, "{text}");
+            assert_eq!(found.tensor.unwrap().dtype, dtype as i32, "{text}");
+        }
+        assert!(!is_ambiguous("x=[1]"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Map, Value as Json, json};
-use statehouse_client::v1;
+use statehouse_client::{Client, v1};
 
 use super::output::{print_json, show_tensor, tensor_json};
 use super::{Remote, field, text};
@@ -17,7 +17,7 @@ pub struct Args {
     collection: String,
     /// Whose state.
     key: String,
-    /// NAME=VALUE: JSON numbers or @file.npy, one row each.
+    /// NAME=VALUE or NAME:TYPE=VALUE: JSON numbers or @file.npy, one row each.
     inputs: Vec<String>,
     /// Also write the model's new state back, and answer after the commit.
     #[arg(long)]
@@ -39,22 +39,24 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<()> {
     let (model, version) = super::model::name_and_version(&args.model)?;
     let mode = if args.step { v1::ScoreMode::Step } else { v1::ScoreMode::Peek };
+    let client = args.remote.connect().await?;
+    let names = match args.inputs.iter().any(|text| field::is_ambiguous(text)) {
+        true => input_names(&client, &model, version).await,
+        false => Vec::new(),
+    };
+    let inputs = args.inputs.iter().map(|text| field::parse_input(text, &names));
     let request = v1::ScoreRequest {
         model,
         model_version: version,
         collection: args.collection,
         key: args.key.into_bytes().into(),
-        inputs: args
-            .inputs
-            .iter()
-            .map(|text| field::parse_tensor(text))
-            .collect::<anyhow::Result<_>>()?,
+        inputs: inputs.collect::<anyhow::Result<_>>()?,
         mode: mode as i32,
         request_id: args.request_id.unwrap_or_default().into(),
         outputs: args.outputs,
         ..freshness(args.max_lag)
     };
-    let scored = args.remote.connect().await?.score(request).await?;
+    let scored = client.score(request).await?;
     super::state::warn(scored.size_warning);
     if args.remote.json {
         print_json(&score_json(&scored));
@@ -62,6 +64,16 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         print_score(&scored);
     }
     Ok(())
+}
+
+/// The names of a model's inputs; none if nobody knows, which the score itself will tell.
+async fn input_names(client: &Client, model: &str, version: u64) -> Vec<String> {
+    let request = v1::DescribeModelRequest { name: model.to_owned() };
+    let Ok(found) = client.models().describe(request).await else { return Vec::new() };
+    let found = found.into_inner();
+    let wanted = if version == 0 { found.active_version } else { version };
+    let inputs = found.versions.into_iter().filter(|one| one.version == wanted);
+    inputs.flat_map(|one| one.inputs).map(|input| input.name).collect()
 }
 
 /// A request that says only how fresh the state must be.

@@ -243,7 +243,7 @@ fn edits(args: &PatchArgs) -> anyhow::Result<Vec<v1::Edit>> {
     }
     for text in &args.write {
         let (place, value) = text.split_once('=').context("expected NAME@OFFSET=VALUE")?;
-        let (name, offset) = place.split_once('@').context("expected NAME@OFFSET=VALUE")?;
+        let (name, offset) = place.rsplit_once('@').context("expected NAME@OFFSET=VALUE")?;
         let offset = offset.parse().context("OFFSET")?;
         let data = bytes_of(&format!("{name}={value}"))?;
         let name = name.split(':').next().unwrap_or(name).to_owned();

@@ -1,4 +1,4 @@
-//! Dates in files of events: a form such as "%y%m%d" to days or seconds since 1970. Pure.
+//! Dates in files of events: a form such as "%y%m%d" to seconds since 1970. Pure.
 //!
 //! Directives: %Y (four digits), %y (two: 69..=99 are 19xx), %m %d %H %M %S (two digits). Anything
 //! else stands for itself. No time zones: a file's times are taken as UTC.
@@ -15,8 +15,27 @@ pub enum Unit {
     Seconds,
 }
 
-/// The number of a date, or nothing if it does not have that form.
-pub fn parse(text: &str, format: &str, unit: Unit) -> Option<f32> {
+impl Unit {
+    /// How many seconds it has.
+    pub fn seconds(self) -> i64 {
+        match self {
+            Unit::Days => DAY_SECONDS,
+            Unit::Seconds => 1,
+        }
+    }
+}
+
+const DAY_SECONDS: i64 = 86_400;
+
+/// The least step between two dates of a form, in seconds.
+pub fn resolution(format: &str) -> i64 {
+    let steps = [("%S", 1), ("%M", 60), ("%H", 3_600)];
+    let finest = steps.into_iter().find(|(directive, _)| format.contains(directive));
+    finest.map_or(DAY_SECONDS, |(_, seconds)| seconds)
+}
+
+/// The seconds from 1970 to a date, or nothing if it does not have that form.
+pub fn parse(text: &str, format: &str) -> Option<i64> {
     let mut rest = text;
     let mut form = format.chars();
     let (mut year, mut month, mut day, mut seconds) = (1970, 1, 1, 0);
@@ -42,11 +61,7 @@ pub fn parse(text: &str, format: &str, unit: Unit) -> Option<f32> {
     if !rest.is_empty() {
         return None;
     }
-    let days = days_from_civil(year, month, day);
-    Some(match unit {
-        Unit::Days => days as f32 + seconds as f32 / 86_400.0,
-        Unit::Seconds => (days * 86_400 + seconds) as f32,
-    })
+    Some(days_from_civil(year, month, day) * DAY_SECONDS + seconds)
 }
 
 fn digits(rest: &mut &str, count: usize) -> Option<i64> {
@@ -70,13 +85,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_become_days_and_seconds() {
-        assert_eq!(parse("1970-01-02", "%Y-%m-%d", Unit::Days), Some(1.0));
-        assert_eq!(parse("000229", "%y%m%d", Unit::Days), Some(11_016.0));
-        assert_eq!(parse("1970-01-01 12:00", "%Y-%m-%d %H:%M", Unit::Days), Some(0.5));
-        assert_eq!(parse("01.01.1970 00:01:05", "%d.%m.%Y %H:%M:%S", Unit::Seconds), Some(65.0));
+    fn dates_become_seconds() {
+        assert_eq!(parse("1970-01-02", "%Y-%m-%d"), Some(DAY_SECONDS));
+        assert_eq!(parse("000229", "%y%m%d"), Some(11_016 * DAY_SECONDS));
+        assert_eq!(parse("1970-01-01 12:00", "%Y-%m-%d %H:%M"), Some(DAY_SECONDS / 2));
+        assert_eq!(parse("01.01.1970 00:01:05", "%d.%m.%Y %H:%M:%S"), Some(65));
         for wrong in ["931301", "9301", "93010a", "930101x", ""] {
-            assert_eq!(parse(wrong, "%y%m%d", Unit::Days), None, "{wrong:?}");
+            assert_eq!(parse(wrong, "%y%m%d"), None, "{wrong:?}");
         }
+        assert_eq!((resolution("%y%m%d"), resolution("%d.%m.%Y %H:%M")), (DAY_SECONDS, 60));
     }
 }

@@ -1,16 +1,20 @@
 //! Rows of a CSV file, gzipped or not, as requests: read one at a time, errors with their line.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use csv::{Reader, ReaderBuilder, StringRecord};
 use flate2::read::MultiGzDecoder;
 use statehouse_client::v1;
 
 use super::Map;
+use super::map::{Cell, Column};
+use super::number::Number;
+use super::shape::Shape;
 
 /// One row, ready to send.
 pub struct Event {
@@ -30,8 +34,17 @@ pub struct Events {
     record: StringRecord,
     /// Where each name of the map lies in a row.
     key: usize,
-    inputs: Vec<(String, Vec<(super::map::Column, usize)>)>,
+    inputs: Vec<Input>,
     label: Vec<(String, usize)>,
+    /// Of each key, what the columns with a gap held last.
+    last: HashMap<String, Vec<Option<Number>>>,
+}
+
+/// An input of the map, and where its columns lie in a row.
+struct Input {
+    name: String,
+    shape: Shape,
+    columns: Vec<(Column, usize)>,
 }
 
 impl Events {
@@ -59,7 +72,8 @@ impl Events {
         };
         let input = |input: &super::map::Input| {
             let columns = input.columns.iter().map(|c| Ok((c.clone(), find(&c.column)?)));
-            Ok((input.name.clone(), columns.collect::<anyhow::Result<_>>()?))
+            let columns = columns.collect::<anyhow::Result<_>>()?;
+            Ok(Input { name: input.name.clone(), shape: Shape::plain(input), columns })
         };
         let label = |name: &String| Ok((name.clone(), find(name)?));
         Ok(Events {
@@ -68,7 +82,16 @@ impl Events {
             label: map.label.columns.iter().map(label).collect::<anyhow::Result<_>>()?,
             rows,
             record: StringRecord::new(),
+            last: HashMap::new(),
         })
+    }
+
+    /// From now on rows are what this model takes.
+    pub fn fit(&mut self, map: &Map, model: &[v1::TensorSpec]) -> anyhow::Result<()> {
+        for (input, shape) in self.inputs.iter_mut().zip(Shape::all(map, model)?) {
+            input.shape = shape;
+        }
+        Ok(())
     }
 
     /// The next row; an error names its line.
@@ -86,12 +109,15 @@ impl Events {
         self.event(line).with_context(|| format!("line {line}")).map(Some)
     }
 
-    fn event(&self, line: u64) -> anyhow::Result<Event> {
+    fn event(&mut self, line: u64) -> anyhow::Result<Event> {
         let key = self.record[self.key].to_owned();
         if key.is_empty() {
             bail!("the key is empty");
         }
-        let inputs = self.inputs.iter().map(|(name, columns)| self.input(name, columns));
+        let gaps = self.gaps(&key)?;
+        let mut gaps = gaps.into_iter();
+        let inputs = self.inputs.iter().map(|input| self.input(input, &mut gaps));
+        let inputs = inputs.collect::<anyhow::Result<_>>()?;
         let label = self
             .label
             .iter()
@@ -99,24 +125,54 @@ impl Events {
             .filter(|cell| !cell.is_empty())
             .collect::<Vec<_>>()
             .join(" ");
-        Ok(Event { line, key, inputs: inputs.collect::<anyhow::Result<_>>()?, label })
+        Ok(Event { line, key, inputs, label })
+    }
+
+    /// For each column with a gap, in order: how far its cell is from the one of the key's event
+    /// before.
+    fn gaps(&mut self, key: &str) -> anyhow::Result<Vec<Option<Number>>> {
+        let columns = self.inputs.iter().flat_map(|input| &input.columns);
+        let with_gap = columns.filter(|(column, _)| column.gap);
+        let cells = with_gap.map(|(column, at)| match column.read(&self.record[*at])? {
+            Cell::Given(number) => Ok(Some(number)),
+            Cell::Mapped(_) => Ok(None),
+        });
+        let cells: Vec<Option<Number>> = cells.collect::<anyhow::Result<_>>()?;
+        if cells.is_empty() {
+            return Ok(cells);
+        }
+        let none = || vec![None; cells.len()];
+        let last = self.last.entry(key.to_owned()).or_insert_with(none);
+        let gaps = cells.iter().zip(last).map(|(cell, last)| {
+            let cell = (*cell)?;
+            Some(last.replace(cell).map_or(Number::Whole(0), |last| cell.minus(last)))
+        });
+        Ok(gaps.collect())
     }
 
     fn input(
         &self,
-        name: &str,
-        columns: &[(super::map::Column, usize)],
+        input: &Input,
+        gaps: &mut impl Iterator<Item = Option<Number>>,
     ) -> anyhow::Result<v1::NamedTensor> {
-        let mut data = BytesMut::with_capacity(columns.len() * 4);
-        for (column, at) in columns {
-            data.put_f32_le(column.number(&self.record[*at])?);
+        let mut data = Vec::with_capacity(input.columns.len() * size_of::<f64>());
+        for (column, at) in &input.columns {
+            let gap = if column.gap { gaps.next().flatten() } else { None };
+            let number = match (column.read(&self.record[*at])?, gap) {
+                (Cell::Mapped(number), _) => number,
+                (Cell::Given(_), Some(gap)) => column.in_unit(gap),
+                (Cell::Given(number), None) => column.in_unit(number),
+            };
+            number
+                .write(input.shape.dtype, column.precision(), &mut data)
+                .with_context(|| format!("column {:?}", column.column))?;
         }
         let tensor = v1::Tensor {
-            dtype: v1::DataType::F32 as i32,
-            shape: vec![columns.len() as u64],
+            dtype: input.shape.dtype as i32,
+            shape: input.shape.axes.clone(),
             data: Bytes::from(data),
         };
-        Ok(v1::NamedTensor { name: name.to_owned(), tensor: Some(tensor) })
+        Ok(v1::NamedTensor { name: input.name.clone(), tensor: Some(tensor) })
     }
 }
 
@@ -152,6 +208,44 @@ mod tests {
         let events = read_all("amount,id\n5,a\n6,b\n").unwrap();
         let seen: Vec<_> = events.iter().map(|e| (e.line, e.key.as_str(), &e.label[..])).collect();
         assert_eq!(seen, [(2, "a", "a 5"), (3, "b", "b 6")]);
+    }
+
+    fn values(events: &[Event]) -> Vec<f32> {
+        let value = |event: &Event| {
+            let data = &event.inputs[0].tensor.as_ref().unwrap().data;
+            f32::from_le_bytes(data[..4].try_into().unwrap())
+        };
+        events.iter().map(value).collect()
+    }
+
+    #[test]
+    fn a_gap_is_of_the_keys_own_events() {
+        let map = MAP.replace("{ column = \"amount\" }", "{ column = \"amount\", gap = true }");
+        let text = "amount,id\n1795946400,a\n5,b\n1795946460,a\n8,b\n1795946520,a\n";
+        let mut events =
+            Events::new(Box::new(text.as_bytes()), &Map::parse(&map).unwrap()).unwrap();
+        let mut all = Vec::new();
+        while let Some(event) = events.read().unwrap() {
+            all.push(event);
+        }
+        assert_eq!(values(&all), [0.0, 0.0, 60.0, 3.0, 60.0]);
+    }
+
+    #[test]
+    fn rows_are_what_the_model_takes() {
+        let map = Map::parse(MAP).unwrap();
+        let mut events = Events::new(Box::new(&b"amount,id\n16777217,a\n"[..]), &map).unwrap();
+        let spec = |name: &str| v1::TensorSpec {
+            name: name.into(),
+            dtype: v1::DataType::I64 as i32,
+            shape: vec![],
+        };
+        assert!(events.fit(&map, &[spec("y")]).is_err());
+        events.fit(&map, &[spec("x")]).unwrap();
+        let event = events.read().unwrap().unwrap();
+        let tensor = event.inputs[0].tensor.as_ref().unwrap();
+        assert!(tensor.shape.is_empty());
+        assert_eq!(tensor.data, 16_777_217_i64.to_le_bytes().as_slice());
     }
 
     #[test]

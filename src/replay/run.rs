@@ -4,6 +4,8 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
+use bytes::Bytes;
 use futures::StreamExt as _;
 use futures::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
@@ -11,8 +13,10 @@ use indicatif::ProgressBar;
 use statehouse_client::v1::pipeline_request::Call;
 use statehouse_client::v1::pipeline_response::Result as Answer;
 use statehouse_client::{Client, Error, v1};
+use statehouse_inference::{DType, Tensor};
 
 use super::{Event, Events, Map};
+use crate::dtype;
 
 /// How to replay.
 #[derive(Debug, Clone)]
@@ -36,7 +40,7 @@ pub struct Options {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Surprise {
     /// What the model said; higher is more surprising.
-    pub score: f32,
+    pub score: f64,
     /// Its line in the file.
     pub line: u64,
     /// Whose it was.
@@ -119,6 +123,7 @@ pub async fn run(
     options: &Options,
     progress: &ProgressBar,
 ) -> anyhow::Result<Outcome> {
+    events.fit(map, &declared(client, map).await?)?;
     let mut meter = Meter::new(options)?;
     let mut under_way = FuturesUnordered::new();
     let mut more = true;
@@ -147,7 +152,7 @@ pub async fn run(
         let Answer::Score(scored) = answer.map_err(|error| at_line(line, error))? else {
             return Err(at_line(line, Error::Unexpected("not the answer of a score")));
         };
-        let score = score_of(map, &scored).unwrap_or(f32::NAN);
+        let score = score_of(map, &scored).unwrap_or(f64::NAN);
         let surprise = Surprise { score, line, key, label };
         meter.record(at.elapsed(), &scored, score, listed.then_some(surprise));
         progress.inc(1);
@@ -180,11 +185,35 @@ fn request(
 }
 
 /// The first number of the output that the map names, or of the first one.
-fn score_of(map: &Map, scored: &v1::ScoreResponse) -> Option<f32> {
+fn score_of(map: &Map, scored: &v1::ScoreResponse) -> Option<f64> {
     let wanted =
         |output: &&v1::NamedTensor| map.score.as_ref().is_none_or(|name| *name == output.name);
     let tensor = scored.outputs.iter().find(wanted)?.tensor.as_ref()?;
-    Some(f32::from_le_bytes(tensor.data.get(..4)?.try_into().ok()?))
+    first_number(tensor)
+}
+
+/// The first element of a tensor of any type.
+fn first_number(tensor: &v1::Tensor) -> Option<f64> {
+    let dtype = dtype::to_inference(dtype::from_proto(tensor.dtype)?);
+    let first = tensor.data.get(..dtype.size_bytes())?;
+    if dtype == DType::F32 {
+        // As few digits as it has.
+        return f32::from_le_bytes(first.try_into().ok()?).to_string().parse().ok();
+    }
+    let first = Tensor::new(dtype, Vec::new(), Bytes::copy_from_slice(first)).ok()?;
+    first.to_f64().first().copied()
+}
+
+/// The inputs that the model declares.
+async fn declared(client: &Client, map: &Map) -> anyhow::Result<Vec<v1::TensorSpec>> {
+    let name = map.model.clone();
+    let found = client.models().describe(v1::DescribeModelRequest { name }).await;
+    let found = found.map_err(|status| client.error(&status))?.into_inner();
+    let active = found.versions.into_iter().find(|found_version| {
+        found_version.version == found.active_version && found_version.loaded
+    });
+    let active = active.with_context(|| format!("model {:?} has no active version", map.model))?;
+    Ok(active.inputs)
 }
 
 fn at_line(line: u64, error: Error) -> anyhow::Error {
@@ -222,7 +251,7 @@ impl Meter {
         &mut self,
         latency: Duration,
         scored: &v1::ScoreResponse,
-        score: f32,
+        score: f64,
         listed: Option<Surprise>,
     ) {
         let us = (latency.as_micros() as u64).clamp(1, LATENCY_US_MAX);
@@ -237,7 +266,7 @@ impl Meter {
         if !score.is_finite() {
             return;
         }
-        self.score_sum += f64::from(score);
+        self.score_sum += score;
         self.scores += 1;
         let Some(surprise) = listed.filter(|_| self.top > 0) else { return };
         self.surprises.push(Reverse(surprise));

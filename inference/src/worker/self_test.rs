@@ -1,10 +1,10 @@
-//! The trial runs of a model that is being loaded: that it runs at all, has its batch axes where the
-//! manifest says, and answers a row as if no other were beside it.
+//! The trial runs of a model that is being loaded: that it runs at all, has its batch axes where
+//! the manifest says, and answers a row as if no other were beside it.
 //!
 //! What a model is made for only its maker knows. A manifest that says what each input may be tried
 //! with (`[[input]] trial`) is taken at its word: results must be there, and finite. Of made-up
-//! numbers, which need not mean anything to the model, one row with results will do, and what is not
-//! finite is a warning.
+//! numbers, which need not mean anything to the model, one row with results will do, and what is
+//! not finite is a warning.
 
 use crate::batch::{rows_within, scatter};
 use crate::device::Runner;

@@ -4,7 +4,7 @@ use super::{Branch, Test};
 use crate::error::Error;
 use crate::onnx::graph::Node;
 
-/// Each tree's root. Branches may share what is below them, as one test for several categories does;
+/// Each tree's root. Branches may share what is below them, as a test for several categories does;
 /// every node must be reached from a root, and none from itself.
 pub fn roots(node: &Node, nodes: &[Branch], tree_ids: &[i64]) -> Result<Vec<u32>, Error> {
     let mut is_child = vec![false; nodes.len()];
