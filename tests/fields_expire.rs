@@ -342,7 +342,7 @@ async fn what_changes_a_state_leaves_its_expiry_alone_and_what_replaces_it_does_
     let client = node.client().await;
     let day = v1::CollectionSettings { default_ttl_ms: 24 * HOUR_MS, ..Default::default() };
     create(&client, "c").await;
-    harness::create_with(&client, "accounts", day.clone()).await;
+    harness::create_with(&client, "accounts", day).await;
     push(&client, &bank_model()).await.unwrap();
     let hour = Some(v1::WriteOptions {
         expiry: Some(write_options::Expiry::TtlMs(HOUR_MS)),
