@@ -1,7 +1,8 @@
 //! The command line: one binary, one file per subcommand.
 //!
 //! Human output by default, `--json` for programs. Exit codes: 0 done, 1 failed, 2 wrong usage,
-//! 3 no node answered, 4 not found, 5 a condition did not hold, 6 refused for now (retry later).
+//! 3 no node answered, 4 not found, 5 a condition did not hold, 6 refused for now (retry later),
+//! 7 acknowledged data is damaged.
 
 mod admin;
 mod bench;
@@ -15,6 +16,7 @@ mod model;
 mod npy;
 mod output;
 mod prefetch;
+mod repair;
 mod replay;
 mod score;
 mod serve;
@@ -26,7 +28,11 @@ use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use statehouse_client::{Client, Config, Error};
+use statehouse_store as store;
 use tonic::Code;
+
+/// The exit code of a node whose disk has lost acknowledged data: a restart does not help.
+const DAMAGED: u8 = 7;
 
 /// A stateful model-state store that scores where the state lies.
 #[derive(Debug, Parser)]
@@ -44,6 +50,8 @@ enum Command {
     Init(init::InitArgs),
     /// Join a running cluster with a fresh directory.
     Join(init::JoinArgs),
+    /// See what is damaged in a data directory, and go on without what is lost.
+    Repair(repair::Args),
     /// Read a state.
     Get(state::GetArgs),
     /// Write a whole state.
@@ -140,6 +148,7 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args).await,
         Command::Init(args) => init::init(args).await,
         Command::Join(args) => init::join(args).await,
+        Command::Repair(args) => repair::run(args).await,
         Command::Get(args) => state::get(args).await,
         Command::Put(args) => state::put(args).await,
         Command::Patch(args) => state::patch(args).await,
@@ -164,6 +173,11 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
 
 fn fail(error: &anyhow::Error) -> ExitCode {
     eprintln!("error: {error:#}");
+    if let Some(store::Error::Damaged { .. }) = error.downcast_ref() {
+        eprintln!("nothing was changed. To see all of it and how to go on:");
+        eprintln!("  statehouse repair --data DIR");
+        return ExitCode::from(DAMAGED);
+    }
     let code = error.downcast_ref::<Error>().map_or(1, |error| match error {
         Error::Unreachable { .. } => 3,
         Error::Refused { code, .. } => match code {

@@ -5,8 +5,8 @@
 //!
 //! - *whole*: every commit that was synced is there. RocksDB opens in the mode that refuses any bad
 //!   record, so that it can't drop one either.
-//! - *torn*: the log ends in records that were never synced, so nobody was told of them. That end is
-//!   cut off, and the rest is whole.
+//! - *torn*: the log ends in records that were never synced, so nobody was told of them. That end
+//!   is cut off, and the rest is whole.
 //! - *damaged*: the opening is refused and nothing is changed, or, where other nodes hold the same
 //!   rows ([`DamagePolicy::Quarantine`]), everything that is whole is opened and the replicas that
 //!   have lost something are put in quarantine.
@@ -148,8 +148,8 @@ impl Diagnosis {
         Error::Damaged { damages: self.damages.clone().into() }
     }
 
-    /// Changes the log so that RocksDB finds nothing in it that it would have to skip. Returns how it
-    /// is to open it.
+    /// Changes the log so that RocksDB finds nothing in it that it would have to skip. Returns how
+    /// it is to open it.
     pub fn prepare(&self, directory: &Directory) -> Result<Recovery, Error> {
         if !self.damages.is_empty() {
             self.survey.salvage(&directory.aside)?;
@@ -205,6 +205,8 @@ impl Diagnosis {
                 self.hopeless |= self.unprovable && !claims && breaks;
                 self.add(&losses);
             }
+            // Nothing was found out, for want of space maybe.
+            Err(Error::Io { .. }) => {}
             Err(_) => self.hopeless = true,
         }
         Ok(())
@@ -217,9 +219,11 @@ impl Diagnosis {
         self.survey.imitate(&directory.database, &imitation.0)?;
         let lock =
             directory.lock.try_clone().map_err(|error| Error::io("share the lock", error))?;
-        let (rest, direct_io) = (Recovery::LookAtRest, directory.direct_io);
+        let (rest, direct_io) = (Recovery::Rest, directory.direct_io);
         let db = Db::open(&imitation.0, config, direct_io, lock, rest)?;
-        Held::read(&db, Depth::Entries)
+        let held = Held::read(&db, Depth::Entries);
+        db.stop_background_work();
+        held
     }
 
     /// Whether everything that was synced lies in front of the first break, in the log or in table
@@ -342,5 +346,101 @@ impl DamagePolicy {
             File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
         });
         written.map_err(|error| Error::io("keep the damage policy", error))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::command::{Body, Entry};
+    use crate::db::Batch;
+    use crate::disk::encode_descriptor;
+    use crate::store::Store;
+
+    const ENTRIES: u64 = 50;
+
+    /// A store as a version left it that numbered no commits and claimed nothing: everything is in
+    /// the log.
+    fn old_store(dir: &Path) {
+        let directory = Directory::open(dir).unwrap();
+        let db = look(&directory, &Config::default(), Recovery::Whole).unwrap();
+        let (log, meta) =
+            (db.family(keys::LOG_FAMILY).unwrap(), db.family(keys::META_FAMILY).unwrap());
+        db.create_family(&keys::family(ReplicaId(1), 0)).unwrap();
+        let mut batch = Batch::default();
+        batch.put(&meta, keys::FORMAT, &[2]);
+        batch.put(&meta, keys::STORE_ID, &directory.store_id);
+        batch.put(&meta, &keys::descriptor(ReplicaId(1)), &encode_descriptor(0));
+        db.write(batch).unwrap();
+        for index in 1..=ENTRIES {
+            let mut batch = Batch::default();
+            let row = Entry::new(index, 1, Body::Membership(vec![7; 100].into())).encode_row();
+            batch.put(&log, &keys::entry(ReplicaId(1), index), &row);
+            db.write(batch).unwrap();
+        }
+        db.sync().unwrap();
+    }
+
+    fn change_log(dir: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let survey = Survey::of(&dir.join("db"), 0).unwrap();
+        let (path, _) = survey.files.last().unwrap();
+        let mut bytes = std::fs::read(path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, bytes).unwrap();
+    }
+
+    /// The last entry after an opening.
+    fn last(dir: &Path) -> Result<u64, Error> {
+        let store = Store::open(dir, Config::default())?;
+        let last = store.log(ReplicaId(1)).unwrap().last().unwrap().index;
+        store.close().unwrap();
+        Ok(last)
+    }
+
+    #[test]
+    fn a_store_of_a_version_that_claimed_nothing_is_opened_and_claims_from_then_on() {
+        let dir = tempfile::TempDir::new().unwrap();
+        old_store(dir.path());
+        assert_eq!(last(dir.path()).unwrap(), ENTRIES);
+        assert_eq!(last(dir.path()).unwrap(), ENTRIES);
+        std::fs::remove_file(dir.path().join("synced")).unwrap();
+        assert!(matches!(last(dir.path()), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn the_log_of_a_version_that_claimed_nothing_may_be_torn_at_its_end_alone() {
+        let dir = tempfile::TempDir::new().unwrap();
+        old_store(dir.path());
+        change_log(dir.path(), |bytes| bytes.truncate(bytes.len() - 20));
+        assert_eq!(last(dir.path()).unwrap(), ENTRIES - 1);
+        let dir = tempfile::TempDir::new().unwrap();
+        old_store(dir.path());
+        change_log(dir.path(), |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+        });
+        assert!(matches!(last(dir.path()), Err(Error::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_database_that_is_ahead_of_its_claims_without_a_log_is_no_damage() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let (synced, id) = (dir.path().join("synced"), ReplicaId(1));
+        let store = Store::open(dir.path(), Config::default()).unwrap();
+        store.create_replica(id).unwrap();
+        let before = std::fs::read(&synced).unwrap();
+        for index in 1..=ENTRIES {
+            let (sender, receiver) = crossbeam_channel::bounded(1);
+            let done = Box::new(move |result| sender.send(result).unwrap());
+            let entry = Entry::new(index, 1, Body::Blank);
+            store.log(id).unwrap().append(vec![entry], done).unwrap();
+            receiver.recv().unwrap().unwrap();
+        }
+        store.close().unwrap();
+        drop(store);
+        // A power loss before the claims were synced, behind a flush of everything.
+        std::fs::write(&synced, before).unwrap();
+        assert_eq!(last(dir.path()).unwrap(), ENTRIES);
     }
 }

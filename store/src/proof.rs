@@ -1,8 +1,8 @@
 //! Whether a database holds what is claimed of it.
 //!
-//! Reads a [`Ledger`] from the database and compares it with the one in the file `synced`. A replica
-//! of which they differ has lost acknowledged rows, or has some back that were deleted: either way
-//! it is not what this node told the others.
+//! Reads a [`Ledger`] from the database and compares it with the one in the file `synced`. A
+//! replica of which they differ has lost acknowledged rows, or has some back that were deleted:
+//! either way it is not what this node told the others.
 //!
 //! A database may be ahead of the claims after a power loss, which the claims are synced a moment
 //! before. What the commits behind them have changed is then known from the write-ahead log, or the
@@ -104,7 +104,8 @@ impl Held {
         Ok(Held { ledger, broken })
     }
 
-    /// Compares with what is claimed, replicas in quarantine apart. `changed` is what the commits behind the claims have changed.
+    /// Compares with what is claimed, replicas in quarantine apart. `changed` is what the commits
+    /// behind the claims have changed.
     pub fn losses(&self, claimed: &Ledger, changed: &Changed) -> Losses {
         let mut losses = Losses::default();
         for (id, problem) in &self.broken {
@@ -148,7 +149,7 @@ impl Held {
 
     /// Whether it is known what every commit behind the claims has changed.
     pub fn is_comparable(&self, claimed: &Ledger, changed: &Changed) -> bool {
-        self.ledger.commit <= claimed.commit || changed.complete
+        self.ledger.commit <= claimed.commit.max(changed.through)
     }
 
     fn differs(&self, id: ReplicaId, claim: &Claim, changed: Option<&Changed>) -> Option<String> {

@@ -154,12 +154,12 @@ impl Store {
 
     /// A replica's log.
     pub fn log(&self, id: ReplicaId) -> Result<Log, Error> {
-        Ok(Log::new(self.inner.disk.clone(), self.inner.replica(id)?))
+        Ok(Log::new(self.inner.disk.clone(), self.inner.whole(id)?))
     }
 
     /// A replica's state machine; one owner at a time.
     pub fn shard(&self, id: ReplicaId) -> Result<Shard, Error> {
-        let replica = self.inner.replica(id)?;
+        let replica = self.inner.whole(id)?;
         if replica.taken.swap(true, Ordering::AcqRel) {
             return Err(Error::Replica { replica: id, problem: ReplicaProblem::Taken });
         }
@@ -168,7 +168,7 @@ impl Store {
 
     /// A reader of a replica.
     pub fn reader(&self, id: ReplicaId) -> Result<Reader, Error> {
-        let replica = self.inner.replica(id)?;
+        let replica = self.inner.whole(id)?;
         Ok(Reader::new(self.inner.disk.clone(), replica, self.inner.config.block_cache_bytes))
     }
 
@@ -190,13 +190,13 @@ impl Store {
     /// A consistent view of a replica as of its last applied entry, to send away. Holds up
     /// compaction, and keeps replaced rows on disk, until it is dropped.
     pub fn export(&self, id: ReplicaId) -> Result<Export, Error> {
-        Export::new(&self.inner.disk, &*self.inner.replica(id)?)
+        Export::new(&self.inner.disk, &*self.inner.whole(id)?)
     }
 
     /// Room for a view that comes in for a replica that exists here. Dropped, or when the
     /// process ends, it leaves nothing behind.
     pub fn receive(&self, id: ReplicaId) -> Result<Incoming, Error> {
-        self.inner.replica(id)?;
+        self.inner.whole(id)?;
         let number = self.inner.receiving.fetch_add(1, Ordering::Relaxed);
         let dir = self.inner.incoming.join(format!("{id}-{number}"));
         Incoming::new(self.inner.disk.clone(), id, dir)
@@ -215,13 +215,13 @@ impl Store {
     }
 
     /// Writes what some replicas have applied to files, so that their logs can be purged: see
-    /// [`crate::Log::flushed`]. Blocks; other threads go on. Replicas that do not exist are left
-    /// out.
+    /// [`crate::Log::flushed`]. Blocks; other threads go on. Replicas that do not exist or are in
+    /// quarantine are left out.
     pub fn flush(&self, ids: &[ReplicaId]) -> Result<(), Error> {
         let disk = &self.inner.disk;
         for id in ids {
             disk.check()?;
-            let Some(replica) = disk.replicas.read().get(id).cloned() else { continue };
+            let Ok(replica) = self.inner.whole(*id) else { continue };
             // Before: what is freed meanwhile may miss this flush.
             replica.freed_bytes.store(0, Ordering::Relaxed);
             if let Err(error) = disk.db.flush(&replica.generation().family)
@@ -366,6 +366,13 @@ impl Store {
 impl Inner {
     fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, Error> {
         self.disk.replicas.read().get(&id).cloned().ok_or(Error::missing(id))
+    }
+
+    /// A replica that is not in quarantine.
+    fn whole(&self, id: ReplicaId) -> Result<Arc<Replica>, Error> {
+        let replica = self.replica(id)?;
+        replica.check()?;
+        Ok(replica)
     }
 
     /// The database must be of our format and belong to this directory.

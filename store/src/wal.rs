@@ -1,4 +1,5 @@
-//! A look at the write-ahead log before RocksDB opens it: what is whole, what is not, what is missing.
+//! A look at the write-ahead log before RocksDB opens it: what is whole, what is not, what is
+//! missing.
 //!
 //! RocksDB stops replaying at the first bad record and says so in its own log at most. Here every
 //! record is read and checked first, and nothing is changed. Each record of the commit thread
@@ -96,8 +97,8 @@ pub(crate) struct Changed {
     pub votes: BTreeSet<ReplicaId>,
     pub descriptors: BTreeSet<ReplicaId>,
     pub facts: bool,
-    /// Every commit in question was there to be looked at.
-    pub complete: bool,
+    /// Through which commit each one was there to be looked at.
+    pub through: u64,
 }
 
 impl Survey {
@@ -110,8 +111,9 @@ impl Survey {
             let read = frames::walk(&path, &mut |frame| survey.frame(file, frame));
             survey.files[file].1 = read.map_err(|error| Error::io("read the log file", error))?;
         }
-        let behind = survey.last.unwrap_or_default().saturating_sub(since);
-        survey.changed.complete = survey.noted == behind;
+        let last = survey.last.unwrap_or_default();
+        let all = survey.noted == last.saturating_sub(since);
+        survey.changed.through = if all { last.max(since) } else { since };
         Ok(survey)
     }
 
@@ -150,8 +152,8 @@ impl Survey {
         Ok(())
     }
 
-    /// Puts the whole records of each damaged file in its place; the file itself is kept in `aside`.
-    /// RocksDB then loses what is damaged, and nothing beside it.
+    /// Puts the whole records of each damaged file in its place; the file itself is kept in
+    /// `aside`. RocksDB then loses what is damaged, and nothing beside it.
     pub fn salvage(&self, aside: &Path) -> Result<(), Error> {
         let failed = |error| Error::io("keep what is whole of the log", error);
         for path in self.damaged_files() {
@@ -171,7 +173,9 @@ impl Survey {
         Ok(())
     }
 
-    /// Makes a directory that looks like the database with the whole records alone.
+    /// Makes a directory that looks like the database with the whole records alone. RocksDB may
+    /// open and change it: what it shares with the database are table files, which are never
+    /// written again.
     pub fn imitate(&self, database: &Path, at: &Path) -> Result<(), Error> {
         let failed = |error| Error::io("look at what is whole of the database", error);
         std::fs::create_dir_all(at).map_err(failed)?;
@@ -179,11 +183,11 @@ impl Survey {
         for file in std::fs::read_dir(database).map_err(failed)? {
             let path = file.map_err(failed)?.path();
             let to = at.join(path.file_name().unwrap_or_default());
-            let made = match damaged.contains(&path.as_path()) {
-                true => salvage::copy_whole(&path, &to),
-                // RocksDB writes to this one even when it only looks.
-                false if path.file_name().is_some_and(|name| name == "LOG") => Ok(()),
-                false => std::fs::hard_link(&path, &to),
+            let is_table = path.extension().is_some_and(|kind| kind == "sst" || kind == "blob");
+            let made = match (damaged.contains(&path.as_path()), is_table) {
+                (true, _) => salvage::copy_whole(&path, &to),
+                (false, true) => std::fs::hard_link(&path, &to),
+                (false, false) => std::fs::copy(&path, &to).map(drop),
             };
             made.map_err(failed)?;
         }

@@ -59,15 +59,13 @@ impl Memory {
 pub(crate) enum Recovery {
     /// All of it, or the opening is refused.
     Whole,
-    /// What is whole of it, though records or files are missing. Only for a store that knows what it
-    /// has lost.
+    /// What is whole of it, though records or files are missing. Only for a store that knows what
+    /// it has lost.
     Rest,
     /// All of it, and nothing on disk is changed.
     LookOnly,
     /// What is in front of the first record that is not whole, and nothing on disk is changed.
     LookAtPrefix,
-    /// What is whole of it, and nothing on disk is changed.
-    LookAtRest,
 }
 
 impl Recovery {
@@ -75,7 +73,7 @@ impl Recovery {
     pub fn is_look(self) -> bool {
         match self {
             Recovery::Whole | Recovery::Rest => false,
-            Recovery::LookOnly | Recovery::LookAtPrefix | Recovery::LookAtRest => true,
+            Recovery::LookOnly | Recovery::LookAtPrefix => true,
         }
     }
 }
@@ -100,10 +98,9 @@ pub(super) fn database(
         // A torn end is cut off before (`opening.rs`): RocksDB never has to guess.
         Recovery::Whole | Recovery::LookOnly => DBRecoveryMode::AbsoluteConsistency,
         Recovery::LookAtPrefix => DBRecoveryMode::PointInTime,
-        Recovery::Rest | Recovery::LookAtRest => DBRecoveryMode::SkipAnyCorruptedRecord,
+        Recovery::Rest => DBRecoveryMode::SkipAnyCorruptedRecord,
     });
-    let all_files = !matches!(recovery, Recovery::Rest | Recovery::LookAtRest);
-    options.set_track_and_verify_wals_in_manifest(all_files);
+    options.set_track_and_verify_wals_in_manifest(recovery != Recovery::Rest);
     // No recycled log files, though they sync faster: RocksDB refuses unlogged writes with them.
     // Written back as it goes, so that a sync never finds a cliff of dirty pages.
     options.set_bytes_per_sync(1 << 20);
