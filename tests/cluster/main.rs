@@ -18,6 +18,7 @@ mod a_rolling_restart_fails_no_request;
 mod a_slow_disk_stops_nobody;
 mod a_wiped_node_stays_out;
 mod bootstrap_script;
+mod clocks_differ;
 mod no_acknowledged_write_is_lost_in_a_cluster;
 mod repeated_requests_have_one_effect;
 mod shards_move_under_load;
