@@ -91,15 +91,21 @@ struct Last {
 }
 
 struct Shared {
-    queue: Mutex<Queue>,
-    /// Signalled when as many jobs wait as the thread sleeps for, and at the end.
-    arrived: Condvar,
+    inbox: Inbox,
     jobs_max: usize,
     bytes_max: usize,
     failure: Arc<Failure>,
     counters: CommitCounters,
     /// The thread's own, but for the end.
     books: Mutex<Books>,
+}
+
+/// Jobs on their way to the thread.
+#[derive(Default)]
+struct Inbox {
+    queue: Mutex<Queue>,
+    /// Signalled when as many jobs wait as the thread sleeps for, and at the end.
+    arrived: Condvar,
 }
 
 #[derive(Default)]
@@ -122,8 +128,7 @@ impl Commit {
         books: Books,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            arrived: Condvar::new(),
+            inbox: Inbox::default(),
             jobs_max: config.commit_queue_entries_max,
             bytes_max: config.commit_queue_bytes_max,
             failure,
@@ -134,7 +139,7 @@ impl Commit {
             let shared = shared.clone();
             move || {
                 let mut last = Last::default();
-                while let Some((jobs, bytes)) = shared.take(&last) {
+                while let Some((jobs, bytes)) = shared.inbox.take(&last) {
                     last = shared.commit(&db, jobs, bytes);
                 }
             }
@@ -159,7 +164,7 @@ impl Commit {
     fn enqueue(&self, job: Job, urgent: bool) -> Result<(), Error> {
         self.shared.failure.check()?;
         let bytes = job.mutations.iter().map(Mutation::bytes).sum();
-        let mut queue = self.shared.queue.lock();
+        let mut queue = self.shared.inbox.queue.lock();
         if queue.closed {
             return Err(Error::io("commit", "the store is closed"));
         }
@@ -177,7 +182,7 @@ impl Commit {
         let enough = urgent || queue.jobs.len() == queue.awaited;
         drop(queue);
         if enough {
-            self.shared.arrived.notify_one();
+            self.shared.inbox.arrived.notify_one();
         }
         Ok(())
     }
@@ -205,8 +210,8 @@ impl Commit {
 
     /// As [`Commit::close`], but does not wait.
     pub fn stop(&self) {
-        self.shared.queue.lock().closed = true;
-        self.shared.arrived.notify_one();
+        self.shared.inbox.queue.lock().closed = true;
+        self.shared.inbox.arrived.notify_one();
     }
 
     /// As [`Commit::close_books`], but does not wait and claims nothing more.
@@ -226,7 +231,7 @@ impl Commit {
 
     pub fn stats(&self) -> CommitStats {
         let counters = &self.shared.counters;
-        let queue = self.shared.queue.lock();
+        let queue = self.shared.inbox.queue.lock();
         CommitStats {
             jobs: counters.jobs.load(Relaxed),
             bytes: counters.bytes.load(Relaxed),
@@ -239,7 +244,7 @@ impl Commit {
     }
 }
 
-impl Shared {
+impl Inbox {
     /// Waits for jobs and takes as many as one batch may have. `None`: closed and empty.
     fn take(&self, last: &Last) -> Option<(Vec<Job>, usize)> {
         let mut queue = self.queue.lock();
@@ -268,7 +273,9 @@ impl Shared {
         queue.urgent &= !queue.jobs.is_empty();
         Some((jobs, taken))
     }
+}
 
+impl Shared {
     fn commit(&self, db: &Db, jobs: Vec<Job>, bytes: usize) -> Last {
         let count = jobs.len();
         let started = Instant::now();
@@ -353,17 +360,13 @@ impl Books {
 mod tests {
     use super::*;
 
-    /// A queue with some jobs in it, of which one may be urgent.
-    fn queued(jobs: usize, urgent: bool) -> Shared {
-        let job = || (Job { mutations: Vec::new(), sync: true, done: Box::new(|_| ()) }, 0);
+    /// Jobs in the inbox, of which one may be urgent.
+    fn queued(jobs: usize, urgent: bool) -> Inbox {
+        let job = || (Job::synced(Vec::new(), Box::new(|_| ())), 0);
         let jobs = (0..jobs).map(|_| job()).collect();
-        Shared {
+        Inbox {
             queue: Mutex::new(Queue { jobs, urgent, ..Queue::default() }),
             arrived: Condvar::new(),
-            jobs_max: 10,
-            bytes_max: 10,
-            failure: Arc::default(),
-            counters: CommitCounters::default(),
         }
     }
 
@@ -372,13 +375,13 @@ mod tests {
         let last = Last { jobs: 100, took: Duration::from_secs(10) };
         for urgent in [false, true] {
             let started = Instant::now();
-            let shared = queued(1, urgent);
-            let (jobs, _) = shared.take(&last).expect("a job waits");
+            let inbox = queued(1, urgent);
+            let (jobs, _) = inbox.take(&last).expect("a job waits");
             assert_eq!(jobs.len(), 1);
             let waited = started.elapsed();
             assert!(waited < Duration::from_secs(2), "urgent {urgent}: {waited:?}");
             assert!(urgent || waited >= GATHER_MAX, "it does gather: {waited:?}");
-            assert!(!shared.queue.lock().urgent, "what is taken is urgent no more");
+            assert!(!inbox.queue.lock().urgent, "what is taken is urgent no more");
         }
     }
 }
