@@ -9,6 +9,7 @@
 mod announce;
 mod follow;
 mod found;
+mod policy;
 mod propose;
 
 use std::num::NonZeroU16;
@@ -168,7 +169,8 @@ impl Shards {
         }
         let following = tokio::spawn(follow::run(Arc::downgrade(&shards)));
         let announcing = tokio::spawn(announce::run(Arc::downgrade(&shards), addresses));
-        shards.tasks.lock().extend([following, announcing]);
+        let policy = tokio::spawn(policy::run(Arc::downgrade(&shards)));
+        shards.tasks.lock().extend([following, announcing, policy]);
         let controller = tokio::spawn(controller::run(Arc::downgrade(&shards), config.controller));
         shards.tasks.lock().push(controller);
         follow::ready(&shards).await?;

@@ -1,0 +1,58 @@
+//! What this node's store does at its next start with replicas that have lost acknowledged rows.
+//!
+//! The store is opened before anything is known of the cluster, so it is told beforehand, and keeps
+//! it: as long as the other voters of every shard that this node has a replica of are a quorum
+//! without it, such replicas are quarantined and rebuilt. A node that somebody's data depends on
+//! refuses to start instead: nothing may be lost without a person's word.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use statehouse_store::DamagePolicy;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Shards;
+use crate::raft::{Group, GroupStatus};
+
+/// How often memberships are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Keeps the store's policy in step with the groups' members, until the shards are gone.
+pub(super) async fn run(shards: Weak<Shards>) {
+    let mut ticks = interval(LOOK_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told = None;
+    loop {
+        ticks.tick().await;
+        let Some(shards) = shards.upgrade() else { return };
+        let Some(policy) = policy(&shards.groups()).filter(|policy| told != Some(*policy)) else {
+            continue;
+        };
+        let store = shards.store().clone();
+        let set = tokio::task::spawn_blocking(move || store.set_damage_policy(policy)).await;
+        match set {
+            Ok(Ok(())) => {
+                tracing::info!(?policy, "policy for damage found at a start");
+                told = Some(policy);
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "the policy for damage is not written down"),
+            Err(error) => tracing::warn!(%error, "the policy for damage is not written down"),
+        }
+    }
+}
+
+/// The policy that the groups' members allow; `None` as long as that is not sure.
+fn policy(groups: &[Arc<Group>]) -> Option<DamagePolicy> {
+    let statuses: Vec<_> = groups.iter().map(|group| (group, group.status())).collect();
+    if statuses.is_empty() || statuses.iter().any(|(_, status)| !status.membership_committed) {
+        return None;
+    }
+    let spared = statuses.iter().all(|(group, status)| can_do_without(status, group));
+    Some(if spared { DamagePolicy::Quarantine } else { DamagePolicy::Refuse })
+}
+
+/// Whether the group's other voters are a quorum without this node's replica.
+fn can_do_without(status: &GroupStatus, group: &Group) -> bool {
+    let others = status.voters.keys().filter(|replica| **replica != group.replica()).count();
+    others * 2 > status.voters.len()
+}
