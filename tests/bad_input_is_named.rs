@@ -179,7 +179,8 @@ async fn models_that_can_not_be_served() {
     let operator = std::fs::read(bad_model("unlisted_operator.onnx")).unwrap();
     refused(push_files(&client, toml, operator).await, "INVALID_MODEL", "unsupported operator");
     let nan = std::fs::read(bad_model("nan_output.onnx")).unwrap();
-    refused(push_files(&client, toml, nan).await, "INVALID_MODEL", "self-test");
+    let trial = format!("{toml}[[input]]\nname = \"x\"\ntrial = 1\n");
+    refused(push_files(&client, &trial, nan).await, "INVALID_MODEL", "self-test");
     let external = std::fs::read(bad_model("external_data.onnx")).unwrap();
     refused(push_files(&client, toml, external).await, "INVALID_MODEL", "external");
     let alone = vec![("model.onnx".to_owned(), Bytes::from(onnx))];
