@@ -133,8 +133,8 @@ impl Admission {
         held.ok_or_else(|| self.shared.full(bytes))
     }
 
-    /// Waits for room, in turn with others who wait. What is freed meanwhile is anybody's: who waits
-    /// takes nothing of the part for small calls.
+    /// Waits for room, in turn with others who wait. What is freed meanwhile is anybody's: who
+    /// waits takes nothing of the part for small calls.
     pub async fn hold(&self, bytes: u64) -> OwnedSemaphorePermit {
         let units = self.shared.units(bytes);
         let take = || self.shared.room.clone().try_acquire_many_owned(units).ok();

@@ -155,7 +155,9 @@ fn a_replay_steps_every_event_and_once() {
     let first = node.json(&replay);
     assert_eq!((first["events"].as_u64(), first["repeated"].as_u64()), (Some(500), Some(0)));
     let page = std::fs::read_to_string(&report).unwrap();
-    assert!(page.contains("Latency over time") && page.contains("<polyline"));
+    assert!(page.contains("Latency over time"));
+    // One slice of time is a dot, and so few events may not take longer.
+    assert!(page.contains("<polyline") || page.contains("<circle"), "{page}");
     let version = node.json(&["get", "accounts", "3"])["version"].clone();
     let again = node.json(&replay);
     assert_eq!(again["repeated"], 500, "no event steps twice under one run id");

@@ -8,10 +8,11 @@ mod bulk;
 mod compaction;
 mod mutation;
 mod options;
+mod pinned;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
-use std::ops::{ControlFlow, Deref};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -25,15 +26,13 @@ use rocksdb::{
 pub(crate) use bulk::{Rows, TableWriter};
 pub(crate) use mutation::Mutation;
 pub(crate) use options::Recovery;
+pub(crate) use pinned::{Block, Fetched, Pinned};
 
 use crate::config::Config;
 use crate::error::Error;
 use crate::ids::ReplicaId;
 use crate::keys::{self, LOG_FAMILY, META_FAMILY};
 use crate::space;
-
-/// Values up to here are copied out: cheaper than pinning a block and the owner around it.
-const COPIED_BYTES_MAX: usize = 512;
 
 /// Bytes read ahead when many rows are walked.
 const READAHEAD_BYTES: usize = 2 << 20;
@@ -102,29 +101,6 @@ pub(crate) enum Walk {
         /// They stay in the cache afterwards, and displace others.
         keep: bool,
     },
-}
-
-/// What a read found.
-pub(crate) enum Fetched {
-    Found(Pinned),
-    Absent,
-    /// Not in memory, and the read may not go further.
-    NeedsDisk,
-}
-
-/// A value where it lies in memory.
-pub(crate) enum Pinned {
-    /// In the database's.
-    Block(Block),
-    /// In a batch that is not written yet.
-    Owned(Bytes),
-}
-
-/// A value in the database's memory.
-pub(crate) struct Block {
-    /// Before `_db`: releasing the block needs the database.
-    slice: ManuallyDrop<DBPinnableSlice<'static>>,
-    _db: Arc<Db>,
 }
 
 /// The database as it was at one moment.
@@ -450,43 +426,6 @@ impl Family {
     /// Whose rows the family holds.
     pub fn owner(&self) -> Owner {
         self.0.owner
-    }
-}
-
-impl Pinned {
-    /// The value as `Bytes`: without a copy, unless it is very small.
-    pub fn into_bytes(self) -> Bytes {
-        match self {
-            Pinned::Owned(bytes) => bytes,
-            Pinned::Block(block) if block.slice.len() <= COPIED_BYTES_MAX => {
-                Bytes::copy_from_slice(&block.slice)
-            }
-            Pinned::Block(block) => Bytes::from_owner(block),
-        }
-    }
-}
-
-impl Deref for Pinned {
-    type Target = [u8];
-
-    fn deref(&self) -> &[u8] {
-        match self {
-            Pinned::Block(block) => &block.slice,
-            Pinned::Owned(bytes) => bytes,
-        }
-    }
-}
-
-impl AsRef<[u8]> for Block {
-    fn as_ref(&self) -> &[u8] {
-        &self.slice
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: dropped here alone, once, and before the database.
-        unsafe { ManuallyDrop::drop(&mut self.slice) }
     }
 }
 

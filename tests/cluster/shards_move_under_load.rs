@@ -9,7 +9,8 @@ use rand::seq::{IndexedRandom as _, SliceRandom as _};
 use rand::{Rng as _, SeedableRng as _};
 use statehouse_client::v1;
 
-use crate::harness::cluster::{Cluster, Shape, await_some, await_some_for};
+use crate::harness::cluster::{Cluster, Shape, await_some};
+use crate::harness::condition::await_some_for;
 use crate::harness::workload::{Load, Workload};
 use crate::harness::{PATIENCE, report, scale, seed};
 

@@ -17,16 +17,14 @@ use statehouse_client::{Client, Config};
 use statehouse_proto::v1::admin_client::AdminClient;
 use tempfile::TempDir;
 use tokio::sync::{Mutex, OwnedMutexGuard};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+pub use super::condition::await_some;
 use super::power::Disk;
 use super::process::{Process, tail};
 use super::proxy::Proxies;
 use super::{PATIENCE, statehouse};
-
-/// Between two looks at something that is waited for.
-const PERIOD: Duration = Duration::from_millis(50);
 
 /// How long one node may take over an admin call before the next one is asked.
 const ASK_MAX: Duration = Duration::from_secs(5);
@@ -467,35 +465,6 @@ fn admin_at(endpoints: &str, args: &[&str]) -> std::process::Output {
     let mut command = statehouse();
     command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", endpoints);
     command.output().unwrap()
-}
-
-/// Waits until a look finds what it looks for; panics with what the last one said instead.
-pub async fn await_some<T>(what: &str, look: impl AsyncFn() -> Result<T, String>) -> T {
-    await_some_for(PATIENCE, what, look).await
-}
-
-/// As `await_some`, with a patience of its own.
-pub async fn await_some_for<T>(
-    patience: Duration,
-    what: &str,
-    look: impl AsyncFn() -> Result<T, String>,
-) -> T {
-    let mut last = String::from("nothing");
-    let looking = async {
-        let mut ticks = interval(PERIOD);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            match look().await {
-                Ok(found) => return found,
-                Err(said) => last = said,
-            }
-        }
-    };
-    match timeout(patience, looking).await {
-        Ok(found) => found,
-        Err(_) => panic!("waited {patience:?} until {what}; last: {last}"),
-    }
 }
 
 /// Addresses that nothing listens on. They lie below the range that outgoing connections take

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 pub mod cluster;
+pub mod condition;
 pub mod counter;
 pub mod history;
 pub mod ledger;
