@@ -21,7 +21,6 @@ mod serve;
 mod state;
 pub mod text;
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -118,8 +117,12 @@ fn with_scheme(endpoint: &str) -> String {
     if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 
-/// Runs the command line of this process.
-pub fn run() -> ExitCode {
+/// Runs the command line of this process, and ends it.
+pub fn run() -> ! {
+    crate::leave::now(run_to_end())
+}
+
+fn run_to_end() -> u8 {
     let cli = Cli::parse();
     if let Command::Serve(_) = cli.command {
         // Before there are threads that would not inherit it.
@@ -130,7 +133,7 @@ pub fn run() -> ExitCode {
         Err(error) => return fail(&anyhow::anyhow!("start the async runtime: {error}")),
     };
     match runtime.block_on(dispatch(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => fail(&error),
     }
 }
@@ -162,9 +165,9 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
+fn fail(error: &anyhow::Error) -> u8 {
     eprintln!("error: {error:#}");
-    let code = error.downcast_ref::<Error>().map_or(1, |error| match error {
+    error.downcast_ref::<Error>().map_or(1, |error| match error {
         Error::Unreachable { .. } => 3,
         Error::Refused { code, .. } => match code {
             Code::NotFound => 4,
@@ -173,6 +176,5 @@ fn fail(error: &anyhow::Error) -> ExitCode {
             _ => 1,
         },
         Error::Unexpected(_) => 1,
-    });
-    ExitCode::from(code)
+    })
 }

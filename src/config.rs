@@ -113,6 +113,10 @@ pub struct Config {
     pub upload_idle_s: NonZeroU64,
     /// Seconds between sweeps of expired states and fields, and old request ids.
     pub sweep_interval_s: u64,
+    /// Seconds in which everything on disk is read once and checked; 0 for never.
+    pub scrub_interval_s: u64,
+    /// Bytes per second that a scrub reads at most.
+    pub scrub_bytes_per_second_max: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,
     /// Variables with our prefix that are no keys.
@@ -160,6 +164,8 @@ impl Default for Config {
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
+            scrub_interval_s: 7 * 24 * 60 * 60,
+            scrub_bytes_per_second_max: 32 << 20,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
         }
@@ -205,6 +211,8 @@ const KEYS: &[&str] = &[
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",
+    "scrub_interval_s",
+    "scrub_bytes_per_second_max",
     "shutdown_grace_s",
 ];
 

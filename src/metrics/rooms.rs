@@ -75,6 +75,10 @@ impl Rooms {
         if let Some(free) = stats.disk_free_bytes {
             gauge(out, "disk_free", "Free on the disk", bytes, free)?;
         }
+        gauge(out, "damages", "Damaged places found on disk", None, stats.damages)?;
+        counter(out, "scrub", "Bytes that scrubs have read", bytes, stats.scrub_bytes)?;
+        let finished = stats.scrubs_finished;
+        counter(out, "scrubs_finished", "Scrubs that have read everything", None, finished)?;
         quantiles(out, "sync_micros", "Microseconds of a write and its sync", |share| {
             stats.commit.sync_micros.quantile(share)
         })?;

@@ -106,7 +106,7 @@ impl Shard {
             }
             Err(error) => {
                 batch.spoil(&error);
-                Err(error)
+                self.disk.seen(self.replica.id, Err(error))
             }
         }
     }

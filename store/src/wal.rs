@@ -100,6 +100,10 @@ pub(crate) struct Changed {
     pub complete: bool,
 }
 
+fn is_manifest(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("MANIFEST"))
+}
+
 impl Survey {
     /// Reads the write-ahead log of a database. Changes of commits behind `since` are noted.
     pub fn of(database: &Path, since: u64) -> Result<Survey, Error> {
@@ -183,6 +187,8 @@ impl Survey {
                 true => salvage::copy_whole(&path, &to),
                 // RocksDB writes to this one even when it only looks.
                 false if path.file_name().is_some_and(|name| name == "LOG") => Ok(()),
+                // It appends to this one.
+                false if is_manifest(&path) => std::fs::copy(&path, &to).map(|_| ()),
                 false => std::fs::hard_link(&path, &to),
             };
             made.map_err(failed)?;

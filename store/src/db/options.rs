@@ -66,7 +66,8 @@ pub(crate) enum Recovery {
     LookOnly,
     /// What is in front of the first record that is not whole, and nothing on disk is changed.
     LookAtPrefix,
-    /// What is whole of it, and nothing on disk is changed.
+    /// What is whole of it. Only in a directory made for it: with log files missing from its list,
+    /// RocksDB changes that list, and can't open read-only.
     LookAtRest,
 }
 
@@ -74,8 +75,8 @@ impl Recovery {
     /// Whether the opening changes nothing on disk, and the database can't be written.
     pub fn is_look(self) -> bool {
         match self {
-            Recovery::Whole | Recovery::Rest => false,
-            Recovery::LookOnly | Recovery::LookAtPrefix | Recovery::LookAtRest => true,
+            Recovery::Whole | Recovery::Rest | Recovery::LookAtRest => false,
+            Recovery::LookOnly | Recovery::LookAtPrefix => true,
         }
     }
 }
@@ -123,7 +124,19 @@ pub(super) fn database(
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(8 << 20);
     leave_memtables(&mut options);
+    keep_checksums(&mut options);
     options
+}
+
+/// Has the MANIFEST keep a CRC-32C of each table and blob file, which a scrub compares.
+fn keep_checksums(options: &mut Options) {
+    // SAFETY: the options are alive and share the factory, whose handle is destroyed once.
+    unsafe {
+        let factory = librocksdb_sys::rocksdb_file_checksum_gen_crc32c_factory_create();
+        let raw = options.as_raw_ptr();
+        librocksdb_sys::rocksdb_options_set_file_checksum_gen_factory(raw, factory);
+        librocksdb_sys::rocksdb_file_checksum_gen_factory_destroy(factory);
+    }
 }
 
 /// Has the end of background work leave memtables as they are: a store that closes has flushed
