@@ -1,9 +1,9 @@
 //! The end of the process: at once, once everything that must be done is done.
 //!
 //! A usual exit runs the destructors of RocksDB's global state while threads that still read or
-//! write a database use it: a start that failed half-way leaves some, and so does a stop whose grace
-//! has ended. That is a use after free, seen as "pthread lock: Invalid argument". What must be on
-//! disk has been synced before, so nothing is owed to these threads.
+//! write a database use it: a start that failed half-way leaves some, and so does a stop whose
+//! grace has ended. That is a use after free, seen as "pthread lock: Invalid argument". What must
+//! be on disk has been synced before, so nothing is owed to these threads.
 
 use std::io::Write as _;
 

@@ -1,8 +1,8 @@
 //! The scrub of a node's disk: one thread that reads everything once in a while, slowly.
 //!
-//! The store knows what to read (`store/src/scrub.rs`); here is the clock. A scrub spreads over the
-//! interval, so that a disk of any size costs the same small rate, up to a rate that it never passes.
-//! Its thread gives way to those that serve.
+//! The store knows what to read (`store/src/scrub.rs`); here is the clock. A scrub spreads over
+//! the interval, so that a disk of any size costs the same small rate, up to a rate that it never
+//! passes. Its thread gives way to those that serve.
 
 use std::ops::ControlFlow;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};

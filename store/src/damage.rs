@@ -1,7 +1,7 @@
 //! Damage: rows that were acknowledged and can no longer be read as they were written.
 //!
-//! A bit flipped at rest, a truncated or missing file, a row whose checksum or format is wrong. It is
-//! found when a store is opened, when a row is read, or by a scrub, and it is never served. What
+//! A bit flipped at rest, a truncated or missing file, a row whose checksum or format is wrong. It
+//! is found when a store is opened, when a row is read, or by a scrub, and it is never served. What
 //! happens next depends on whether other nodes hold the same rows: [`DamagePolicy`].
 //!
 //! Not here: a disk that refuses a write or a sync. That stops the whole store (`failure.rs`).

@@ -85,8 +85,8 @@ pub enum Error {
         /// What is the matter.
         problem: TransferProblem,
     },
-    /// Acknowledged rows can't be read as they were written, and no other node is known to hold them:
-    /// the store is not opened, and nothing in it has changed.
+    /// Acknowledged rows can't be read as they were written, and no other node is known to hold
+    /// them: the store is not opened, and nothing in it has changed.
     #[error("{} of acknowledged data: {}", describe_count(damages), describe(damages))]
     Damaged {
         /// The damaged places, at least one.

@@ -5,8 +5,8 @@
 //!
 //! - *whole*: every commit that was synced is there. RocksDB opens in the mode that refuses any bad
 //!   record, so that it can't drop one either.
-//! - *torn*: the log ends in records that were never synced, so nobody was told of them. That end is
-//!   cut off, and the rest is whole.
+//! - *torn*: the log ends in records that were never synced, so nobody was told of them. That end
+//! is   cut off, and the rest is whole.
 //! - *damaged*: the opening is refused and nothing is changed, or, where other nodes hold the same
 //!   rows ([`DamagePolicy::Quarantine`]), everything that is whole is opened and the replicas that
 //!   have lost something are put in quarantine.
@@ -188,8 +188,8 @@ impl Diagnosis {
         Error::Damaged { damages: self.damages.clone().into() }
     }
 
-    /// Changes the log so that RocksDB finds nothing in it that it would have to skip. Returns how it
-    /// is to open it.
+    /// Changes the log so that RocksDB finds nothing in it that it would have to skip. Returns how
+    /// it is to open it.
     pub fn prepare(&self, directory: &Directory) -> Result<Recovery, Error> {
         if !self.damages.is_empty() {
             self.survey.salvage(&directory.aside)?;
@@ -201,7 +201,8 @@ impl Diagnosis {
         Ok(Recovery::Whole)
     }
 
-    /// Adds damage of tables and blob files. That of the node's own rows leaves nothing to go on with.
+    /// Adds damage of tables and blob files. That of the node's own rows leaves nothing to go on
+    /// with.
     fn take(&mut self, found: Vec<Damage>) {
         self.hopeless |= found.iter().any(|damage| damage.replica.is_none());
         self.damages.extend(found);

@@ -1,8 +1,8 @@
 //! Whether a database holds what is claimed of it.
 //!
-//! Reads a [`Ledger`] from the database and compares it with the one in the file `synced`. A replica
-//! of which they differ has lost acknowledged rows, or has some back that were deleted: either way
-//! it is not what this node told the others.
+//! Reads a [`Ledger`] from the database and compares it with the one in the file `synced`. A
+//! replica of which they differ has lost acknowledged rows, or has some back that were deleted:
+//! either way it is not what this node told the others.
 //!
 //! A database may be ahead of the claims after a power loss, which the claims are synced a moment
 //! before. What the commits behind them have changed is then known from the write-ahead log, or the
@@ -104,7 +104,8 @@ impl Held {
         Ok(Held { ledger, broken })
     }
 
-    /// Compares with what is claimed, replicas in quarantine apart. `changed` is what the commits behind the claims have changed.
+    /// Compares with what is claimed, replicas in quarantine apart. `changed` is what the commits
+    /// behind the claims have changed.
     pub fn losses(&self, claimed: &Ledger, changed: &Changed) -> Losses {
         let mut losses = Losses::default();
         for (id, problem) in &self.broken {

@@ -1,8 +1,8 @@
 //! Repairing a store that is not open: what is damaged, and going on without it.
 //!
-//! [`inspect_damage`] changes nothing. [`accept_loss`] is for a node whose rows nobody else holds: it
-//! keeps what is whole, puts entries that do nothing where entries are lost, so that those behind
-//! them can be applied, and says what is gone.
+//! [`inspect_damage`] changes nothing. [`accept_loss`] is for a node whose rows nobody else holds:
+//! it keeps what is whole, puts entries that do nothing where entries are lost, so that those
+//! behind them can be applied, and says what is gone.
 //!
 //! Not for a node of a cluster whose shards have other replicas: entries of the same index would
 //! differ between them. Such a store has [`DamagePolicy::Quarantine`] and is left as it is.

@@ -5,9 +5,9 @@
 //! can't be read any more is left out and listed. A state is kept if its record and each of its
 //! chunks are whole. Counts and the expiry index are made anew from the states.
 //!
-//! Entries of the log that can't be read, and all behind them, are cut off, unless their changes are
-//! in the rows already. Nothing is made up: a replica that has lost the row that says what is applied
-//! stays as it is.
+//! Entries of the log that can't be read, and all behind them, are cut off, unless their changes
+//! are in the rows already. Nothing is made up: a replica that has lost the row that says what is
+//! applied stays as it is.
 
 mod gap;
 
@@ -51,8 +51,8 @@ pub struct Lost {
 pub enum LostRows {
     /// One state: its record makes no sense, or a chunk of it is gone.
     State(CollectionId, Bytes),
-    /// The states behind one key and before another, whatever there was; `None`: from the first one,
-    /// or to the last.
+    /// The states behind one key and before another, whatever there was; `None`: from the first
+    /// one, or to the last.
     States {
         /// The last state in front that is whole.
         after: Option<(CollectionId, Bytes)>,
@@ -93,8 +93,9 @@ impl fmt::Display for Lost {
 
 /// Makes a store that is not open one that opens again as far as its tables and blob files go:
 /// keeps what is whole and returns what is lost. Reads everything. `InUse` if the store is open,
-/// `Damaged` if the write-ahead log is damaged too ([`crate::accept_loss`] comes first then), or more
-/// than single replicas is. A store whose replicas are rebuilt from other nodes is left as it is.
+/// `Damaged` if the write-ahead log is damaged too ([`crate::accept_loss`] comes first then), or
+/// more than single replicas is. A store whose replicas are rebuilt from other nodes is left as it
+/// is.
 pub fn salvage_tables(dir: &Path) -> Result<Vec<Lost>, Error> {
     let directory = Directory::existing(dir)?;
     let config = Config::default();

@@ -1,8 +1,9 @@
 //! What a start looks at before it trusts a database's tables and blob files.
 //!
-//! Each live file must be there and have its length and its ends; that takes a few reads a file. What
-//! is inside is checked when it is read, and by the scrub. A damaged file is laid at the door of the
-//! replicas whose rows it has: a table of the log at those whose entries lie between its ends.
+//! Each live file must be there and have its length and its ends; that takes a few reads a file.
+//! What is inside is checked when it is read, and by the scrub. A damaged file is laid at the door
+//! of the replicas whose rows it has: a table of the log at those whose entries lie between its
+//! ends.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -22,8 +23,8 @@ use crate::keys;
 const HEAD_BYTES: usize = 64;
 
 /// Returns what is wrong with the tables, blob files and lists of files of the database in a
-/// directory, without opening it. `Damaged` if it has no list of files that can be read. A `CURRENT`
-/// that is damaged is written again where there is no doubt what it said.
+/// directory, without opening it. `Damaged` if it has no list of files that can be read. A
+/// `CURRENT` that is damaged is written again where there is no doubt what it said.
 pub(crate) fn damage_of_tables(database: &Path) -> Result<Vec<Damage>, Error> {
     let Some(manifest) = files::read_or_restore(database)? else { return Ok(Vec::new()) };
     let mut damages = Vec::new();
@@ -88,8 +89,8 @@ pub(crate) fn whose(database: &Path, damages: &[Damage]) -> Vec<Damage> {
 }
 
 /// Checks that a replica's log can be read from its first entry to its last, without gaps, and that
-/// it meets what is applied: a list of files cut short, or a row that came back from an older table,
-/// would leave a gap. Reads the log, without payloads.
+/// it meets what is applied: a list of files cut short, or a row that came back from an older
+/// table, would leave a gap. Reads the log, without payloads.
 ///
 /// Entries that can't be read and whose changes are in files are needed by nobody here: the log is
 /// purged of them, and other replicas that lack them get all rows instead.
@@ -124,7 +125,7 @@ pub(crate) fn check_log(disk: &Disk, id: ReplicaId, family: &Family) -> Result<(
     ])?;
     disk.damage.forget(id);
     let through = applied.index;
-    tracing::warn!(target: "audit", replica = %id, %broken, through, "purged a log of what it lost");
+    tracing::warn!(target: "audit", replica = %id, %broken, through, "purged a log of it");
     Ok(())
 }
 

@@ -1,4 +1,5 @@
-//! A look at the write-ahead log before RocksDB opens it: what is whole, what is not, what is missing.
+//! A look at the write-ahead log before RocksDB opens it: what is whole, what is not, what is
+//! missing.
 //!
 //! RocksDB stops replaying at the first bad record and says so in its own log at most. Here every
 //! record is read and checked first, and nothing is changed. Each record of the commit thread
@@ -154,8 +155,8 @@ impl Survey {
         Ok(())
     }
 
-    /// Puts the whole records of each damaged file in its place; the file itself is kept in `aside`.
-    /// RocksDB then loses what is damaged, and nothing beside it.
+    /// Puts the whole records of each damaged file in its place; the file itself is kept in
+    /// `aside`. RocksDB then loses what is damaged, and nothing beside it.
     pub fn salvage(&self, aside: &Path) -> Result<(), Error> {
         let failed = |error| Error::io("keep what is whole of the log", error);
         for path in self.damaged_files() {

@@ -1,8 +1,8 @@
 //! Hears of compactions that met damaged files, so that one bad block does not stop the database.
 //!
-//! RocksDB takes a compaction that reads a corrupt block for a reason to refuse all writes from then
-//! on, in every column family. Here such a failure is noted with its family and taken back: the
-//! inputs stay as they are, the other families go on. Failed flushes and writes stay failures.
+//! RocksDB takes a compaction that reads a corrupt block for a reason to refuse all writes from
+//! then on, in every column family. Here such a failure is noted with its family and taken back:
+//! the inputs stay as they are, the other families go on. Failed flushes and writes stay failures.
 //!
 //! Part of the door in `db.rs`.
 

@@ -1,6 +1,7 @@
 //! What RocksDB's messages say of damage: whether there is any, in which file, and where.
 //!
-//! Part of the door in `db.rs`. RocksDB has no other way to tell; blob files it does not name at all.
+//! Part of the door in `db.rs`. RocksDB has no other way to tell; blob files it does not name at
+//! all.
 
 use std::path::PathBuf;
 

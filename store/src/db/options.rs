@@ -59,8 +59,8 @@ impl Memory {
 pub(crate) enum Recovery {
     /// All of it, or the opening is refused.
     Whole,
-    /// What is whole of it, though records or files are missing. Only for a store that knows what it
-    /// has lost.
+    /// What is whole of it, though records or files are missing. Only for a store that knows what
+    /// it has lost.
     Rest,
     /// All of it, and nothing on disk is changed.
     LookOnly,

@@ -1,9 +1,9 @@
 //! Where reading can go on behind a block that can't be read.
 //!
 //! RocksDB does not say which keys a block has. But a seek behind its last key succeeds and one
-//! among its keys does not: so the end of a gap is searched for by halves, in the space of keys, first
-//! near and then further away. Between two gaps that lie close to each other something whole may be
-//! skipped; nothing that can't be read is ever taken for read.
+//! among its keys does not: so the end of a gap is searched for by halves, in the space of keys,
+//! first near and then further away. Between two gaps that lie close to each other something whole
+//! may be skipped; nothing that can't be read is ever taken for read.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -23,14 +23,14 @@ impl Store {
         self.inner.disk.damage.on_damage(hook);
     }
 
-    /// Records damage that somebody above has found, such as an entry that can't be applied or a hash
-    /// that differs from other replicas' at the same entry.
+    /// Records damage that somebody above has found, such as an entry that can't be applied or a
+    /// hash that differs from other replicas' at the same entry.
     pub fn report_damage(&self, damage: &Damage) {
         self.inner.disk.damage.report(damage);
     }
 
-    /// Quarantines a replica: from then on nothing is read from it or written to it, though it can be
-    /// dropped. Not durable: what is damaged is found again at the next opening, or by a read.
+    /// Quarantines a replica: from then on nothing is read from it or written to it, though it can
+    /// be dropped. Not durable: what is damaged is found again at the next opening, or by a read.
     pub fn quarantine(&self, id: ReplicaId) -> Result<(), Error> {
         self.inner.replica(id)?.quarantined.store(true, Ordering::Release);
         Ok(())
@@ -60,7 +60,8 @@ impl Inner {
         DamagePolicy::read(&self.policy)
     }
 
-    /// Writes descriptors again that were lost: a replica in quarantine is there until it is dropped.
+    /// Writes descriptors again that were lost: a replica in quarantine is there until it is
+    /// dropped.
     pub(super) fn restore(&self, descriptors: &[(ReplicaId, u64)]) -> Result<(), Error> {
         if descriptors.is_empty() {
             return Ok(());

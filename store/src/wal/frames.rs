@@ -1,4 +1,5 @@
-//! The frames of a RocksDB log file: 32 KiB blocks of checksummed fragments, put together to records.
+//! The frames of a RocksDB log file: 32 KiB blocks of checksummed fragments, put together to
+//! records.
 //!
 //! ```text
 //! block    = fragment... | at most 6 zero bytes

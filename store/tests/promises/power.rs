@@ -122,7 +122,10 @@ fn a_power_loss_loses_nothing_acknowledged_and_is_not_taken_for_damage() {
         acknowledged = rest.filter_map(|line| index_of(&line)).fold(acknowledged, u64::max);
         let node = Node::open(&dir);
         let applied = node.shard.applied().index;
-        assert!(applied >= acknowledged, "loss {loss}: {acknowledged} acknowledged, {applied} there");
+        assert!(
+            applied >= acknowledged,
+            "loss {loss}: {acknowledged} acknowledged, {applied} there"
+        );
         assert_eq!(node.store.damages(), []);
         if loss + 1 == LOSSES {
             assert_eq!(node.shard.state_hash().unwrap(), model_hash(seed, applied));
