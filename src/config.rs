@@ -113,6 +113,8 @@ pub struct Config {
     pub upload_idle_s: NonZeroU64,
     /// Seconds between sweeps of expired states and fields, and old request ids.
     pub sweep_interval_s: u64,
+    /// Seconds between comparisons of what the replicas of a shard have applied; 0: never.
+    pub hash_check_interval_s: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,
     /// Variables with our prefix that are no keys.
@@ -160,6 +162,7 @@ impl Default for Config {
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
+            hash_check_interval_s: 60,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
         }
@@ -205,6 +208,7 @@ const KEYS: &[&str] = &[
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",
+    "hash_check_interval_s",
     "shutdown_grace_s",
 ];
 

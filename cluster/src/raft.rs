@@ -17,6 +17,8 @@
 //! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |
+//! | `fault.rs` * | why a replica no longer takes part |
+//! | `quarantine.rs` | replicas that have stopped: out of service, kept out, reported |
 //! | `inbound.rs`, `network.rs` | what comes from peers, what goes to them |
 //! | `landed.rs` | through which entry the log is durable here |
 //! | `log_storage.rs` | openraft's log over the store's |
@@ -32,6 +34,7 @@ mod confirm;
 mod conformance;
 mod convert;
 mod descriptor;
+mod fault;
 mod group;
 mod groups;
 mod heard;
@@ -43,6 +46,7 @@ mod network;
 mod proposing;
 mod pulse;
 mod purger;
+mod quarantine;
 mod reads;
 mod retained;
 mod snapshot;
@@ -57,5 +61,6 @@ pub use config::Config;
 pub(crate) use descriptor::put as put_row;
 pub use group::{Done, Group, Leader};
 pub use groups::Groups;
+pub use quarantine::Stopped;
 pub use status::{GroupStatus, Role};
 pub use transfers::{Direction, Transfer};

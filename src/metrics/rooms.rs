@@ -96,6 +96,9 @@ impl Rooms {
             let label = [("shard", replica.shard().to_string())];
             encode_in(&mut family, &label, replica.reader().applied_index())?;
         }
+        let stopped = self.shards.stopped().len() as u64;
+        let help = "Replicas of this node that have stopped and are not replaced yet";
+        gauge(out, "replicas_stopped", help, None, stopped)?;
         let transfers = self.shards.transfers();
         let paused = transfers.iter().filter(|it| it.paused).count() as u64;
         let under_way = transfers.len() as u64;

@@ -21,6 +21,7 @@ use crate::error::Error;
 use crate::failure::Failure;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
+use crate::sums::Sums;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
@@ -70,6 +71,7 @@ impl Drop for Disk {
 
 /// Where a replica's rows are. Installing a view replaces it as a whole; who holds the old one
 /// goes on reading it.
+#[derive(Clone)]
 pub(crate) struct Generation {
     pub number: u64,
     pub family: Family,
@@ -89,6 +91,8 @@ pub(crate) struct Replica {
     /// entries. Follows `log.purged` when the purge is written.
     pub purged: AtomicU64,
     pub applied: Mutex<Applied>,
+    /// A sum over what is applied.
+    pub sums: Mutex<Sums>,
     /// The same as in `applied`, for readers.
     pub applied_index: AtomicU64,
     pub time_ms: AtomicU64,
@@ -124,6 +128,8 @@ impl Replica {
             .ok_or_else(|| Error::corrupt("replica", format!("{id} has no column family")))?;
         usage::ensure(db, &family)?;
         let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
+        let sums = Sums::open(db.fetch(&family, keys::SUMS)?, applied.id.index)
+            .map_err(|error| Error::corrupt("row of sums", error))?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),
             Some(row) => decode_purged(&row)?,
@@ -137,6 +143,7 @@ impl Replica {
             next_generation: AtomicU64::new(number + 1),
             log: Mutex::new(log),
             purged: AtomicU64::new(purged.index),
+            sums: Mutex::new(sums),
             applied_index: AtomicU64::new(applied.id.index),
             time_ms: AtomicU64::new(applied.time_ms),
             applied: Mutex::new(applied),

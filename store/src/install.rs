@@ -12,6 +12,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crossbeam_channel::Receiver;
 
 use crate::applied::Applied;
 use crate::commit::{Callback, Job};
@@ -24,9 +27,13 @@ use crate::keys;
 use crate::log::Log;
 use crate::receive::Received;
 use crate::shard::Shard;
+use crate::sums::Sums;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
+
+/// How long an install waits before it tries a full commit queue again.
+const QUEUE_FULL_WAIT: Duration = Duration::from_millis(1);
 
 impl Shard {
     /// Replaces everything that this replica has by what was received; blocks until that is
@@ -35,8 +42,8 @@ impl Shard {
     /// The log is purged through the view's last entry. If it holds that very entry, what
     /// follows is kept, for a quorum may count on it; else it is empty.
     ///
-    /// On an error the replica is as it was: `Replica` when it is ahead of the view,
-    /// `Overloaded` when the commit queue is full.
+    /// Waits for room in the commit queue. On an error the replica is as it was: `Replica` when it
+    /// is ahead of the view.
     ///
     /// # Panics
     /// If the view was received for another replica.
@@ -52,15 +59,10 @@ impl Shard {
         let number = replica.next_generation();
         let name = keys::family(replica.id, number);
         disk.db.create_family(&name)?;
-        let (sender, durable) = crossbeam_channel::bounded(1);
-        let done = Box::new(move |result| {
-            // The receiver waits below.
-            let _ = sender.send(result);
-        });
         let flipped = fill(disk, replica, &received, (&name, number))
-            .and_then(|generation| flip(disk, replica, generation, &received.applied, done));
-        let old = match flipped {
-            Ok(old) => old,
+            .and_then(|generation| flip_when_there_is_room(disk, replica, &generation, &received));
+        let (old, durable) = match flipped {
+            Ok(flipped) => flipped,
             Err(error) => {
                 drop_family(disk, &name);
                 return Err(error);
@@ -91,6 +93,28 @@ fn fill(
     Ok(Generation { number, family, space: disk.cache.space() })
 }
 
+/// Flips, again and again while the commit queue is full: a full queue says nothing of the view.
+/// Answers the generation before, and what is told when the flip is durable.
+fn flip_when_there_is_room(
+    disk: &Arc<Disk>,
+    replica: &Arc<Replica>,
+    generation: &Generation,
+    received: &Received,
+) -> Result<(Arc<Generation>, Receiver<Result<(), Error>>), Error> {
+    loop {
+        let (sender, durable) = crossbeam_channel::bounded(1);
+        let done = Box::new(move |result| {
+            // The receiver waits in `install`.
+            let _ = sender.send(result);
+        });
+        match flip(disk, replica, generation, &received.applied, done) {
+            Ok(old) => return Ok((old, durable)),
+            Err(Error::Overloaded { .. }) => std::thread::sleep(QUEUE_FULL_WAIT),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 /// A family that stays is dropped by the next start.
 fn drop_family(disk: &Disk, name: &str) {
     if let Err(error) = disk.db.drop_family(name) {
@@ -103,7 +127,7 @@ fn drop_family(disk: &Disk, name: &str) {
 fn flip(
     disk: &Arc<Disk>,
     replica: &Arc<Replica>,
-    generation: Generation,
+    generation: &Generation,
     applied: &Applied,
     done: Callback,
 ) -> Result<Arc<Generation>, Error> {
@@ -123,10 +147,11 @@ fn flip(
     disk.tail_bytes.fetch_sub(gone, Ordering::Relaxed);
     // Before the generation: a reader of the log that misses a payload learns why.
     replica.purged.store(applied.id.index, Ordering::Release);
-    let old = replica.replace_generation(generation);
+    let old = replica.replace_generation(generation.clone());
     *replica.unflushed.lock() = Unflushed::default();
     replica.garbage_from.store(0, Ordering::Release);
     replica.expiries_from_ms.store(0, Ordering::Release);
+    *replica.sums.lock() = Sums::since(applied.id.index);
     replica.publish(applied.clone());
     Ok(old)
 }
@@ -284,7 +309,7 @@ mod tests {
         let generation = fill(disk, replica, &received, ("r1.1", 1)).unwrap();
         let (sender, durable) = crossbeam_channel::bounded(1);
         let done = Box::new(move |result| sender.send(result).unwrap());
-        let old = flip(disk, replica, generation, &received.applied, done).unwrap();
+        let old = flip(disk, replica, &generation, &received.applied, done).unwrap();
         durable.recv().unwrap().unwrap();
         store.close().unwrap();
         std::mem::forget(received);

@@ -15,6 +15,7 @@
 //! | `T` collection u64 | how much the collection holds (`usage.rs`) | apply |
 //! | `L` collection u64, size step u16 descending, key | nothing: the state has chunks | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |
+//! | `H` | a sum over what is applied, to compare replicas by (`sums.rs`) | apply |
 //!
 //! A blob is `index u64, position u16, number u16` of the payload that it came with.
 //!
@@ -48,6 +49,7 @@ pub(crate) const FORMAT: &[u8] = b"format";
 pub(crate) const STORE_ID: &[u8] = b"store";
 pub(crate) const APPLIED: &[u8] = b"A";
 pub(crate) const USAGE: &[u8] = b"T";
+pub(crate) const SUMS: &[u8] = b"H";
 
 /// Bytes in front of the key in an `S` row.
 pub(crate) const RECORD_PREFIX: usize = 9;

@@ -76,6 +76,7 @@ mod state;
 mod stats;
 mod store;
 mod stream;
+mod sums;
 mod tail;
 mod unflushed;
 mod upload;
@@ -112,12 +113,15 @@ pub use receive::{Incoming, Received};
 pub use reply::Reply;
 pub use selected::Slice;
 pub use shard::Shard;
+#[doc(hidden)]
+pub use shard::Tamper;
 pub use state::{
     BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,
 };
 pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats, WrittenStats};
 pub use store::Store;
 pub use stream::FieldStream;
+pub use sums::AppliedSums;
 pub use upload::{
     PutUpload, UPLOAD_PARTS_MAX, UPLOADS_MAX, Upload, UploadId, UploadStep, UploadedField,
 };

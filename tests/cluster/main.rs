@@ -10,6 +10,7 @@ mod harness;
 
 mod a_cluster_is_looked_after;
 mod a_dead_node_costs_the_others_little;
+mod a_failed_replica_is_replaced;
 mod a_full_disk_leads_nothing;
 mod a_long_absence_ends_in_a_snapshot;
 mod a_partition_splits_nothing;
@@ -20,6 +21,7 @@ mod a_wiped_node_stays_out;
 mod bootstrap_script;
 mod no_acknowledged_write_is_lost_in_a_cluster;
 mod repeated_requests_have_one_effect;
+mod replicas_that_differ_are_found;
 mod shards_move_under_load;
 mod uploads_survive_kills;
 mod usage_is_known_to_any_node;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use statehouse_store::{Command, Reply, Store};
 
 use super::{Change, GroupReport, NodeReport};
-use crate::raft::{Direction, Group, Groups};
+use crate::raft::{Direction, Group, Groups, Role};
 use crate::{Error, ShardId};
 
 /// What RocksDB says of a replica's size: its files, and what is not in files yet.
@@ -71,7 +71,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         GroupReport {
             shard: group.shard(),
             replica: group.replica(),
-            role: status.role,
+            role: if group.is_leaving() { Role::Stopped } else { status.role },
             term: status.term,
             leader: status.leader,
             last_index: status.last_index,
@@ -84,6 +84,8 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
             bytes: if sizes { bytes_of(store, &group) } else { 0 },
             commands: group.commands(),
             receiving: coming.map_or(0, |it| it.bytes),
+            membership_at: status.membership_at,
+            membership_committed: status.membership_committed,
         }
     };
     NodeReport {
@@ -91,6 +93,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         disk_free_bytes: store.stats().disk_free_bytes.unwrap_or(0),
         disk_short: store.check_space().is_err(),
         groups: groups.all().into_iter().map(report).collect(),
+        stopped: groups.stopped(),
     }
 }
 

@@ -4,7 +4,7 @@
 //! status (`status.rs`), members (`members.rs`). What comes in from peers is `inbound.rs`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use openraft::Instant as _;
@@ -18,11 +18,13 @@ use tokio::task::JoinHandle;
 use super::config::Config;
 use super::confirm::{Confirmer, Promise};
 use super::convert;
+use super::fault::{Fault, Whose};
 use super::heard::Heard;
 use super::landed::Landed;
 use super::log_storage::LogStorage;
 use super::network::Network;
 use super::proposing::Proposals;
+use super::quarantine::{Event, Ward};
 use super::reads::Told;
 use super::retained::Retained;
 use super::state_machine::StateMachine;
@@ -71,6 +73,12 @@ pub struct Group {
     pub(super) peers: Arc<Peers>,
     /// Commands answered by this replica.
     pub(super) commands: AtomicU64,
+    /// What ended this replica's service.
+    pub(super) fault: Arc<Fault>,
+    pub(super) ward: Arc<Ward>,
+    /// It asks whether the others can do without it.
+    pub(super) leaving: AtomicBool,
+    closing: AtomicBool,
     reader: Reader,
     applier: Applier,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -86,20 +94,24 @@ pub(super) struct Parts {
     pub transfers: Arc<Transfers>,
     pub confirmer: Arc<Confirmer>,
     pub config: Arc<Config>,
+    pub ward: Arc<Ward>,
 }
 
 impl Group {
     /// Starts a replica that the store has: replays nothing yet, waits for a leader's word or an
     /// election.
     pub(super) async fn start(parts: Parts) -> Result<Arc<Group>, Error> {
-        let Parts { shard, replica, store, applier, peers, transfers, confirmer, config } = parts;
+        let Parts { shard, replica, store, applier, peers, transfers, confirmer, config, ward } =
+            parts;
+        let fault = Arc::<Fault>::default();
         let log = store.log(replica)?;
         let reader = store.reader(replica)?;
         let state: Shard = store.shard(replica)?;
         let (applied_sender, applied) = watch::channel(EntryId::default());
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store, replica, log.clone(), state);
-        let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
+        let shared = (landed.clone(), fault.clone());
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender, shared)?;
         let told = Arc::<Told>::default();
         let network =
             Network::new((peers.clone(), transfers.clone()), shard, replica, told.clone());
@@ -131,6 +143,10 @@ impl Group {
             transfers,
             peers,
             commands: AtomicU64::new(0),
+            fault,
+            ward,
+            leaving: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             reader,
             applier,
             publisher: Mutex::new(None),
@@ -157,8 +173,22 @@ impl Group {
         &self.reader
     }
 
+    /// Whether this replica no longer takes part: something went wrong under it, and it is being
+    /// taken out of service.
+    pub fn has_failed(&self) -> bool {
+        self.fault.is_noted()
+    }
+
+    /// Whether it asks the others if they can do without it: nobody may count on it meanwhile.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// Who leads, as far as this replica knows.
     pub fn leader(&self) -> Option<Leader> {
+        if self.has_failed() {
+            return None;
+        }
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let replica = metrics.current_leader?;
@@ -168,13 +198,16 @@ impl Group {
 
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.raft.is_leader()
+        !self.has_failed() && self.raft.is_leader()
     }
 
     /// How old what is applied here may be: the time since a leader was last heard with a commit
     /// index that is applied here by now. Zero on a leader that a quorum follows; `None` before a
-    /// leader was heard.
+    /// leader was heard, and of a replica that has failed.
     pub fn lag(&self) -> Option<Duration> {
+        if self.has_failed() {
+            return None;
+        }
         if self.leads_a_quorum() {
             return Some(Duration::ZERO);
         }
@@ -220,6 +253,25 @@ impl Group {
         Error::NotLeader { shard: self.shard, leader }
     }
 
+    /// Whether somebody has asked it to stop.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The Raft core has ended.
+    pub(super) fn core_ended(&self) {
+        if self.is_closing() {
+            return;
+        }
+        let ended = self.raft.metrics().borrow_watched().running_state.clone();
+        let reason = match ended {
+            Err(fatal) => fatal.to_string(),
+            Ok(()) => "its Raft core ended by a panic".to_owned(),
+        };
+        self.fault.note(Whose::Replica, reason);
+        self.ward.tell(Event::Fault(self.replica));
+    }
+
     pub(super) fn stopped(&self) -> Error {
         Error::Closed { reason: format!("replica {} has stopped", self.replica) }
     }
@@ -227,6 +279,7 @@ impl Group {
     /// Refuses from now on, tells everyone who waits, and stops. The store's replica is free for
     /// another owner, or to be dropped, when this returns.
     pub async fn shutdown(&self) {
+        self.closing.store(true, Ordering::Release);
         self.close("the replica is stopping");
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(shard = %self.shard, %error, "raft did not stop in order");

@@ -5,6 +5,7 @@
 
 mod faults;
 mod members;
+mod quarantine;
 mod snapshots;
 mod support;
 mod writes;

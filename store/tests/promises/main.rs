@@ -10,6 +10,7 @@ mod directory;
 mod encoding;
 mod extents;
 mod failure;
+mod faults;
 mod fields;
 mod flush;
 mod log;
