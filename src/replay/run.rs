@@ -278,20 +278,28 @@ impl Meter {
     fn close_slices(&mut self) {
         let due = (self.outcome.started.elapsed().as_millis() / SLICE.as_millis()) as usize;
         while self.outcome.slices.len() < due {
-            let latency = &self.slice_latency;
-            self.outcome.slices.push(Slice {
-                events: latency.len(),
-                p50_us: latency.value_at_quantile(0.5),
-                p99_us: latency.value_at_quantile(0.99),
-            });
-            self.slice_latency.reset();
+            self.close_slice();
         }
+    }
+
+    fn close_slice(&mut self) {
+        let latency = &self.slice_latency;
+        self.outcome.slices.push(Slice {
+            events: latency.len(),
+            p50_us: latency.value_at_quantile(0.5),
+            p99_us: latency.value_at_quantile(0.99),
+        });
+        self.slice_latency.reset();
     }
 
     fn finish(mut self) -> Outcome {
         self.outcome.elapsed = self.outcome.started.elapsed();
         self.outcome.score_mean = self.score_sum / self.scores as f64;
         self.close_slices();
+        if self.outcome.slices.is_empty() {
+            // All of it took less than a slice.
+            self.close_slice();
+        }
         self.outcome.surprises =
             self.surprises.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();
         self.outcome

@@ -225,8 +225,8 @@ impl Cluster {
         self.take(node).kill();
     }
 
-    /// Nodes lose their power at one moment: what they had not synced is gone. Their disks are there
-    /// again when this returns, so that they can be started.
+    /// Nodes lose their power at one moment: what they had not synced is gone. Their disks are
+    /// there again when this returns, so that they can be started.
     pub fn lose_power(&mut self, nodes: &[u64]) {
         for node in nodes {
             self.disks[node].lose_power().unwrap();

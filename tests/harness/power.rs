@@ -1,5 +1,5 @@
-//! Power losses: a node's data lies on a file system of its own, in an image on a loop device, which
-//! can be shut down in the middle of whatever is written to it.
+//! Power losses: a node's data lies on a file system of its own, in an image on a loop device,
+//! which can be shut down in the middle of whatever is written to it.
 //!
 //! What was not synced by then is gone, the file system's own journal included, and every write and
 //! sync from then on fails: what a machine finds when its power comes back. Needs root and loop
