@@ -232,7 +232,7 @@ impl Group {
     }
 
     /// Waits until the entry of an index is applied here; `Closed` if it is not within
-    /// [`APPLY_WAIT_MAX`]: then another replica has to serve.
+    /// ten seconds (`APPLY_WAIT_MAX`): then another replica has to serve.
     pub async fn wait_applied(&self, index: u64) -> Result<(), Error> {
         let reached = |applied: &EntryId| applied.index >= index;
         if reached(&self.applied.borrow()) {
