@@ -8,7 +8,8 @@
 //! ```text
 //! file  = 4 slots of the same size
 //! slot  = magic 8 bytes | sequence u64 | length u32 | CRC-32 u32 of sequence, length, ledger |
-//! ledger ```
+//!         ledger
+//! ```
 //!
 //! Of the whole slots the one of the highest sequence holds. No write goes to the last slot that is
 //! synced, to the one being synced, or to the newest: a write that is cut short by a kill, or two
