@@ -3,8 +3,8 @@
 //! The store is opened before anything is known of the cluster, so it is told beforehand, and keeps
 //! it: as long as the other voters of every shard that this node has a replica of are a quorum
 //! without it, such replicas stay in quarantine, and the node does not start until an operator
-//! replaces it. A node that somebody's data depends on refuses to start too, but a person may accept
-//! the loss there: nothing may be lost without that.
+//! replaces it. A node that somebody's data depends on refuses to start too, but a person may
+//! accept the loss there: nothing may be lost without that.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
