@@ -23,7 +23,6 @@ mod serve;
 mod state;
 pub mod text;
 
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -126,8 +125,12 @@ fn with_scheme(endpoint: &str) -> String {
     if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") }
 }
 
-/// Runs the command line of this process.
-pub fn run() -> ExitCode {
+/// Runs the command line of this process, and ends it.
+pub fn run() -> ! {
+    crate::leave::now(run_to_end())
+}
+
+fn run_to_end() -> u8 {
     let cli = Cli::parse();
     if let Command::Serve(_) = cli.command {
         // Before there are threads that would not inherit it.
@@ -138,7 +141,7 @@ pub fn run() -> ExitCode {
         Err(error) => return fail(&anyhow::anyhow!("start the async runtime: {error}")),
     };
     match runtime.block_on(dispatch(cli.command)) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(error) => fail(&error),
     }
 }
@@ -171,14 +174,14 @@ async fn dispatch(command: Command) -> anyhow::Result<()> {
     }
 }
 
-fn fail(error: &anyhow::Error) -> ExitCode {
+fn fail(error: &anyhow::Error) -> u8 {
     eprintln!("error: {error:#}");
     if let Some(store::Error::Damaged { .. }) = error.downcast_ref() {
         eprintln!("nothing was changed. To see all of it and how to go on:");
         eprintln!("  statehouse repair --data DIR");
-        return ExitCode::from(DAMAGED);
+        return DAMAGED;
     }
-    let code = error.downcast_ref::<Error>().map_or(1, |error| match error {
+    error.downcast_ref::<Error>().map_or(1, |error| match error {
         Error::Unreachable { .. } => 3,
         Error::Refused { code, .. } => match code {
             Code::NotFound => 4,
@@ -187,6 +190,5 @@ fn fail(error: &anyhow::Error) -> ExitCode {
             _ => 1,
         },
         Error::Unexpected(_) => 1,
-    });
-    ExitCode::from(code)
+    })
 }

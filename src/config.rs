@@ -118,6 +118,10 @@ pub struct Config {
     pub sweep_interval_s: u64,
     /// Request ids that each shard remembers at most, the newest.
     pub request_ids_max: u64,
+    /// Seconds in which everything on disk is read once and checked; 0 for never.
+    pub scrub_interval_s: u64,
+    /// Bytes per second that a scrub reads at most.
+    pub scrub_bytes_per_second_max: u64,
     /// Seconds that calls under way get when the node stops.
     pub shutdown_grace_s: u64,
     /// Variables with our prefix that are no keys.
@@ -167,6 +171,8 @@ impl Default for Config {
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
             request_ids_max: statehouse_store::REQUESTS_MAX,
+            scrub_interval_s: 7 * 24 * 60 * 60,
+            scrub_bytes_per_second_max: 32 << 20,
             shutdown_grace_s: 10,
             ignored_variables: Vec::new(),
         }
@@ -214,6 +220,8 @@ const KEYS: &[&str] = &[
     "upload_idle_s",
     "sweep_interval_s",
     "request_ids_max",
+    "scrub_interval_s",
+    "scrub_bytes_per_second_max",
     "shutdown_grace_s",
 ];
 

@@ -36,6 +36,7 @@ use crate::metrics::{CallMetrics, Metrics, Rooms, RoutingMetrics};
 use crate::models::Models;
 use crate::router::{self, Router};
 use crate::score::Scorer;
+use crate::scrub::{self, Scrubber};
 use crate::states::States;
 use crate::stream_threads::StreamThreads;
 
@@ -96,21 +97,50 @@ pub struct Node {
     stop: watch::Sender<bool>,
     tasks: Vec<JoinHandle<()>>,
     failed: watch::Receiver<Option<String>>,
+    /// Reads the disk for damage.
+    scrubber: Option<Scrubber>,
+}
+
+/// The ports of a node, bound.
+struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+    peer: TcpListener,
 }
 
 impl Node {
     /// Starts a node and returns once it is ready.
     pub async fn start(config: Config) -> anyhow::Result<Node> {
-        let listener = bind(config.listen).await?;
-        let http_listener = bind(config.http_listen).await?;
-        let peer_listener = bind(config.peer_listener()).await?;
+        let listeners = Listeners {
+            grpc: bind(config.listen).await?,
+            http: bind(config.http_listen).await?,
+            peer: bind(config.peer_listener()).await?,
+        };
+        let memory = config.memory()?;
+        let (store, failed) = open_store(&config, &memory).await?;
+        let started = Node::start_over(config, listeners, memory, store.clone(), failed).await;
+        if started.is_err() {
+            // What was begun above it ends in errors; its own threads end here.
+            tokio::task::spawn_blocking(move || store.close()).await?.unwrap_or_else(|error| {
+                tracing::warn!(%error, "the store could not be closed in order");
+            });
+        }
+        started
+    }
+
+    /// Starts what stands on an open disk.
+    async fn start_over(
+        config: Config,
+        listeners: Listeners,
+        memory: Plan,
+        store: Store,
+        failed: watch::Receiver<Option<String>>,
+    ) -> anyhow::Result<Node> {
+        let Listeners { grpc: listener, http: http_listener, peer: peer_listener } = listeners;
         let (address, http_address) = (listener.local_addr()?, http_listener.local_addr()?);
         let peer_address = peer_listener.local_addr()?;
-        let memory = config.memory()?;
         let (stop, stopped) = watch::channel(false);
         let readiness = Readiness::default();
-
-        let (store, failed) = open_store(&config, &memory).await?;
         let addresses = Addresses {
             client: advertised(config.advertise.as_deref(), address),
             peer: advertised(config.peer_advertise.as_deref(), peer_address),
@@ -140,6 +170,7 @@ impl Node {
         let requests_max = config.request_ids_max.max(store::REQUESTS_MIN);
         let sweeps = sweep(shards.clone(), (interval, requests_max), stopped);
         tasks.push(tokio::spawn(sweeps));
+        let scrubber = Scrubber::start(store.clone(), scrub_config(&config))?;
         readiness.set(true);
         Ok(Node {
             address,
@@ -157,6 +188,7 @@ impl Node {
             stop,
             tasks,
             failed,
+            scrubber,
         })
     }
 
@@ -187,10 +219,14 @@ impl Node {
             tracing::warn!(?grace, "calls were still under way when the grace ended");
         }
         let (worker, shards, store) = (self.worker, self.shards, self.store);
+        let scrubber = self.scrubber;
         shards.close().await;
         drop(shards);
         tokio::task::spawn_blocking(move || {
             worker.shutdown();
+            if let Some(scrubber) = scrubber {
+                scrubber.stop();
+            }
             store.close()
         })
         .await??;
@@ -291,6 +327,13 @@ async fn open_store(
         Ok((store, failure))
     })
     .await?
+}
+
+fn scrub_config(config: &Config) -> scrub::Config {
+    scrub::Config {
+        interval: Duration::from_secs(config.scrub_interval_s),
+        bytes_per_second_max: config.scrub_bytes_per_second_max,
+    }
 }
 
 fn cluster_config(config: &Config, memory: &Plan) -> cluster::Config {

@@ -81,6 +81,10 @@ impl Rooms {
         let waiting = self.shards.groups().iter().filter(|it| it.is_out_of_room()).count() as u64;
         let help = "Replicas here that do without entries of their leaders for want of space";
         gauge(out, "replicas_out_of_room", help, None, waiting)?;
+        gauge(out, "damages", "Damaged places found on disk", None, stats.damages)?;
+        counter(out, "scrub", "Bytes that scrubs have read", bytes, stats.scrub_bytes)?;
+        let finished = stats.scrubs_finished;
+        counter(out, "scrubs_finished", "Scrubs that have read everything", None, finished)?;
         quantiles(out, "sync_micros", "Microseconds of a write and its sync", |share| {
             stats.commit.sync_micros.quantile(share)
         })?;

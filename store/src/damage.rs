@@ -8,6 +8,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
@@ -44,6 +45,7 @@ pub type DamageHook = Box<dyn Fn(&Damage) + Send + Sync>;
 pub(crate) struct DamageLog {
     found: Mutex<Vec<Damage>>,
     hooks: Mutex<Vec<DamageHook>>,
+    reported: AtomicU64,
 }
 
 /// Places remembered; more are reported to listeners and logged, and not kept.
@@ -57,6 +59,7 @@ impl DamageLog {
             if found.contains(damage) {
                 return;
             }
+            self.reported.fetch_add(1, Ordering::Relaxed);
             if found.len() < DAMAGES_MAX {
                 found.push(damage.clone());
             }
@@ -67,9 +70,19 @@ impl DamageLog {
         }
     }
 
+    /// Returns how many places were reported so far, each once as long as it is remembered.
+    pub fn reported(&self) -> u64 {
+        self.reported.load(Ordering::Relaxed)
+    }
+
     /// Returns the damage found so far.
     pub fn found(&self) -> Vec<Damage> {
         self.found.lock().clone()
+    }
+
+    /// Forgets what was found of a replica: it was mended before anybody could be told.
+    pub fn forget(&self, replica: ReplicaId) {
+        self.found.lock().retain(|damage| damage.replica != Some(replica));
     }
 
     /// Calls the hook for each damage found so far and from now on.

@@ -6,9 +6,12 @@
 
 mod bulk;
 mod compaction;
+mod listener;
+mod message;
 mod mutation;
 mod options;
 mod pinned;
+mod unread;
 
 use std::fs::File;
 use std::mem::ManuallyDrop;
@@ -20,19 +23,25 @@ use bytes::Bytes;
 use rocksdb::statistics::Ticker;
 use rocksdb::{
     BoundColumnFamily, ColumnFamilyDescriptor, DB, DBPinnableSlice, ErrorKind, FlushOptions,
-    Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions, properties,
+    Options, ReadOptions, ReadTier, Snapshot, WriteBatch, WriteOptions,
 };
 
 pub(crate) use bulk::{Rows, TableWriter};
+pub(crate) use listener::Heard;
 pub(crate) use mutation::Mutation;
 pub(crate) use options::Recovery;
 pub(crate) use pinned::{Block, Fetched, Pinned};
+use unread::unopened;
 
 use crate::config::Config;
+use crate::damage::DamageLog;
 use crate::error::Error;
 use crate::ids::ReplicaId;
 use crate::keys::{self, LOG_FAMILY, META_FAMILY};
 use crate::space;
+
+/// What a row is called that the database itself finds corrupt.
+pub(crate) const DATABASE: &str = "database";
 
 /// Bytes read ahead when many rows are walked.
 const READAHEAD_BYTES: usize = 2 << 20;
@@ -47,6 +56,8 @@ pub(crate) struct Db {
     flushed: ReadOptions,
     writes: WriteOptions,
     unlogged: WriteOptions,
+    damage: Arc<DamageLog>,
+    heard: Arc<Heard>,
     /// Held as long as the database is open: released last.
     _lock: File,
 }
@@ -69,7 +80,21 @@ struct FamilyHandle {
     owner: Owner,
     /// Before `_db`: a handle must go before its database does.
     handle: Arc<BoundColumnFamily<'static>>,
+    name: String,
     _db: Arc<Db>,
+}
+
+/// How a database is opened.
+pub(crate) struct Opening<'a> {
+    pub config: &'a Config,
+    /// Whether files are read and written past the page cache.
+    pub direct_io: bool,
+    pub recovery: Recovery,
+    /// Whether it is opened though tables can't be: reading them then says so. The write-ahead log
+    /// must have been checked before.
+    pub tolerant: bool,
+    /// Where lost rows that reads meet are reported.
+    pub damage: Arc<DamageLog>,
 }
 
 /// Changes that become visible together.
@@ -123,21 +148,20 @@ pub(crate) struct MemoryUse {
 }
 
 impl Db {
-    /// Opens the database in `dir`, or makes one. `lock` is held until it is closed.
-    pub fn open(
-        dir: &Path,
-        config: &Config,
-        direct_io: bool,
-        lock: File,
-        recovery: Recovery,
-    ) -> Result<Arc<Self>, Error> {
+    /// Opens the database in `dir`, or makes one. `lock` is held until it is closed. `Damaged`,
+    /// naming the file, if one that the opening needs is.
+    pub fn open(dir: &Path, opening: Opening<'_>, lock: File) -> Result<Arc<Self>, Error> {
+        let (config, recovery, damage) = (opening.config, opening.recovery, opening.damage);
         let memory = options::Memory::new(config);
-        let mut database = options::database(config, &memory, direct_io, recovery);
+        let mut database = options::database(config, &memory, opening.direct_io, recovery);
+        database.set_paranoid_checks(!opening.tolerant);
         if space::is_below(dir, config.disk_reserve_bytes) {
             options::keep_recovered_memtables(&mut database);
         }
+        let heard = Arc::new(Heard::default());
+        listener::listen(&mut database, &heard);
         let names = match dir.join("CURRENT").exists() {
-            true => DB::list_cf(&Options::default(), dir).map_err(|error| failed("open", error))?,
+            true => DB::list_cf(&Options::default(), dir).map_err(unopened)?,
             false => Vec::new(),
         };
         let fixed = [LOG_FAMILY, META_FAMILY].map(str::to_owned);
@@ -158,7 +182,7 @@ impl Db {
             true => DB::open_cf_descriptors_read_only(&database, dir, descriptors, false),
             false => DB::open_cf_descriptors(&database, dir, descriptors),
         };
-        let rocks = rocks.map_err(|error| failed("open", error))?;
+        let rocks = rocks.map_err(unopened)?;
         let mut cached = ReadOptions::default();
         cached.set_read_tier(ReadTier::BlockCache);
         let mut writes = WriteOptions::default();
@@ -171,7 +195,20 @@ impl Db {
         flushed.set_read_tier(ReadTier::Persisted);
         let (disk, options) = (ReadOptions::default(), database);
         let _lock = lock;
-        Ok(Arc::new(Db { rocks, options, memory, cached, disk, flushed, writes, unlogged, _lock }))
+        let db = Db {
+            rocks,
+            options,
+            memory,
+            cached,
+            disk,
+            flushed,
+            writes,
+            unlogged,
+            damage,
+            heard,
+            _lock,
+        };
+        Ok(Arc::new(db))
     }
 
     /// A column family that exists.
@@ -189,7 +226,8 @@ impl Db {
             (_, Some((replica, generation))) => Owner::Replica(replica, generation),
             (_, None) => Owner::Nobody,
         };
-        Some(Family(Arc::new(FamilyHandle { owner, handle, _db: self.clone() })))
+        let name = name.to_owned();
+        Some(Family(Arc::new(FamilyHandle { owner, handle, name, _db: self.clone() })))
     }
 
     /// Makes a replica's column family.
@@ -232,7 +270,7 @@ impl Db {
                 Ok(Fetched::Found(Pinned::Block(block)))
             }
             Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Fetched::NeedsDisk),
-            Err(error) => Err(failed("read", error)),
+            Err(error) => Err(self.unread("read", family, key, error)),
         }
     }
 
@@ -250,7 +288,7 @@ impl Db {
     /// memtables too; they then hold logged rows alone.
     pub fn fetch_flushed(&self, family: &Family, key: &[u8]) -> Result<Option<Bytes>, Error> {
         let row = self.rocks.get_cf_opt(&family.0.handle, key, &self.flushed);
-        row.map(|row| row.map(Bytes::from)).map_err(|error| failed("read", error))
+        row.map(|row| row.map(Bytes::from)).map_err(|error| self.unread("read", family, key, error))
     }
 
     /// Walks the rows of a range in order until told to stop.
@@ -277,7 +315,7 @@ impl Db {
         if let Look::View(view) | Look::Passing(view) = look {
             reads.set_snapshot(&*view.snapshot);
         }
-        reads.set_iterate_lower_bound(start);
+        reads.set_iterate_lower_bound(start.as_slice());
         reads.set_iterate_upper_bound(end);
         if let Walk::Ahead { keep } = walk {
             reads.fill_cache(keep);
@@ -291,7 +329,7 @@ impl Db {
             }
             rows.next();
         }
-        rows.status().map_err(|error| failed("walk rows", error))
+        rows.status().map_err(|error| self.unread("walk rows", family, &start, error))
     }
 
     /// The last row of a range.
@@ -301,12 +339,12 @@ impl Db {
         (start, end): (Vec<u8>, Vec<u8>),
     ) -> Result<Option<(Vec<u8>, Bytes)>, Error> {
         let mut reads = ReadOptions::default();
-        reads.set_iterate_lower_bound(start);
+        reads.set_iterate_lower_bound(start.as_slice());
         reads.set_iterate_upper_bound(end);
         let mut rows = self.rocks.raw_iterator_cf_opt(&family.0.handle, reads);
         rows.seek_to_last();
         let found = rows.item().map(|(key, value)| (key.to_vec(), Bytes::copy_from_slice(value)));
-        rows.status().map_err(|error| failed("walk rows", error))?;
+        rows.status().map_err(|error| self.unread("walk rows", family, &start, error))?;
         Ok(found)
     }
 
@@ -349,12 +387,6 @@ impl Db {
     /// Stops flushes and compactions, and waits for those under way.
     pub fn stop_background_work(&self) {
         self.rocks.cancel_all_background_work(true);
-    }
-
-    /// How many flushes and compactions have failed since the database was opened.
-    pub fn background_failures(&self) -> u64 {
-        let count = self.rocks.property_int_value(properties::BACKGROUND_ERRORS);
-        count.ok().flatten().unwrap_or_default()
     }
 
     /// Fails the writes that wait for a flush or compaction, and those that would from now on.
@@ -438,7 +470,7 @@ impl Drop for View {
 
 fn failed(what: &'static str, error: rocksdb::Error) -> Error {
     match error.kind() {
-        ErrorKind::Corruption => Error::corrupt("database", error),
+        ErrorKind::Corruption => Error::corrupt(DATABASE, error),
         _ => Error::io(what, error),
     }
 }

@@ -114,8 +114,10 @@ fn lock(dir: &Path) -> Result<File, Error> {
 }
 
 fn read_marker(dir: &Path) -> Result<[u8; 16], Error> {
-    let text = std::fs::read_to_string(dir.join(MARKER))
-        .map_err(|error| Error::io("read the marker", error))?;
+    let text =
+        std::fs::read(dir.join(MARKER)).map_err(|error| Error::io("read the marker", error))?;
+    let text =
+        String::from_utf8(text).map_err(|_| Error::corrupt("marker", "expected UTF-8 text"))?;
     let value = |name: &str| {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))

@@ -15,8 +15,8 @@ use crate::applied::Applied;
 use crate::cache::{RecordCache, Space};
 use crate::codec::{Malformed, Scanner, Writer};
 use crate::commit::Commit;
-use crate::damage::DamageLog;
-use crate::db::{Db, Family};
+use crate::damage::{Damage, DamageLog};
+use crate::db::{DATABASE, Db, Family};
 use crate::error::Error;
 use crate::failure::Failure;
 use crate::garbage;
@@ -38,7 +38,7 @@ pub(crate) struct Disk {
     pub meta: Family,
     pub commit: Commit,
     pub failure: Arc<Failure>,
-    pub damage: DamageLog,
+    pub damage: Arc<DamageLog>,
     pub watch: Watch,
     pub cache: RecordCache,
     pub replicas: RwLock<BTreeMap<ReplicaId, Arc<Replica>>>,
@@ -49,6 +49,8 @@ pub(crate) struct Disk {
     pub payload_applied_bytes: AtomicU64,
     /// Records that apply took from memory.
     pub kept_used: AtomicU64,
+    pub scrub_bytes: AtomicU64,
+    pub scrubs_finished: AtomicU64,
     pub closed: AtomicBool,
     /// One replica is made, dropped or replaced at a time.
     pub changing: Mutex<()>,
@@ -62,6 +64,17 @@ impl Disk {
             true => Err(Error::io("write", "the store is closed")),
             false => Ok(()),
         }
+    }
+
+    /// Reports a replica's row that makes no sense as damage. The database has reported its own.
+    pub fn seen<T>(&self, replica: ReplicaId, read: Result<T, Error>) -> Result<T, Error> {
+        if let Err(Error::Corrupt { what, detail }) = &read
+            && *what != DATABASE
+        {
+            let (file, offset, detail) = (None, None, format!("corrupt {what}: {detail}"));
+            self.damage.report(&Damage { replica: Some(replica), file, offset, detail });
+        }
+        read
     }
 }
 
@@ -141,12 +154,18 @@ impl Replica {
         let vote = db.fetch(meta, &keys::vote(id))?;
         let last = last_entry(db, log, id)?.filter(|last| last.index > purged.index);
         let log = LogState::open(last.unwrap_or(purged), purged, vote);
-        Ok(Replica {
+        let generation = Generation { number, family, space };
+        let garbage_bytes = AtomicU64::new(garbage_bytes);
+        Ok(Replica { garbage_bytes, ..Replica::with(id, generation, applied, log) })
+    }
+
+    fn with(id: ReplicaId, generation: Generation, applied: Applied, log: LogState) -> Replica {
+        Replica {
             id,
-            generation: ArcSwap::from_pointee(Generation { number, family, space }),
-            next_generation: AtomicU64::new(number + 1),
+            next_generation: AtomicU64::new(generation.number + 1),
+            generation: ArcSwap::from_pointee(generation),
+            purged: AtomicU64::new(log.purged.index),
             log: Mutex::new(log),
-            purged: AtomicU64::new(purged.index),
             applied_index: AtomicU64::new(applied.id.index),
             time_ms: AtomicU64::new(applied.time_ms),
             applied: Mutex::new(applied),
@@ -157,33 +176,18 @@ impl Replica {
             quarantined: AtomicBool::new(false),
             unflushed: Mutex::default(),
             freed_bytes: AtomicU64::new(0),
-            garbage_bytes: AtomicU64::new(garbage_bytes),
+            garbage_bytes: AtomicU64::new(0),
             deleted: Mutex::new(Deleted::unknown()),
-        })
+        }
     }
 
     /// A replica in quarantine, of which nothing is read: it can be dropped.
     pub fn hollow(id: ReplicaId, number: u64, family: Family, space: Space) -> Replica {
         let log = LogState::open(EntryId::default(), EntryId::default(), None);
-        Replica {
-            id,
-            generation: ArcSwap::from_pointee(Generation { number, family, space }),
-            next_generation: AtomicU64::new(number + 1),
-            log: Mutex::new(log),
-            purged: AtomicU64::new(0),
-            applied_index: AtomicU64::new(0),
-            time_ms: AtomicU64::new(0),
-            applied: Mutex::default(),
-            garbage_from: AtomicU64::new(0),
-            expiries_from_ms: AtomicU64::new(0),
-            taken: AtomicBool::new(false),
-            dropped: AtomicBool::new(false),
-            quarantined: AtomicBool::new(true),
-            unflushed: Mutex::default(),
-            freed_bytes: AtomicU64::new(0),
-            garbage_bytes: AtomicU64::new(0),
-            deleted: Mutex::new(Deleted::unknown()),
-        }
+        let generation = Generation { number, family, space };
+        let replica = Replica::with(id, generation, Applied::default(), log);
+        replica.quarantined.store(true, Ordering::Release);
+        replica
     }
 
     /// Where the replica's rows are now.

@@ -209,7 +209,7 @@ mod tests {
     use super::*;
     use crate::command::{Body, Entry};
     use crate::config::Config;
-    use crate::db::{Db, Look};
+    use crate::db::Look;
     use crate::directory::Directory;
     use crate::ids::ReplicaId;
     use crate::store::Store;
@@ -251,9 +251,9 @@ mod tests {
     /// The families of the replica on disk, and the entry that each has applied.
     fn families(dir: &Path) -> Vec<(String, u64)> {
         let directory = Directory::open(dir).unwrap();
-        let database = directory.database;
-        let (config, whole) = (Config::default(), crate::db::Recovery::Whole);
-        let db = Db::open(&database, &config, false, directory.lock, whole).unwrap();
+        let database = directory.database.clone();
+        let db = crate::opening::look(&directory, &Config::default(), crate::db::Recovery::Whole);
+        let db = db.unwrap();
         let mut found = Vec::new();
         for name in db.family_names(&database).unwrap() {
             if keys::parse_family(&name).is_some() {

@@ -75,6 +75,14 @@ pub(crate) fn parse_family(family: &str) -> Option<(ReplicaId, u64)> {
     Some((ReplicaId(replica.parse().ok()?), generation.parse().ok()?))
 }
 
+/// The replica that a row of a column family belongs to; `None` if it is of no single one.
+pub(crate) fn replica_of_row(family: &str, row: &[u8]) -> Option<ReplicaId> {
+    match family {
+        LOG_FAMILY => Some(ReplicaId(u64::from_be_bytes(*row.first_chunk()?))),
+        _ => parse_family(family).map(|(replica, _)| replica),
+    }
+}
+
 /// The row of a state.
 pub(crate) fn record(collection: CollectionId, key: &[u8]) -> Vec<u8> {
     [&record_prefix(collection)[..], key].concat()

@@ -37,6 +37,12 @@ pub struct Log {
     replica: Arc<Replica>,
 }
 
+/// Entries read off the disk.
+pub(crate) struct Stored {
+    pub entries: u64,
+    pub bytes: u64,
+}
+
 impl Log {
     pub(crate) fn new(disk: Arc<Disk>, replica: Arc<Replica>) -> Self {
         Log { disk, replica }
@@ -112,7 +118,8 @@ impl Log {
             }
             range.start..range.end.min(log.tail_first())
         };
-        if self.read_stored(stored.clone(), &mut room, &mut entries)? {
+        let all = self.read_stored(stored.clone(), &mut room, &mut entries);
+        if self.disk.seen(self.replica.id, all)? {
             let log = self.replica.log.lock();
             log.read(stored.end..range.end, &mut room, &mut entries);
         }
@@ -243,6 +250,17 @@ impl Log {
         })
         .map_err(|error| Error::corrupt("log row", error))?;
         Ok(found)
+    }
+
+    /// Reads entries off the disk from an index on, with their payloads, and keeps none.
+    pub(crate) fn check_stored(&self, from: u64, bytes_max: u64) -> Result<Stored, Error> {
+        let last = self.replica.log.lock().last.index;
+        let (mut entries, mut room) = (Vec::new(), bytes_max);
+        if from <= last {
+            self.read_stored(from..last + 1, &mut room, &mut entries)?;
+        }
+        let bytes = entries.iter().map(|entry| entry.bytes() as u64).sum();
+        Ok(Stored { entries: entries.len() as u64, bytes })
     }
 
     /// Reads entries off the disk. Answers whether the whole range was there and had room.

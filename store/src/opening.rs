@@ -19,14 +19,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::Config;
-use crate::damage::{Damage, DamagePolicy};
-use crate::db::{Db, Recovery};
+use crate::damage::{Damage, DamageLog, DamagePolicy};
+use crate::db::{Db, Opening, Recovery};
 use crate::directory::Directory;
 use crate::error::Error;
 use crate::ids::ReplicaId;
 use crate::keys;
 use crate::ledger::Ledger;
 use crate::proof::{Depth, Held, Losses};
+use crate::tables;
 use crate::wal::Survey;
 use crate::witness::{self, Found};
 
@@ -58,7 +59,11 @@ pub(crate) struct Diagnosis {
 }
 
 /// Opens the database of a directory, or makes one.
-pub(crate) fn open(directory: &Directory, config: &Config) -> Result<Opened, Error> {
+pub(crate) fn open(
+    directory: &Directory,
+    config: &Config,
+    damage: &Arc<DamageLog>,
+) -> Result<Opened, Error> {
     let policy = DamagePolicy::read(&directory.policy);
     let mut diagnosis = diagnose(directory, config)?;
     if diagnosis.refuses(policy) {
@@ -66,14 +71,23 @@ pub(crate) fn open(directory: &Directory, config: &Config) -> Result<Opened, Err
     }
     let damaged = !diagnosis.damages.is_empty();
     let recovery = diagnosis.prepare(directory)?;
-    let db = match look(directory, config, recovery) {
+    let open = |recovery| open_as(directory, config, recovery, damage.clone());
+    let db = match open(recovery) {
+        // A table that the opening needs.
+        Err(Error::Damaged { damages }) if !damaged => {
+            diagnosis.take(tables::whose(&directory.database, &damages));
+            if diagnosis.refuses(policy) {
+                return Err(diagnosis.refusal());
+            }
+            open(Recovery::Rest)?
+        }
         // A missing log file, such as one in front of all that are there.
         Err(error @ Error::Corrupt { .. }) if !damaged => {
             diagnosis.damages.push(Damage::of_node(&directory.database, &error.to_string()));
             if policy == DamagePolicy::Refuse {
                 return Err(diagnosis.refusal());
             }
-            look(directory, config, Recovery::Rest)?
+            open(Recovery::Rest)?
         }
         opened => opened?,
     };
@@ -104,6 +118,16 @@ pub(crate) fn diagnose(directory: &Directory, config: &Config) -> Result<Diagnos
     let proven = survey.synced.max(claimed.commit);
     let (torn, hopeless, unprovable) = (false, false, false);
     let mut diagnosis = Diagnosis { survey, claimed, proven, damages, torn, hopeless, unprovable };
+    match tables::damage_of_tables(&directory.database) {
+        Ok(found) => diagnosis.take(found),
+        // There is no list of files that could be read.
+        Err(Error::Damaged { damages }) => {
+            diagnosis.damages.extend_from_slice(&damages);
+            diagnosis.hopeless = true;
+            return Ok(diagnosis);
+        }
+        Err(error) => return Err(error),
+    }
     let current = directory.database.join("CURRENT");
     if !current.exists() {
         diagnosis.without_database(&current);
@@ -129,8 +153,24 @@ pub(crate) fn look(
     config: &Config,
     recovery: Recovery,
 ) -> Result<Arc<Db>, Error> {
+    open_as(directory, config, recovery, Arc::default())
+}
+
+fn open_as(
+    directory: &Directory,
+    config: &Config,
+    recovery: Recovery,
+    damage: Arc<DamageLog>,
+) -> Result<Arc<Db>, Error> {
     let lock = directory.lock.try_clone().map_err(|error| Error::io("share the lock", error))?;
-    Db::open(&directory.database, config, directory.direct_io, lock, recovery)
+    let opening = Opening {
+        config,
+        direct_io: directory.direct_io,
+        recovery,
+        tolerant: matches!(recovery, Recovery::Rest),
+        damage,
+    };
+    Db::open(&directory.database, opening, lock)
 }
 
 impl Diagnosis {
@@ -159,6 +199,13 @@ impl Diagnosis {
             self.survey.cut()?;
         }
         Ok(Recovery::Whole)
+    }
+
+    /// Adds damage of tables and blob files. That of the node's own rows leaves nothing to go on
+    /// with.
+    fn take(&mut self, found: Vec<Damage>) {
+        self.hopeless |= found.iter().any(|damage| damage.replica.is_none());
+        self.damages.extend(found);
     }
 
     /// There is no database: fine in a fresh directory alone.
@@ -219,8 +266,14 @@ impl Diagnosis {
         self.survey.imitate(&directory.database, &imitation.0)?;
         let lock =
             directory.lock.try_clone().map_err(|error| Error::io("share the lock", error))?;
-        let (rest, direct_io) = (Recovery::Rest, directory.direct_io);
-        let db = Db::open(&imitation.0, config, direct_io, lock, rest)?;
+        let opening = Opening {
+            config,
+            direct_io: directory.direct_io,
+            recovery: Recovery::Rest,
+            tolerant: true,
+            damage: Arc::default(),
+        };
+        let db = Db::open(&imitation.0, opening, lock)?;
         let held = Held::read(&db, Depth::Entries);
         db.stop_background_work();
         held
@@ -268,6 +321,7 @@ impl Diagnosis {
         let mut lost: Vec<ReplicaId> = losses.replicas.keys().copied().collect();
         let claimed = &self.claimed.replicas;
         lost.extend(claimed.iter().filter(|(_, claim)| claim.quarantined).map(|(id, _)| *id));
+        lost.extend(self.damages.iter().filter_map(|damage| damage.replica));
         if self.unprovable && !self.damages.is_empty() {
             lost.extend(ledger.replicas.keys().chain(claimed.keys()));
         }

@@ -206,7 +206,8 @@ impl Reader {
             let key = keys::request(bucket, &tag.id);
             if let Some(row) = self.disk.db.fetch(&self.generation().family, &key)? {
                 let reply = dedup::decode(row, tag);
-                return reply.map(Some).map_err(|e| Error::corrupt("request row", e));
+                let reply = reply.map(Some).map_err(|e| Error::corrupt("request row", e));
+                return self.disk.seen(self.replica.id, reply);
             }
         }
         Ok(None)
@@ -317,8 +318,8 @@ impl Reader {
             Some(_) => Bytes::copy_from_slice(&pinned),
             None => pinned.into_bytes(),
         };
-        let record = Record::decode(row).map_err(|error| Error::corrupt("state record", error))?;
-        let record = Arc::new(record);
+        let record = Record::decode(row).map_err(|error| Error::corrupt("state record", error));
+        let record = Arc::new(self.disk.seen(self.replica.id, record)?);
         if let Some(vacancy) = vacancy {
             vacancy.keep(record.clone());
         }
@@ -373,7 +374,7 @@ impl Reader {
                 Content::Inline(bytes) => Outcome::Ready(inline_part(&field.name, bytes, range)?),
                 Content::Blobs(extents) => {
                     check_range(&field.name, field.content.len(), &range)?;
-                    self.load_blob(look, collection, extents, range)?
+                    self.load_checked(look, collection, extents, range)?
                 }
             };
             match loaded {
@@ -412,7 +413,7 @@ impl Reader {
             Payload::Inline(bytes) => Ok(Outcome::Ready(inline_part(&field.name, bytes, range)?)),
             Payload::Blob(handle) => {
                 check_range(&field.name, field.bytes_len, &range)?;
-                self.load_blob(look, handle.collection, &handle.extents, range)
+                self.load_checked(look, handle.collection, &handle.extents, range)
             }
         }
     }

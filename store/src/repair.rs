@@ -86,7 +86,8 @@ pub fn accept_loss(dir: &Path) -> Result<Vec<Loss>, Error> {
     Ok(losses)
 }
 
-fn flush_all(db: &Arc<Db>, database: &Path) -> Result<(), Error> {
+/// Writes all that is in memory to files.
+pub(crate) fn flush_all(db: &Arc<Db>, database: &Path) -> Result<(), Error> {
     db.sync()?;
     for name in db.family_names(database)? {
         if let Some(family) = db.family(&name) {

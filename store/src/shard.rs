@@ -108,7 +108,7 @@ impl Shard {
             }
             Err(error) => {
                 batch.spoil(&error);
-                Err(error)
+                self.disk.seen(self.replica.id, Err(error))
             }
         }
     }

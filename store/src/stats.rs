@@ -190,4 +190,10 @@ pub struct Stats {
     pub written: WrittenStats,
     /// Bytes free on the disk, as far as the system says.
     pub disk_free_bytes: Option<u64>,
+    /// Damaged places found since the store was opened, and at its opening.
+    pub damages: u64,
+    /// Bytes that scrubs have read since the store was opened.
+    pub scrub_bytes: u64,
+    /// Scrubs that have read everything since the store was opened.
+    pub scrubs_finished: u64,
 }

@@ -4,6 +4,7 @@
 //! `create_replica` or `drop_replica` left, and starts the commit and read threads.
 
 mod damaged;
+mod replicas;
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
@@ -19,14 +20,14 @@ use crate::cache::RecordCache;
 use crate::commit::{Books, Callback, Commit, Job};
 use crate::config::Config;
 use crate::damage::DamageLog;
-use crate::db::{Mutation, Walk};
+use crate::db::Mutation;
 use crate::directory::Directory;
-use crate::disk::{Disk, Replica, decode_descriptor};
+use crate::disk::{Disk, Replica};
 use crate::error::{Error, ReplicaProblem};
 use crate::export::Export;
 use crate::failure::{Failure, FailureHook};
 use crate::ids::{CollectionId, ReplicaId};
-use crate::keys::{self, STORE_FORMAT};
+use crate::keys;
 use crate::ledger::Ledger;
 use crate::log::Log;
 use crate::opening;
@@ -35,9 +36,11 @@ use crate::pool::ReadPool;
 use crate::read::Reader;
 use crate::receive::Incoming;
 use crate::reclaim::Reclaimer;
+use crate::scrub::{Pace, Scrub, ScrubReport};
 use crate::shard::Shard;
 use crate::space::{DiskLevel, Space};
 use crate::stats::{MemoryStats, Stats, WrittenStats};
+use crate::tables;
 use crate::watch::Watch;
 use crate::witness::Witness;
 
@@ -67,7 +70,8 @@ impl Store {
     pub fn open(dir: impl AsRef<Path>, config: Config) -> Result<Store, Error> {
         let dir = dir.as_ref();
         let directory = Directory::open(dir)?;
-        let opened = opening::open(&directory, &config)?;
+        let damage = Arc::<DamageLog>::default();
+        let opened = opening::open(&directory, &config, &damage)?;
         let restored = opened.restore_families()?;
         let (id, database, policy) = (directory.store_id, directory.database, directory.policy);
         let db = opened.db;
@@ -86,7 +90,7 @@ impl Store {
             log,
             meta,
             failure,
-            damage: DamageLog::default(),
+            damage,
             cache: RecordCache::new(config.state_cache_bytes),
             replicas: RwLock::new(BTreeMap::new()),
             tail_bytes: AtomicU64::new(0),
@@ -96,6 +100,8 @@ impl Store {
             changing: Mutex::new(()),
             commands_applied: AtomicU64::new(0),
             payload_applied_bytes: AtomicU64::new(0),
+            scrub_bytes: AtomicU64::new(0),
+            scrubs_finished: AtomicU64::new(0),
         });
         let pool = Arc::new(ReadPool::new("read", config.read_threads, config.read_queue_max));
         let (threads, queue_max) = (config.stream_threads, config.stream_queue_max);
@@ -128,7 +134,7 @@ impl Store {
             inner.disk.watch.close();
             inner.disk.closed.store(true, Ordering::Release);
             inner.reclaimer.close();
-            return Err(error);
+            return Err(tables::as_damage(error, &inner.disk.damage));
         }
         Ok(Store { inner: Arc::new(inner) })
     }
@@ -266,6 +272,17 @@ impl Store {
         self.inner.disk.failure.on_failure(hook);
     }
 
+    /// Reads everything that the store has once and reports the damage it finds. `pace` is told of
+    /// each piece read: it may wait, and it may end the scrub. Blocks.
+    pub fn scrub(&self, pace: Pace<'_>) -> Result<ScrubReport, Error> {
+        Scrub::new(&self.inner.disk, &self.inner.database, pace).run()
+    }
+
+    /// Bytes of the live files: what a scrub reads of them.
+    pub fn live_bytes(&self) -> Result<u64, Error> {
+        Scrub::new(&self.inner.disk, &self.inner.database, &mut |_| ControlFlow::Break(())).bytes()
+    }
+
     /// Figures as of now.
     pub fn stats(&self) -> Stats {
         let disk = &self.inner.disk;
@@ -283,6 +300,9 @@ impl Store {
             payload_applied_bytes: disk.payload_applied_bytes.load(Ordering::Relaxed),
             written: WrittenStats::of(|name| disk.db.ticker(name)),
             disk_free_bytes: self.inner.space.free().ok(),
+            damages: disk.damage.reported(),
+            scrub_bytes: disk.scrub_bytes.load(Ordering::Relaxed),
+            scrubs_finished: disk.scrubs_finished.load(Ordering::Relaxed),
         }
     }
 
@@ -373,71 +393,5 @@ impl Inner {
         let replica = self.replica(id)?;
         replica.check()?;
         Ok(replica)
-    }
-
-    /// The database must be of our format and belong to this directory.
-    fn check_identity(&self) -> Result<(), Error> {
-        let (db, meta) = (&self.disk.db, &self.disk.meta);
-        let Some(format) = db.fetch(meta, keys::FORMAT)? else {
-            let put = |key: &[u8], value: &[u8]| Mutation::Put {
-                family: meta.clone(),
-                key: key.to_vec(),
-                value: Bytes::copy_from_slice(value),
-            };
-            let rows = vec![put(keys::FORMAT, &[STORE_FORMAT]), put(keys::STORE_ID, &self.id)];
-            return self.disk.commit.write_and_wait(rows);
-        };
-        let found = u32::from(format.first().copied().unwrap_or_default());
-        let supported = u32::from(STORE_FORMAT);
-        if found > supported {
-            return Err(Error::NewerFormat { found, supported });
-        }
-        if found < supported {
-            // From here on an older program would leave rows behind that are not true any more.
-            let put = Mutation::Put {
-                family: meta.clone(),
-                key: keys::FORMAT.to_vec(),
-                value: Bytes::from_static(&[STORE_FORMAT]),
-            };
-            self.disk.commit.write_and_wait(vec![put])?;
-        }
-        let id = db.fetch(meta, keys::STORE_ID)?;
-        if id.as_deref() != Some(&self.id[..]) {
-            return Err(Error::corrupt("store", "its database belongs to another directory"));
-        }
-        Ok(())
-    }
-
-    /// Opens every replica with a descriptor; column families that none names are leftovers.
-    fn open_replicas(&self, quarantined: &BTreeMap<ReplicaId, u64>) -> Result<(), Error> {
-        let (mut ids, mut families) = (Vec::new(), Vec::new());
-        let (db, meta) = (&self.disk.db, &self.disk.meta);
-        db.walk(meta, keys::descriptors(), Walk::Few, &mut |row, value| {
-            let generation = decode_descriptor(Bytes::copy_from_slice(value))?;
-            let id = keys::replica_of_descriptor(row)
-                .ok_or_else(|| Error::corrupt("replica's descriptor", "its key is malformed"))?;
-            ids.push(id);
-            families.push((id, generation));
-            Ok(ControlFlow::Continue(()))
-        })?;
-        for name in db.family_names(&self.database)? {
-            if let Some(family) = keys::parse_family(&name)
-                && !families.contains(&family)
-            {
-                tracing::info!(family = name, "dropping what is left of a replica");
-                db.drop_family(&name)?;
-            }
-        }
-        ids.into_iter().try_for_each(|id| match quarantined.get(&id) {
-            Some(generation) => self.open_hollow(id, *generation),
-            None => self.open_replica(id),
-        })
-    }
-
-    pub(crate) fn open_replica(&self, id: ReplicaId) -> Result<(), Error> {
-        let disk = &self.disk;
-        let replica = Replica::open(&disk.db, (&disk.log, &disk.meta), id, disk.cache.space())?;
-        disk.replicas.write().insert(id, Arc::new(replica));
-        Ok(())
     }
 }

@@ -1,6 +1,7 @@
 //! Watches for flushes and compactions that fail.
 //!
-//! RocksDB keeps such failures to itself. Out of space, it waits for space, and a write that
+//! A compaction that met lost rows is damage of the replica whose rows they are, and the others go
+//! on. RocksDB keeps other failures to itself. Out of space, it waits for space, and a write that
 //! waits for a flush waits along, for as long as it takes. A node that can't write must stop
 //! instead, so that others take over.
 
@@ -43,8 +44,9 @@ impl Watch {
     }
 }
 
-fn watch(db: &Db, failure: &Failure, ended: &Receiver<()>) {
+fn watch(db: &Arc<Db>, failure: &Failure, ended: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_EVERY) {
+        db.report_spoiled();
         if db.background_failures() > 0 {
             failure.raise(&Error::io(
                 "flush or compact",

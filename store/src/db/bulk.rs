@@ -15,9 +15,9 @@ use crate::error::Error;
 /// The rows of a family in order, as a view sees them. Not kept in the cache.
 pub(crate) struct Rows {
     rows: ManuallyDrop<DBRawIteratorWithThreadMode<'static, DB>>,
-    _family: Family,
+    family: Family,
     /// The database rides along in it.
-    _view: View,
+    view: View,
 }
 
 /// A file of rows that a family can take over.
@@ -46,7 +46,7 @@ impl Db {
                 DBRawIteratorWithThreadMode<'static, DB>,
             >(rows)
         };
-        Rows { rows: ManuallyDrop::new(rows), _family: family, _view: view }
+        Rows { rows: ManuallyDrop::new(rows), family, view }
     }
 
     /// Begins a file of rows for a replica's family.
@@ -88,7 +88,8 @@ impl Rows {
     }
 
     pub fn status(&self) -> Result<(), Error> {
-        self.rows.status().map_err(|error| failed("walk rows", error))
+        let (db, family) = (&self.view._db, &self.family);
+        self.rows.status().map_err(|error| db.unread("walk rows", family, &[], error))
     }
 }
 

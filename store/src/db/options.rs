@@ -120,7 +120,19 @@ pub(super) fn database(
     options.set_keep_log_file_num(4);
     options.set_max_log_file_size(8 << 20);
     leave_memtables(&mut options);
+    keep_checksums(&mut options);
     options
+}
+
+/// Has the MANIFEST keep a CRC-32C of each table and blob file, which a scrub compares.
+fn keep_checksums(options: &mut Options) {
+    // SAFETY: the options are alive and share the factory, whose handle is destroyed once.
+    unsafe {
+        let factory = librocksdb_sys::rocksdb_file_checksum_gen_crc32c_factory_create();
+        let raw = options.as_raw_ptr();
+        librocksdb_sys::rocksdb_options_set_file_checksum_gen_factory(raw, factory);
+        librocksdb_sys::rocksdb_file_checksum_gen_factory_destroy(factory);
+    }
 }
 
 /// Has the end of background work leave memtables as they are: a store that closes has flushed

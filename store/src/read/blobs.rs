@@ -16,7 +16,25 @@ use crate::keys;
 const READ_AHEAD_FROM_BYTES: u64 = 4 * CHUNK_BYTES;
 
 impl Reader {
-    pub(super) fn load_blob(
+    /// As [`Reader::load_blob`]; chunks that make no sense are reported. Through a view, so are
+    /// those that are missing: nobody deletes what a view sees.
+    pub(super) fn load_checked(
+        &self,
+        look: Look<'_>,
+        collection: CollectionId,
+        extents: &[Extent],
+        range: Range<u64>,
+    ) -> Result<Outcome<Bytes>, Error> {
+        let loaded = match (self.load_blob(look, collection, extents, range), look) {
+            (Ok(Outcome::Gone), Look::View(_) | Look::Passing(_)) => {
+                Err(Error::corrupt("state", "a chunk that its record refers to is missing"))
+            }
+            (loaded, _) => loaded,
+        };
+        self.disk.seen(self.replica.id, loaded)
+    }
+
+    fn load_blob(
         &self,
         look: Look<'_>,
         collection: CollectionId,

@@ -55,6 +55,11 @@ impl Store {
 }
 
 impl Inner {
+    /// Returns what an opening does with replicas that have lost rows.
+    pub(super) fn damage_policy(&self) -> DamagePolicy {
+        DamagePolicy::read(&self.policy)
+    }
+
     /// Writes descriptors again that were lost: a replica in quarantine is there until it is
     /// dropped.
     pub(super) fn restore(&self, descriptors: &[(ReplicaId, u64)]) -> Result<(), Error> {
