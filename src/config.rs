@@ -116,6 +116,8 @@ pub struct Config {
     pub upload_idle_s: NonZeroU64,
     /// Seconds between sweeps of expired states and fields, and old request ids.
     pub sweep_interval_s: u64,
+    /// Seconds between comparisons of what the replicas of a shard have applied; 0: never.
+    pub hash_check_interval_s: u64,
     /// Request ids that each shard remembers at most, the newest.
     pub request_ids_max: u64,
     /// Seconds in which everything on disk is read once and checked; 0 for never.
@@ -170,6 +172,7 @@ impl Default for Config {
             stream_stall_s: NonZeroU64::new(30).expect("30 is not zero"),
             upload_idle_s: NonZeroU64::new(900).expect("900 is not zero"),
             sweep_interval_s: 30,
+            hash_check_interval_s: 60,
             request_ids_max: statehouse_store::REQUESTS_MAX,
             scrub_interval_s: 7 * 24 * 60 * 60,
             scrub_bytes_per_second_max: 32 << 20,
@@ -219,6 +222,7 @@ const KEYS: &[&str] = &[
     "stream_stall_s",
     "upload_idle_s",
     "sweep_interval_s",
+    "hash_check_interval_s",
     "request_ids_max",
     "scrub_interval_s",
     "scrub_bytes_per_second_max",

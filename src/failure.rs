@@ -141,6 +141,9 @@ pub const SHARD: &str = "shard";
 pub const LEADER_NODE: &str = "leader_node";
 pub const LEADER_ADDRESS: &str = "leader_address";
 
+/// The name under which `CORRUPT` says what was read, if that was damaged on disk.
+pub const DAMAGED: &str = "damaged";
+
 /// How long a caller waits after a full queue.
 const RETRY_OVERLOADED: Duration = Duration::from_millis(50);
 
@@ -220,9 +223,10 @@ impl From<&store::Error> for Failure {
                 .with("free_bytes", free)
                 .with("reserve_bytes", reserve)
                 .retry_after(RETRY_DISK_FULL),
-            store::Error::Corrupt { .. } | store::Error::Damaged { .. } => {
-                Failure::new(Reason::Corrupt, message)
+            store::Error::Corrupt { what, .. } => {
+                Failure::new(Reason::Corrupt, message).with(DAMAGED, what)
             }
+            store::Error::Damaged { .. } => Failure::new(Reason::Corrupt, message),
             store::Error::DiskFailed { .. } => Failure::new(Reason::Unavailable, message),
             // It has gone elsewhere, or is going: whoever leads the shard serves the call.
             store::Error::Replica { .. } => {

@@ -10,6 +10,7 @@ mod caller;
 mod calls;
 mod cluster;
 mod convert;
+mod damaged;
 mod leaving;
 mod models;
 mod observed;

@@ -163,7 +163,7 @@ impl Node {
         tasks.push(tokio::spawn(http::serve(
             http_listener,
             metrics,
-            readiness.clone(),
+            (readiness.clone(), shards.clone()),
             stopped.clone(),
         )));
         let interval = Duration::from_secs(config.sweep_interval_s.max(1));
@@ -345,6 +345,7 @@ fn cluster_config(config: &Config, memory: &Plan) -> cluster::Config {
         append_bytes_in_flight_max: memory.appends as usize,
         transfer_bytes_per_second: config.transfer_bytes_per_second,
         foreground_p99_max: Duration::from_millis(config.move_pause_p99_ms),
+        hash_check_interval: Duration::from_secs(config.hash_check_interval_s),
         controller: cluster::controller::Config {
             dead_after: Duration::from_secs(config.dead_after_s),
             tasks_max: config.tasks_max,

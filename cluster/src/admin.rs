@@ -77,13 +77,17 @@ pub(crate) async fn begin(
     seen.view(&Default::default()).check(wanted)?;
     let shard = wanted.shard();
     let voters = seen.voters(shard);
+    let stopped = seen.stopped_voters(shard);
     let leaving = |from: NodeId| {
-        let found = voters.iter().find(|(_, node)| **node == from);
+        let on = |(_, node): &(&ReplicaId, &NodeId)| **node == from;
+        // Of two on one node, one half rebuilt, it is the stopped one.
+        let found = stopped.iter().find(on).or_else(|| voters.iter().find(on));
         found.map(|(replica, node)| Side { replica: replica.0, node: node.0 })
     };
     let (to, from) = match wanted {
         Move::Add { to, .. } => (Some(to), None),
         Move::Replace { from, to, .. } => (Some(to), Some(from)),
+        Move::Rebuild { at, .. } => (Some(at), Some(at)),
         Move::Remove { from, .. } => (None, Some(from)),
         Move::Lead { .. } => (None, None),
     };
@@ -122,7 +126,10 @@ async fn coming(
     to: NodeId,
 ) -> Result<ReplicaId, Error> {
     let learners = seen.leader(shard).map(|(_, group)| &group.learners);
-    let learner = learners.and_then(|all| all.iter().find(|(_, node)| **node == to));
+    let good = |(replica, node): &(&ReplicaId, &NodeId)| {
+        **node == to && seen.stopped(to, **replica).is_none()
+    };
+    let learner = learners.and_then(|all| all.iter().find(good));
     match learner {
         Some((replica, _)) if shard == META_SHARD => Ok(*replica),
         _ => meta::take_replica_id(shards).await,

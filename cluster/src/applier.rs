@@ -7,6 +7,7 @@
 //! Decides nothing about what is committed: that is Raft's.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -140,12 +141,11 @@ impl Worker {
             let mut batch = self.store.apply_batch();
             let mut applied = Vec::new();
             for run in runs.by_ref() {
-                match apply(self.shards.get_mut(&run.replica), &mut batch, &run.entries) {
+                match apply(self.shards.get_mut(&run.replica), &mut batch, &run) {
                     Ok(replies) => applied.push((run, replies)),
+                    // This replica stops: one of the others may have no part in it.
                     Err(error) => {
-                        // The batch is spoiled, for its other replicas too: they learn it below.
                         let _ = run.done.send(Err(error));
-                        break;
                     }
                 }
                 if batch.bytes() >= BATCH_BYTES_MAX {
@@ -154,7 +154,7 @@ impl Worker {
             }
             match batch.commit() {
                 Ok(()) => applied.into_iter().for_each(answer),
-                // Going on after a failed apply would be a guess: every replica in it stops.
+                // Nobody knows what was written: the store has failed, and with it the node.
                 Err(error) => {
                     tracing::error!(%error, "apply failed: replicas stop");
                     for (run, _) in applied {
@@ -166,18 +166,25 @@ impl Worker {
     }
 }
 
+/// Adds a run to a batch. A replica that fails, or panics, is left out of the batch.
 fn apply(
     shard: Option<&mut Shard>,
     batch: &mut store::ApplyBatch,
-    entries: &[(Arc<Entry>, Option<Answer>)],
+    run: &Run,
 ) -> Result<Vec<Vec<Reply>>, store::Error> {
-    let Some(shard) = shard else {
-        return Err(store::Error::Io {
-            what: "apply",
-            detail: "the replica has stopped".to_owned(),
-        });
-    };
-    entries.iter().map(|(entry, _)| shard.apply(batch, entry)).collect()
+    let stopped = |detail: String| store::Error::Io { what: "apply", detail };
+    let Some(shard) = shard else { return Err(stopped("the replica has stopped".to_owned())) };
+    let applying = AssertUnwindSafe(|| {
+        run.entries.iter().map(|(entry, _)| shard.apply(batch, entry)).collect()
+    });
+    match std::panic::catch_unwind(applying) {
+        Ok(applied) => applied,
+        Err(_) => {
+            let error = stopped("an entry could not be applied: it panicked".to_owned());
+            batch.fail(run.replica, &error);
+            Err(error)
+        }
+    }
 }
 
 fn answer((run, replies): (Run, Vec<Vec<Reply>>)) {

@@ -8,17 +8,18 @@ mod cache;
 mod convert;
 mod local;
 mod server;
+mod sums;
 mod usage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use statehouse_store::{Body, Command, CommandBatch, Entry, ReplicaId, Reply};
+use statehouse_store::{Body, Command, CommandBatch, Entry, EntryId, ReplicaId, Reply};
 use tonic::{Code, Request, Status};
 
 use crate::clock::ClockReport;
-use crate::raft::{Groups, Leader, Role};
+use crate::raft::{Groups, Leader, Role, Stopped};
 use crate::shards::Addresses;
 use crate::{Error, NodeId, ShardId};
 
@@ -76,6 +77,8 @@ pub struct NodeReport {
     pub clock: Option<ClockReport>,
     /// Its replicas.
     pub groups: Vec<GroupReport>,
+    /// Its replicas that take no part any more.
+    pub stopped: Vec<Stopped>,
 }
 
 /// How a replica is.
@@ -111,6 +114,10 @@ pub struct GroupReport {
     pub commands: u64,
     /// Bytes that came of a snapshot on its way here.
     pub receiving: u64,
+    /// The entry with the membership that all this says; index 0 before the first.
+    pub membership_at: EntryId,
+    /// Whether a quorum has that entry.
+    pub membership_committed: bool,
 }
 
 impl GroupReport {
@@ -178,17 +185,19 @@ impl Control {
         convert::done(answer.map_err(|status| lost(node, &status))?.into_inner(), node, shard)
     }
 
-    /// Has a node end a replica, and delete what it has.
+    /// Has a node end a replica, and delete what it has. `left_at` is the membership in which it
+    /// is no member: a node whose replica knows a newer one with itself in it refuses.
     pub async fn destroy(
         &self,
         node: NodeId,
         shard: ShardId,
-        replica: ReplicaId,
+        (replica, left_at): (ReplicaId, EntryId),
     ) -> Result<(), Error> {
         if self.is_here(node) {
-            return self.groups.destroy(shard, replica).await;
+            return self.groups.destroy_left(shard, replica, Some(left_at)).await;
         }
-        let ask = convert::replica_ask(self.groups.peers().hello(node), shard, replica);
+        let mut ask = convert::replica_ask(self.groups.peers().hello(node), shard, replica);
+        ask.membership_at = Some(convert::position(left_at));
         let mut client = self.groups.peers().control_client(node)?;
         let answer = client.destroy_replica(limited(ask, ANSWER_WAIT_MAX)).await;
         convert::done(answer.map_err(|status| lost(node, &status))?.into_inner(), node, shard)

@@ -9,7 +9,7 @@ mod loads;
 pub mod observe;
 mod tidy;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::admin::begin;
 use crate::placement::{By, Move};
 use crate::task::{Purpose, TaskId};
-use crate::{Error, META_SHARD, NodeId, Shards};
+use crate::{Error, META_SHARD, NodeId, ShardId, Shards};
 
 pub use loads::Loads;
 use observe::{Observed, observe};
@@ -89,12 +89,14 @@ struct Controller {
     config: Config,
     looks: u32,
     loads: Loads,
-    sizes: HashMap<(NodeId, crate::ShardId), u64>,
+    sizes: HashMap<(NodeId, ShardId), u64>,
     drivers: HashMap<TaskId, JoinHandle<()>>,
     /// Told when a driver ends.
     ended: Arc<Notify>,
     /// When each member was last heard.
     heard: BTreeMap<NodeId, Instant>,
+    /// The voters that were stopped at the last look, by shard and node.
+    stopped: BTreeSet<(ShardId, NodeId)>,
     /// Since when the leads are where they are.
     settled: (Vec<Option<NodeId>>, Instant),
 }
@@ -117,6 +119,7 @@ impl Controller {
             drivers: HashMap::new(),
             ended: Arc::default(),
             heard: BTreeMap::new(),
+            stopped: BTreeSet::new(),
             settled: (Vec::new(), Instant::now()),
         }
     }
@@ -140,7 +143,9 @@ impl Controller {
         for task in seen.running() {
             self.carry_out(shards, task.id);
         }
-        if tidy::learners(shards, &seen).await? {
+        let (learns, left) =
+            (tidy::learners(shards, &seen).await?, tidy::left_learners(shards, &seen).await?);
+        if learns || left {
             // The plan must know of them.
             return Ok(Changing::Yes);
         }
@@ -150,6 +155,11 @@ impl Controller {
             self.mend(shards, &seen).await?;
             self.even_leads(shards, &seen).await?;
         }
+        let stopped = seen.placements.keys().flat_map(|shard| {
+            let voters = seen.stopped_voters(*shard).into_values();
+            voters.map(|node| (*shard, node))
+        });
+        self.stopped = stopped.collect();
         Ok(if self.drivers.is_empty() { Changing::No } else { Changing::Yes })
     }
 
@@ -185,7 +195,12 @@ impl Controller {
         let moves = seen.view(&self.loads.per_second()).mend();
         // A node that is silent for a moment keeps what it has.
         let wanted = moves.into_iter().filter(|wanted| match *wanted {
-            Move::Replace { from, .. } | Move::Remove { from, .. } => !self.is_away(seen, from),
+            Move::Replace { shard, from, .. } => {
+                let stopped = seen.stopped_voters(shard).into_values().any(|node| node == from);
+                !self.is_away(seen, from) && (!stopped || self.stays_stopped(shard, from))
+            }
+            Move::Remove { from, .. } => !self.is_away(seen, from),
+            Move::Rebuild { shard, at } => self.stays_stopped(shard, at),
             Move::Add { .. } | Move::Lead { .. } => true,
         });
         for wanted in wanted.take(room).collect::<Vec<_>>() {
@@ -199,6 +214,12 @@ impl Controller {
             }
         }
         Ok(())
+    }
+
+    /// Whether a voter was seen stopped by this look and the one before: two nodes' reports are not
+    /// of the same moment.
+    fn stays_stopped(&self, shard: ShardId, at: NodeId) -> bool {
+        self.stopped.contains(&(shard, at))
     }
 
     /// Not heard, and not yet for so long that it counts as dead.

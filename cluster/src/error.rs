@@ -135,6 +135,11 @@ pub enum MembersProblem {
     /// The replica did not take the lead in time.
     #[error("replica {0} did not take the lead")]
     NotTaken(ReplicaId),
+    /// The replica is a member of its group, by all that it knows: it must not be destroyed.
+    #[error(
+        "replica {0} belongs to its group: whoever wants it destroyed knows an older membership"
+    )]
+    Belongs(ReplicaId),
     /// The change can't be made.
     #[error("the change of its members can't be made")]
     Refused,

@@ -22,6 +22,7 @@
 //! | `control.rs` | what nodes ask of each other |
 //! | `controller.rs` | keeps the cluster as it should be |
 //! | `admin.rs` | what people ask of it |
+//! | `divergence.rs` | whether replicas that have applied the same hold the same |
 //! | `usage.rs` | how much it holds |
 //! | `topology.rs` * | which nodes there are, and where replicas are |
 //! | `placement.rs` * | where replicas should be |
@@ -41,6 +42,7 @@ mod checkpointer;
 pub mod clock;
 pub mod control;
 pub mod controller;
+mod divergence;
 mod error;
 mod foreground;
 mod format;

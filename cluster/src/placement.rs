@@ -1,13 +1,19 @@
 //! Where replicas should be: a picture of the cluster in, moves out. Pure.
 //!
 //! Two jobs. *Mending*: a shard with too few replicas, or with some on nodes that are dead or
-//! drain, gets them elsewhere. *Balancing*: the fullest node gives to the emptiest, move by move,
+//! drain, gets them elsewhere; a replica that has stopped is replaced, on its own node if that takes
+//! one. *Balancing*: the fullest node gives to the emptiest, move by move,
 //! as long as a move brings the extremes closer; leaders are balanced by transfers, which cost
-//! nothing. Never two replicas of a shard on one node. Does not carry anything out.
+//! nothing. Never two replicas of a shard on one node that
+//! both take part. Does not carry anything out.
+
+mod refusal;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{META_SHARD, NodeId, ShardId};
+
+pub use refusal::Refusal;
 
 /// What is even in the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub struct ShardView {
     pub id: ShardId,
     /// Where its voters are.
     pub nodes: BTreeSet<NodeId>,
+    /// Those of them whose replica takes no part any more, though the node answers.
+    pub stopped: BTreeSet<NodeId>,
     /// Which of them leads, if any does.
     pub leader: Option<NodeId>,
     /// Bytes on disk of one replica.
@@ -92,6 +100,13 @@ pub enum Move {
         /// Where it goes to.
         to: NodeId,
     },
+    /// A replica that has stopped is replaced by a new one on the same node.
+    Rebuild {
+        /// Of which shard.
+        shard: ShardId,
+        /// Where.
+        at: NodeId,
+    },
     /// A replica less.
     Remove {
         /// Of which shard.
@@ -114,81 +129,11 @@ impl Move {
         match self {
             Move::Add { shard, .. }
             | Move::Replace { shard, .. }
+            | Move::Rebuild { shard, .. }
             | Move::Remove { shard, .. }
             | Move::Lead { shard, .. } => shard,
         }
     }
-}
-
-/// Why a move that somebody asked for is refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    /// There is no such node.
-    #[error("node {0} is not a member of this cluster")]
-    UnknownNode(NodeId),
-    /// There is no such shard.
-    #[error("shard {0} does not exist")]
-    UnknownShard(ShardId),
-    /// A second change during a change.
-    #[error("shard {0} is being changed: wait for the task or cancel it")]
-    Busy(ShardId),
-    /// Two replicas of a shard on one node.
-    #[error("node {node} has a replica of shard {shard} already")]
-    Occupied {
-        /// Which shard.
-        shard: ShardId,
-        /// Which node.
-        node: NodeId,
-    },
-    /// No replica there.
-    #[error("node {node} has no replica of shard {shard}")]
-    Absent {
-        /// Which shard.
-        shard: ShardId,
-        /// Which node.
-        node: NodeId,
-    },
-    /// It does not answer, drains, or has a full disk.
-    #[error(
-        "node {0} takes no replicas, nor leads: it does not answer, is being drained or is short \
-         of disk space"
-    )]
-    Closed(NodeId),
-    /// Without it no majority of the rest answers.
-    #[error(
-        "shard {shard} would be left with {alive} of {left} replicas that answer: too few for a \
-         majority"
-    )]
-    LastGood {
-        /// Which shard.
-        shard: ShardId,
-        /// Replicas that answer after the move.
-        alive: usize,
-        /// Replicas after the move.
-        left: usize,
-    },
-    /// A node that still has replicas.
-    #[error("node {node} has {replicas} replicas: drain it first")]
-    Full {
-        /// Which node.
-        node: NodeId,
-        /// How many.
-        replicas: usize,
-    },
-    /// A disk that can't join.
-    #[error("{0}")]
-    Disk(String),
-    /// A task that can't be undone.
-    #[error("task {task} can't be undone any more: its step is {step}")]
-    TooLate {
-        /// Which task.
-        task: u64,
-        /// How far it is.
-        step: String,
-    },
-    /// Nowhere to go.
-    #[error("no node that is open lacks a replica of shard {0}")]
-    NoRoom(ShardId),
 }
 
 /// The most moves of one plan: a plan is made anew when these are done.
@@ -224,9 +169,16 @@ impl View {
                 self.check_target(shard, to)?;
                 self.check_rest(shard, from, Some(to))
             }
+            Move::Rebuild { at, .. } => {
+                self.check_source(shard, at)?;
+                self.check_majority(shard)?;
+                let fits = self.node(at).is_some_and(NodeView::fits);
+                if fits { Ok(()) } else { Err(Refusal::Closed(at)) }
+            }
             Move::Lead { to, .. } => {
                 self.check_source(shard, to)?;
                 let leads = self.node(to).is_some_and(|node| node.alive && !node.short);
+                let leads = leads && !shard.stopped.contains(&to);
                 if leads { Ok(()) } else { Err(Refusal::Closed(to)) }
             }
         }
@@ -256,11 +208,26 @@ impl View {
     ) -> Result<(), Refusal> {
         let rest = shard.nodes.iter().copied().filter(|node| *node != from).chain(to);
         let rest: Vec<NodeId> = rest.collect();
-        let alive = rest.iter().filter(|node| self.is_alive(**node)).count();
+        let alive = rest.iter().filter(|node| self.takes_part(shard, **node)).count();
         if alive * 2 > rest.len() {
             return Ok(());
         }
         Err(Refusal::LastGood { shard: shard.id, alive, left: rest.len() })
+    }
+
+    /// A majority of the voters takes part: without it nothing can be changed.
+    fn check_majority(&self, shard: &ShardView) -> Result<(), Refusal> {
+        let left = shard.nodes.len();
+        let alive = shard.nodes.iter().filter(|node| self.takes_part(shard, **node)).count();
+        if alive * 2 > left {
+            return Ok(());
+        }
+        Err(Refusal::LastGood { shard: shard.id, alive, left })
+    }
+
+    /// Whether a node answers, and its replica of a shard, if it has one, takes part.
+    fn takes_part(&self, shard: &ShardView, node: NodeId) -> bool {
+        self.is_alive(node) && !shard.stopped.contains(&node)
     }
 
     /// Moves that bring every shard to its replicas, on nodes that are open and answer. A shard
@@ -281,7 +248,8 @@ impl View {
         moves
     }
 
-    /// One step for one shard: more replicas first, then better places, then fewer.
+    /// One step for one shard: replicas that have stopped first, then more, then better places,
+    /// then fewer.
     fn mend_shard(&self, shard: &ShardView, weights: &BTreeMap<NodeId, u64>) -> Option<Move> {
         let fits = |node: &NodeId| self.node(*node).is_some_and(NodeView::fits);
         let takes = |node: &NodeId| self.node(*node).is_some_and(NodeView::takes);
@@ -292,6 +260,14 @@ impl View {
         };
         let misplaced = shard.nodes.iter().find(|node| !fits(node)).copied();
         let id = shard.id;
+        if let Some(stopped) = shard.stopped.iter().copied().find(|node| shard.nodes.contains(node))
+        {
+            // Its disk may be short because of what the stopped replica has: that goes first.
+            return match (takes(&stopped), target()) {
+                (false, Some(to)) => Some(Move::Replace { shard: id, from: stopped, to }),
+                _ => Some(Move::Rebuild { shard: id, at: stopped }),
+            };
+        }
         if shard.nodes.len() < self.replicas
             && let Some(to) = target()
         {
@@ -400,6 +376,7 @@ impl View {
         let choices = self.shards.iter().filter(|shard| !shard.busy).filter_map(|shard| {
             let leader = shard.leader?;
             let others = shard.nodes.iter().filter(|node| **node != leader);
+            let others = others.filter(|node| !shard.stopped.contains(node));
             let to = others.filter(|node| lead(node).is_some()).min_by_key(|node| lead(node))?;
             // A leader on a node that drains, is gone or may not lead counts as one too many.
             let gain = lead(&leader).unwrap_or(u64::MAX).checked_sub(lead(to)? + 2)?;
@@ -427,6 +404,9 @@ impl View {
                 if shard.leader == Some(from) {
                     shard.leader = shard.nodes.first().copied();
                 }
+            }
+            Move::Rebuild { at, .. } => {
+                shard.stopped.remove(&at);
             }
             Move::Lead { to, .. } => shard.leader = Some(to),
         }
@@ -458,7 +438,7 @@ fn weigh(weights: &mut BTreeMap<NodeId, u64>, made: Move, bytes: u64) {
             change(from, false);
             change(to, true);
         }
-        Move::Lead { .. } => {}
+        Move::Rebuild { .. } | Move::Lead { .. } => {}
     }
 }
 

@@ -20,6 +20,8 @@
 //! | `purger.rs`, `retained.rs` * | purges logs; how many bytes of one are kept |
 //! | `transfers.rs`, `snapshot.rs`, `throttle.rs` * | whole replicas on their way to other nodes |
 //! | `descriptor.rs` | a replica's row on disk |
+//! | `fault.rs` * | why a replica no longer takes part |
+//! | `quarantine.rs` | replicas that have stopped: out of service, kept out, reported |
 //! | `inbound.rs`, `network.rs`, `session.rs` | what comes from peers, what goes to them |
 //! | `sound.rs` * | whether what a peer says can be true |
 //! | `acknowledged.rs` * | what followers have acknowledged, so that a loss is noticed |
@@ -39,6 +41,7 @@ mod confirm;
 mod conformance;
 mod convert;
 mod descriptor;
+mod fault;
 mod freshness;
 mod group;
 mod groups;
@@ -52,6 +55,7 @@ mod network;
 mod proposing;
 mod pulse;
 mod purger;
+mod quarantine;
 mod reads;
 mod retained;
 mod room;
@@ -69,5 +73,6 @@ pub use config::Config;
 pub(crate) use descriptor::put as put_row;
 pub use group::{Done, Group, Leader};
 pub use groups::Groups;
+pub use quarantine::Stopped;
 pub use status::{GroupStatus, Role};
 pub use transfers::{Direction, Transfer};

@@ -12,6 +12,7 @@ mod found;
 mod policy;
 mod propose;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -26,10 +27,10 @@ use tokio::task::JoinHandle;
 use crate::clock::Keeper;
 use crate::control::Control;
 use crate::proposals::Limits;
-use crate::raft::{self, Group, Groups, Transfer};
+use crate::raft::{self, Group, Groups, Stopped, Transfer};
 use crate::transport::{self, Peers};
 use crate::{Error, Foreground, Identity, META_SHARD, NodeId, ShardId, ShardMap, Topology};
-use crate::{checkpointer, controller};
+use crate::{checkpointer, controller, divergence};
 
 pub use announce::Addresses;
 pub(crate) use announce::note;
@@ -68,6 +69,8 @@ pub struct Config {
     pub foreground_p99_max: Duration,
     /// How the cluster is kept as it should be.
     pub controller: controller::Config,
+    /// Between comparisons of what replicas have applied; zero: never.
+    pub hash_check_interval: Duration,
 }
 
 impl Default for Config {
@@ -83,6 +86,7 @@ impl Default for Config {
             transfer_bytes_per_second: raft::Config::default().transfer_bytes_per_second,
             foreground_p99_max: raft::Config::default().foreground_p99_max,
             controller: controller::Config::default(),
+            hash_check_interval: Duration::from_secs(60),
         }
     }
 }
@@ -115,6 +119,8 @@ pub struct Shards {
     groups: Arc<Groups>,
     control: Control,
     topology: ArcSwap<Topology>,
+    /// Where the other nodes are, as it is written down.
+    peers_known: Mutex<BTreeMap<NodeId, String>>,
     /// One reading of shard 0 at a time: what was read first must not be put in place last.
     taking_up: Mutex<()>,
     /// Counts changes of what all nodes share.
@@ -155,6 +161,7 @@ impl Shards {
             groups,
             taking_up: Mutex::default(),
             topology: ArcSwap::default(),
+            peers_known: Mutex::default(),
             changes: watch::Sender::new(0),
             stop,
             removed: watch::Sender::new(false),
@@ -173,6 +180,10 @@ impl Shards {
         shards.tasks.lock().extend([following, announcing, policy]);
         let controller = tokio::spawn(controller::run(Arc::downgrade(&shards), config.controller));
         shards.tasks.lock().push(controller);
+        if !config.hash_check_interval.is_zero() {
+            let comparing = divergence::run(Arc::downgrade(&shards), config.hash_check_interval);
+            shards.tasks.lock().push(tokio::spawn(comparing));
+        }
         follow::ready(&shards).await?;
         Ok(shards)
     }
@@ -248,6 +259,11 @@ impl Shards {
     /// This node's replicas, the catalog's first.
     pub fn groups(&self) -> Vec<Arc<Group>> {
         self.groups.all()
+    }
+
+    /// This node's replicas that have stopped: damaged, or ended by an error.
+    pub fn stopped(&self) -> Vec<Stopped> {
+        self.groups.stopped()
     }
 
     /// Where calls are to be noted: moved replicas make room for them.

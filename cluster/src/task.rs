@@ -189,6 +189,12 @@ impl Task {
         self.error = Some(error);
     }
 
+    /// The current step can never be done: the task is undone, if that is still possible.
+    pub fn give_up(&mut self, error: String, now_ms: u64) {
+        self.tries = TRIES_MAX;
+        self.failed(error, now_ms);
+    }
+
     /// Undoes it, if that's still possible; answers whether it is.
     pub fn cancel(&mut self, now_ms: u64) -> bool {
         if !self.can_cancel() {

@@ -4,6 +4,7 @@
 //! too long is cut off, since a state under reading holds up the disk's compaction.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Poll, ready};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use futures::{Stream, StreamExt as _};
 use statehouse_client::HOP;
 use statehouse_client::lanes::Lanes;
 use statehouse_client::retry::Effect;
+use statehouse_cluster::raft::Group;
 use statehouse_proto::v1;
 use statehouse_proto::v1::read_stream_response::Part;
 use statehouse_proto::v1::state_client::StateClient;
@@ -21,6 +23,7 @@ use tonic::Status;
 use tonic::metadata::MetadataValue;
 
 use super::caller::Caller;
+use super::damaged::elsewhere;
 use super::transfers::finished;
 use super::{Calls, Transfers, convert, status};
 use crate::failure::{Failure, Reason};
@@ -51,8 +54,9 @@ pub async fn read(
         let group = router.shards().group(shard);
         let group = group.filter(|group| query.freshness.may_be_served_by(group));
         let group = group.ok_or_else(|| router.refusal(shard))?;
+        let opened = elsewhere(&group, calls.states().open(&group, &query).await).await?;
         // Counted where the caller asked.
-        return Ok(chunks(calls, &query.target, calls.states().open(&group, &query).await?));
+        return Ok(chunks(calls, (&query.target, group), opened));
     }
     let open = calls.transfers().counted().open(Direction::Read);
     let mut route = router.route(shard, caller.deadline, Effect::None);
@@ -60,7 +64,8 @@ pub async fn read(
         let outcome = match route.next(query.freshness) {
             Place::Here(group) => {
                 let opened = calls.states().open(&group, &query).await;
-                opened.map(|opened| chunks(calls, &query.target, opened))
+                let opened = elsewhere(&group, opened).await;
+                opened.map(|opened| chunks(calls, (&query.target, group), opened))
             }
             Place::There(_, lanes) => from_another(calls, &lanes, request.clone()).await,
             Place::Nowhere => Err(Failure::not_leader(shard, router.leader_of(shard))),
@@ -105,7 +110,7 @@ fn counted(chunks: Chunks, open: OpenStream) -> Chunks {
 }
 
 /// The chunks of an opened state, read on a task of their own, on the threads for that.
-fn chunks(calls: &Calls, target: &StateKey, opened: Opened) -> Chunks {
+fn chunks(calls: &Calls, (target, group): (&StateKey, Arc<Group>), opened: Opened) -> Chunks {
     let (sender, receiver) = mpsc::channel(CHUNKS_WAITING_MAX);
     let bytes = opened.slices.iter().map(|slice| slice.bytes).sum();
     let subject = Subject { collection: &target.collection, key: &target.key, items: 0 };
@@ -114,6 +119,11 @@ fn chunks(calls: &Calls, target: &StateKey, opened: Opened) -> Chunks {
     transfers.spawn(async move {
         let to = Sender { chunks: &sender, transfers: calls.transfers() };
         let failed = feed(&calls, opened, &to).await;
+        // What was sent is right; the rest is read anew, at another replica.
+        let failed = match failed {
+            Err(Some(failure)) => elsewhere(&group, Err(failure)).await.map_err(Some),
+            ended => ended,
+        };
         let outcome = match &failed {
             Ok(()) => "ok",
             Err(None) => "left by its reader",

@@ -18,6 +18,7 @@ use statehouse_proto::v1;
 use prost::Message as _;
 
 use super::caller::{Caller, late};
+use super::damaged::elsewhere;
 use super::{Calls, convert, status};
 use crate::admission::Charge;
 use crate::failure::{Failure, Reason};
@@ -69,7 +70,8 @@ impl Calls {
         if router.is_alone()
             && let Some(group) = router.shards().group(router.shard_of(request.key()))
         {
-            return request.here(self, &group, caller).await;
+            let done = request.here(self, &group, caller).await;
+            return Box::pin(elsewhere(&group, done)).await;
         }
         // Boxed, so that a call on a node alone does not carry it.
         Box::pin(self.routed_among_many(request, caller)).await
@@ -86,7 +88,8 @@ impl Calls {
         if caller.hop {
             let group = router.shards().group(shard).filter(|g| freshness.may_be_served_by(g));
             let Some(group) = group else { return Err(router.refusal(shard)) };
-            return match request.here(self, &group, caller).await {
+            let done = request.here(self, &group, caller).await;
+            return match elsewhere(&group, done).await {
                 Err(failure) if failure.reason == Reason::NotLeader => Err(router.refusal(shard)),
                 done => done,
             };
@@ -94,7 +97,10 @@ impl Calls {
         let mut route = router.route(shard, caller.deadline, request.effect());
         loop {
             let outcome = match route.next(freshness) {
-                Place::Here(group) => request.clone().here(self, &group, caller.clone()).await,
+                Place::Here(group) => {
+                    let done = request.clone().here(self, &group, caller.clone()).await;
+                    elsewhere(&group, done).await
+                }
                 Place::There(node, lanes) => {
                     let call = request.clone().into_call();
                     let answer = self.ask(&route, &lanes, call, &caller.charge).await;

@@ -18,6 +18,7 @@ use statehouse_cluster::{NodeId, ShardId};
 use statehouse_proto::v1;
 
 use super::caller::Caller;
+use super::damaged::elsewhere;
 use super::routed::{Routed, not_its_answer};
 use super::{Calls, convert, status};
 use crate::admission::Charge;
@@ -137,9 +138,11 @@ impl Calls {
             }
         }
         let found = self.states().get_many(&collection, &keys, &selection, charge).await;
+        let found = keys.iter().zip(found).map(|((_, group), found)| elsewhere(group, found));
+        let found = join_all(found).await.into_iter();
         let item =
             |found: Result<_, Failure>| found.map(|state| Item::State(convert::state(state)));
-        came.extend(ready.into_iter().zip(found.into_iter().map(item)));
+        came.extend(ready.into_iter().zip(found.map(item)));
         (came, convert::lag_ms(lag))
     }
 }
@@ -221,14 +224,14 @@ impl Scatter<'_> {
             Batch::Put(puts) => {
                 let put = |(at, group): ItemHere| async move {
                     let written = puts[at].clone().here(calls, &group, caller.clone()).await;
-                    (at, written.map(Item::Written))
+                    (at, elsewhere(&group, written).await.map(Item::Written))
                 };
                 (join_all(here.into_iter().map(put)).await, 0)
             }
             Batch::Score(scores) => {
                 let score = |(at, group): ItemHere| async move {
                     let scored = scores[at].clone().here(calls, &group, caller.clone()).await;
-                    (at, scored.map(Item::Scored))
+                    (at, elsewhere(&group, scored).await.map(Item::Scored))
                 };
                 (join_all(here.into_iter().map(score)).await, 0)
             }

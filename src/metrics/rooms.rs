@@ -111,6 +111,9 @@ impl Rooms {
         let help = "Milliseconds by which the wall clock is ahead of the node's time";
         let family = out.encode_descriptor("clock_skew_ms", help, None, gauge_type())?;
         ConstGauge::new(clock.skew_ms).encode(family)?;
+        let stopped = self.shards.stopped().len() as u64;
+        let help = "Replicas of this node that have stopped and are not replaced yet";
+        gauge(out, "replicas_stopped", help, None, stopped)?;
         let transfers = self.shards.transfers();
         let paused = transfers.iter().filter(|it| it.paused).count() as u64;
         let under_way = transfers.len() as u64;

@@ -4,7 +4,8 @@
 //! row rides in the same family, so that a flush makes both durable together.
 //!
 //! Shards add entries; `commit` writes all of them, each shard's applied row included, and only
-//! then do readers see them and may replies leave. A batch that is dropped has done nothing.
+//! then do readers see them and may replies leave. A batch that is dropped has done nothing. A
+//! shard whose entry fails drops out of the batch with all that it added; the others go on.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,17 +23,15 @@ use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::overlay::Overlay;
 use crate::payload::payload_bytes;
+use crate::sums::Sums;
 use crate::usage;
 
 /// Entries applied and not written yet, of any number of shards.
 pub struct ApplyBatch {
     disk: Arc<Disk>,
     parts: HashMap<ReplicaId, Part>,
-    commands: u64,
-    /// Bytes of fields that the commands brought.
-    payload: u64,
-    /// An entry was half done when it failed: the batch must not be written.
-    spoiled: Option<Error>,
+    /// Replicas with an entry that failed half done: nothing of theirs is written.
+    failed: HashMap<ReplicaId, Error>,
 }
 
 /// One shard's part of a batch.
@@ -41,6 +40,7 @@ pub(crate) struct Part {
     /// What was applied before the batch.
     started: EntryId,
     pub applied: Applied,
+    pub sums: Sums,
     pub overlay: Overlay,
     pub usage: usage::Changed,
     /// The least release index of its garbage rows, and the earliest time of its expiry rows.
@@ -51,6 +51,16 @@ pub(crate) struct Part {
     pub dropped_bytes: u64,
     /// Bytes of the entries.
     pub bytes: u64,
+    commands: u64,
+    /// Bytes of fields that the commands brought.
+    payload: u64,
+}
+
+impl Part {
+    pub(crate) fn counted(&mut self, commands: &[Command]) {
+        self.commands += commands.len() as u64;
+        self.payload += commands.iter().map(payload_bytes).sum::<u64>();
+    }
 }
 
 impl Part {
@@ -71,7 +81,7 @@ impl Part {
 
 impl ApplyBatch {
     pub(crate) fn new(disk: Arc<Disk>) -> Self {
-        ApplyBatch { disk, parts: HashMap::new(), commands: 0, payload: 0, spoiled: None }
+        ApplyBatch { disk, parts: HashMap::new(), failed: HashMap::new() }
     }
 
     pub(crate) fn part(&mut self, replica: &Arc<Replica>) -> (&Arc<Disk>, &mut Part) {
@@ -81,6 +91,7 @@ impl ApplyBatch {
                 replica: replica.clone(),
                 started: applied.id,
                 applied,
+                sums: replica.sums.lock().clone(),
                 overlay: Overlay::default(),
                 usage: usage::Changed::default(),
                 garbage_from: u64::MAX,
@@ -88,22 +99,22 @@ impl ApplyBatch {
                 garbage_bytes: 0,
                 dropped_bytes: 0,
                 bytes: 0,
+                commands: 0,
+                payload: 0,
             }
         });
         (&self.disk, part)
     }
 
-    pub(crate) fn check(&self) -> Result<(), Error> {
-        self.spoiled.clone().map_or(Ok(()), Err)
+    /// Refuses a replica that has failed in this batch.
+    pub(crate) fn check(&self, replica: ReplicaId) -> Result<(), Error> {
+        self.failed.get(&replica).map_or(Ok(()), |error| Err(error.clone()))
     }
 
-    pub(crate) fn counted(&mut self, commands: &[Command]) {
-        self.commands += commands.len() as u64;
-        self.payload += commands.iter().map(payload_bytes).sum::<u64>();
-    }
-
-    pub(crate) fn spoil(&mut self, error: &Error) {
-        self.spoiled = Some(error.clone());
+    /// Leaves a replica out: what it added is dropped, and it takes nothing more in this batch.
+    pub fn fail(&mut self, replica: ReplicaId, error: &Error) {
+        self.parts.remove(&replica);
+        self.failed.insert(replica, error.clone());
     }
 
     /// About how many bytes of memory the batch takes: commit before it is too many.
@@ -111,12 +122,12 @@ impl ApplyBatch {
         self.parts.values().map(|part| part.overlay.bytes()).sum()
     }
 
-    /// Writes everything at once, to memory: after a crash the logs bring it back.
+    /// Writes everything at once, to memory: after a crash the logs bring it back. Replicas that
+    /// failed are left out.
     ///
     /// # Panics
     /// If a shard of the batch was applied through another batch meanwhile.
     pub fn commit(self) -> Result<(), Error> {
-        self.check()?;
         self.disk.check()?;
         let mut batch = Batch::default();
         let mut places = Vec::new();
@@ -132,6 +143,7 @@ impl ApplyBatch {
             }
             let row = Bytes::from(part.applied.encode());
             batch.put(&generation.family, keys::APPLIED, &row);
+            batch.put(&generation.family, keys::SUMS, &Bytes::from(part.sums.encode()));
             for (row, value) in part.overlay.rows().filter(|(row, _)| keys::is_record(row)) {
                 let place = self.disk.cache.place(generation.space, row);
                 self.disk.cache.hold(&place);
@@ -149,16 +161,19 @@ impl ApplyBatch {
             self.disk.cache.dropped(part.replica.generation().space, part.overlay.dropped());
             part.note_deleted();
         }
+        let (mut commands, mut payload) = (0, 0);
         for part in self.parts.into_values() {
+            (commands, payload) = (commands + part.commands, payload + part.payload);
             // After the write: whoever sees these sees the rows.
             part.replica.garbage_from.fetch_min(part.garbage_from, AcqRel);
             part.replica.expiries_from_ms.fetch_min(part.expiries_from_ms, AcqRel);
             part.replica.garbage_bytes.fetch_add(part.garbage_bytes, Relaxed);
             part.replica.unflushed.lock().grow(part.applied.id.index, part.bytes);
+            *part.replica.sums.lock() = part.sums;
             part.replica.publish(part.applied);
         }
-        self.disk.commands_applied.fetch_add(self.commands, Relaxed);
-        self.disk.payload_applied_bytes.fetch_add(self.payload, Relaxed);
+        self.disk.commands_applied.fetch_add(commands, Relaxed);
+        self.disk.payload_applied_bytes.fetch_add(payload, Relaxed);
         Ok(())
     }
 }

@@ -23,6 +23,7 @@ use crate::garbage;
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
 use crate::reclaim::Deleted;
+use crate::sums::Sums;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
@@ -88,6 +89,7 @@ impl Drop for Disk {
 
 /// Where a replica's rows are. Installing a view replaces it as a whole; who holds the old one
 /// goes on reading it.
+#[derive(Clone)]
 pub(crate) struct Generation {
     pub number: u64,
     pub family: Family,
@@ -107,6 +109,8 @@ pub(crate) struct Replica {
     /// entries. Follows `log.purged` when the purge is written.
     pub purged: AtomicU64,
     pub applied: Mutex<Applied>,
+    /// A sum over what is applied.
+    pub sums: Mutex<Sums>,
     /// The same as in `applied`, for readers.
     pub applied_index: AtomicU64,
     pub time_ms: AtomicU64,
@@ -147,6 +151,8 @@ impl Replica {
         usage::ensure(db, &family)?;
         let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?;
         let garbage_bytes = garbage::waiting(db, &family)?;
+        let sums = Sums::open(db.fetch(&family, keys::SUMS)?, applied.id.index)
+            .map_err(|error| Error::corrupt("row of sums", error))?;
         let purged = match db.fetch(meta, &keys::purged(id))? {
             None => EntryId::default(),
             Some(row) => decode_purged(&row)?,
@@ -156,7 +162,8 @@ impl Replica {
         let log = LogState::open(last.unwrap_or(purged), purged, vote);
         let generation = Generation { number, family, space };
         let garbage_bytes = AtomicU64::new(garbage_bytes);
-        Ok(Replica { garbage_bytes, ..Replica::with(id, generation, applied, log) })
+        let sums = Mutex::new(sums);
+        Ok(Replica { garbage_bytes, sums, ..Replica::with(id, generation, applied, log) })
     }
 
     fn with(id: ReplicaId, generation: Generation, applied: Applied, log: LogState) -> Replica {
@@ -166,6 +173,7 @@ impl Replica {
             generation: ArcSwap::from_pointee(generation),
             purged: AtomicU64::new(log.purged.index),
             log: Mutex::new(log),
+            sums: Mutex::new(Sums::since(applied.id.index)),
             applied_index: AtomicU64::new(applied.id.index),
             time_ms: AtomicU64::new(applied.time_ms),
             applied: Mutex::new(applied),

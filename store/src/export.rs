@@ -128,7 +128,7 @@ impl Own {
     }
 
     fn holds(&self, key: &[u8]) -> Result<bool, Error> {
-        if keys::is_garbage(key) || key == keys::COMMIT {
+        if keys::is_garbage(key) || key == keys::COMMIT || key == keys::SUMS {
             return Ok(true);
         }
         if !keys::is_chunk(key) {

@@ -70,7 +70,7 @@ pub(crate) fn census(db: &Db, family: &Family) -> Result<Census, Error> {
             Some(b'X') => census.expiries += 1,
             Some(b'U') => census.uploads += 1,
             Some(b'G') => census.garbage += 1,
-            Some(b'A' | b'L' | b'T' | b'W') => {}
+            Some(b'A' | b'H' | b'L' | b'T' | b'W') => {}
             Some(_) | None => return Err(Error::corrupt("row", "its kind is unknown")),
         }
         Ok(ControlFlow::Continue(()))

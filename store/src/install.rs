@@ -28,6 +28,7 @@ use crate::log::Log;
 use crate::receive::Received;
 use crate::reclaim::Deleted;
 use crate::shard::Shard;
+use crate::sums::Sums;
 use crate::tail::LogState;
 use crate::unflushed::Unflushed;
 use crate::usage;
@@ -153,6 +154,7 @@ fn flip(
     replica.garbage_bytes.store(0, Ordering::Relaxed);
     *replica.deleted.lock() = Deleted::default();
     replica.expiries_from_ms.store(0, Ordering::Release);
+    *replica.sums.lock() = Sums::since(applied.id.index);
     replica.publish(applied.clone());
     Ok(old)
 }

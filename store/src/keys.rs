@@ -15,6 +15,7 @@
 //! | `T` collection u64 | how much the collection holds (`usage.rs`) | apply |
 //! | `L` collection u64, size step u16 descending, key | nothing: the state has chunks | apply |
 //! | `A` | what is applied (`applied.rs`) | apply |
+//! | `H` | a sum over what is applied, to compare replicas by (`sums.rs`) | apply |
 //! | `W` | commit number u64 (LE): the last commit that wrote here | commit thread |
 //!
 //! A blob is `index u64, position u16, number u16` of the payload that it came with.
@@ -56,6 +57,7 @@ pub(crate) const USAGE: &[u8] = b"T";
 /// The last commit that wrote to a family. In `log` it lies behind all entries: see
 /// [`REPLICA_IDS_END`].
 pub(crate) const COMMIT: &[u8] = b"W";
+pub(crate) const SUMS: &[u8] = b"H";
 
 /// Bytes in front of the key in an `S` row.
 pub(crate) const RECORD_PREFIX: usize = 9;

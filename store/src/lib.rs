@@ -54,8 +54,8 @@ mod expiry;
 mod export;
 mod extent;
 mod failure;
-mod freeing;
 mod files;
+mod freeing;
 mod garbage;
 mod ids;
 mod inspect;
@@ -89,6 +89,7 @@ mod state;
 mod stats;
 mod store;
 mod stream;
+mod sums;
 mod tables;
 mod tail;
 mod unflushed;
@@ -132,6 +133,8 @@ pub use salvage::{Lost, LostRows, salvage_tables};
 pub use scrub::{Pace, ScrubReport};
 pub use selected::Slice;
 pub use shard::Shard;
+#[doc(hidden)]
+pub use shard::Tamper;
 pub use space::DiskLevel;
 pub use state::{
     BlobHandle, Cached, FieldRange, Part, Payload, Selection, State, StateField, WholeState,
@@ -139,6 +142,7 @@ pub use state::{
 pub use stats::{CommitStats, HISTOGRAM_BUCKETS, Histogram, MemoryStats, Stats, WrittenStats};
 pub use store::Store;
 pub use stream::FieldStream;
+pub use sums::AppliedSums;
 pub use upload::{
     PutUpload, UPLOAD_PARTS_MAX, UPLOADS_MAX, Upload, UploadId, UploadStep, UploadedField,
 };

@@ -34,6 +34,7 @@ use crate::reply::Reply;
 use crate::requests::Remembered;
 use crate::selected::{Slice, check_range, inline_part, selected};
 use crate::state::{Cached, Payload, Selection, State, StateField, WholeState};
+use crate::sums::AppliedSums;
 use crate::value::{Field, When};
 use crate::view::View;
 
@@ -84,6 +85,12 @@ impl Reader {
     /// Index of the last entry that reads see.
     pub fn applied_index(&self) -> u64 {
         self.replica.applied_index.load(Ordering::Acquire)
+    }
+
+    /// A sum over what is applied, as of some of the last entries: of two replicas that have applied
+    /// the same, the same.
+    pub fn sums(&self) -> AppliedSums {
+        self.replica.sums.lock().read()
     }
 
     /// A state, if it is in memory and has not expired at `now_ms` (Unix milliseconds).

@@ -7,8 +7,12 @@
 //! An entry is applied after it was appended to this replica's log: its large payloads are chunk
 //! rows already, and here they are only referred to.
 
+mod tamper;
 mod uploads;
 mod usage;
+
+#[doc(hidden)]
+pub use tamper::Tamper;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -33,6 +37,7 @@ use crate::keys;
 use crate::record::Record;
 use crate::reply::Reply;
 use crate::requests::REQUESTS_MIN;
+use crate::sums;
 
 /// One replica's state machine. Dropping it lets somebody else take the replica.
 pub struct Shard {
@@ -75,16 +80,17 @@ impl Shard {
     /// Adds an entry to a batch: one reply for each of its commands, in order. Nothing has
     /// happened before the batch is committed.
     ///
-    /// An error is the disk's or a corrupt row's; the batch can't be committed any more.
+    /// An error is the disk's or a corrupt row's; the batch is committed without this replica.
     ///
     /// # Panics
     /// If the entry does not follow the last one applied.
     pub fn apply(&mut self, batch: &mut ApplyBatch, entry: &Entry) -> Result<Vec<Reply>, Error> {
-        batch.check()?;
+        batch.check(self.replica.id)?;
         self.replica.check()?;
         let (disk, part) = batch.part(&self.replica);
         let applied = part.applied.id.index;
         assert_eq!(entry.index, applied + 1, "entries are applied in order, without gaps");
+        let mut did = 0;
         let replies = match &entry.body {
             Body::Blank => Ok(Vec::new()),
             Body::Membership(membership) => {
@@ -94,20 +100,24 @@ impl Shard {
             Body::Commands(commands) => {
                 // A new leader's clock may be behind the old one's.
                 part.applied.time_ms = part.applied.time_ms.max(commands.time_ms);
-                Applier { disk, part, discarded: 0 }.commands(entry.index, commands)
+                let mut applier = Applier { disk, part, discarded: 0, did };
+                let replies = applier.commands(entry.index, commands);
+                did = applier.did;
+                replies
             }
         };
         match replies {
             Ok(replies) => {
                 part.applied.id = entry.id();
+                part.sums.add(entry.id(), did);
                 part.bytes += entry.bytes() as u64;
                 if let Body::Commands(batched) = &entry.body {
-                    batch.counted(&batched.commands);
+                    part.counted(&batched.commands);
                 }
                 Ok(replies)
             }
             Err(error) => {
-                batch.spoil(&error);
+                batch.fail(self.replica.id, &error);
                 self.disk.seen(self.replica.id, Err(error))
             }
         }
@@ -146,6 +156,8 @@ struct Applier<'a> {
     part: &'a mut Part,
     /// Garbage rows of this entry so far: tells those of one command apart.
     discarded: u32,
+    /// A hash of what this entry did to records so far: see `sums.rs`.
+    did: u64,
 }
 
 impl Applier<'_> {
@@ -239,9 +251,15 @@ impl Applier<'_> {
         }
         match decision.change {
             Change::Keep => {}
-            Change::Erase => overlay.delete(keys::record(collection, key)),
+            Change::Erase => {
+                let row = keys::record(collection, key);
+                self.did = sums::fold(self.did, &row, None);
+                overlay.delete(row);
+            }
             Change::Store(record) => {
-                overlay.put(keys::record(collection, key), record.encode().into());
+                let (row, value) = (keys::record(collection, key), record.encode());
+                self.did = sums::fold(self.did, &row, Some(&value));
+                overlay.put(row, value.into());
             }
         }
         for (blob, bytes) in &decision.spills {
@@ -285,6 +303,7 @@ impl Applier<'_> {
             self.part.overlay.drop_range(start, end);
         }
         self.part.usage.drop_all(collection);
+        self.did = sums::fold(self.did, &collection.0.to_be_bytes(), None);
         // Not the chunks of later entries: they are appended already and not applied.
         let garbage = Garbage::Collection(collection, moment.blob(0));
         self.discard(garbage, moment);

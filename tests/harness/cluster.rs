@@ -302,6 +302,11 @@ impl Cluster {
         format!("http://{}", self.members[&node].grpc)
     }
 
+    /// Where a node serves HTTP.
+    pub fn http(&self, node: u64) -> SocketAddr {
+        self.members[&node].http
+    }
+
     /// Where clients reach each node, running or not.
     pub fn endpoints(&self) -> Vec<String> {
         self.members.keys().map(|node| self.endpoint(*node)).collect()

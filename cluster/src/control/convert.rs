@@ -7,11 +7,11 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::members_ask::Change as Asked;
 use statehouse_proto::v1::peer_refusal::Kind;
 use statehouse_proto::v1::propose_answer as answer;
-use statehouse_store::{Body, Command, Entry, ReplicaId, Reply};
+use statehouse_store::{Body, Command, Entry, EntryId, ReplicaId, Reply};
 
 use super::{Change, GroupReport, NodeReport};
 use crate::clock::ClockReport;
-use crate::raft::{Leader, Role};
+use crate::raft::{Leader, Role, Stopped};
 use crate::{Error, META_SHARD, MembersProblem, NodeId, ShardId};
 
 pub fn shard(number: u32) -> Result<ShardId, Error> {
@@ -20,7 +20,16 @@ pub fn shard(number: u32) -> Result<ShardId, Error> {
 }
 
 pub fn replica_ask(hello: v1::PeerHello, shard: ShardId, replica: ReplicaId) -> v1::ReplicaAsk {
-    v1::ReplicaAsk { hello: Some(hello), shard: shard.0.into(), replica: replica.0 }
+    let (shard, replica) = (shard.0.into(), replica.0);
+    v1::ReplicaAsk { hello: Some(hello), shard, replica, membership_at: None }
+}
+
+pub fn position(at: EntryId) -> v1::LogPosition {
+    v1::LogPosition { term: at.term, index: at.index }
+}
+
+pub fn entry_id(at: v1::LogPosition) -> EntryId {
+    EntryId { index: at.index, term: at.term }
 }
 
 pub fn members_ask(hello: v1::PeerHello, shard: ShardId, change: Change) -> v1::MembersAsk {
@@ -150,7 +159,8 @@ fn refusal(error: &Error) -> v1::PeerRefusal {
             MembersProblem::Busy
             | MembersProblem::Changed
             | MembersProblem::Behind(_)
-            | MembersProblem::NotTaken(_) => (Kind::Busy, None),
+            | MembersProblem::NotTaken(_)
+            | MembersProblem::Belongs(_) => (Kind::Busy, None),
             MembersProblem::Unknown(_) | MembersProblem::Votes(_) | MembersProblem::Refused => {
                 (Kind::Refused, None)
             }
@@ -219,6 +229,14 @@ pub fn report_answer(report: NodeReport) -> v1::NodeReport {
         bytes: it.bytes,
         commands: it.commands,
         receiving: it.receiving,
+        membership_at: Some(position(it.membership_at)),
+        membership_committed: it.membership_committed,
+    });
+    let stopped = report.stopped.into_iter().map(|it| v1::node_report::Stopped {
+        shard: it.shard.0.into(),
+        replica: it.replica.0,
+        reason: it.reason,
+        quarantined: it.quarantined,
     });
     v1::NodeReport {
         version: report.version,
@@ -227,6 +245,7 @@ pub fn report_answer(report: NodeReport) -> v1::NodeReport {
         out_of_room: report.out_of_room,
         clock: report.clock.map(|it| v1::ClockReport { skew_ms: it.skew_ms, settled: it.settled }),
         groups: groups.collect(),
+        stopped: stopped.collect(),
     }
 }
 
@@ -254,7 +273,13 @@ pub fn report(report: v1::NodeReport) -> Result<NodeReport, Error> {
             bytes: it.bytes,
             commands: it.commands,
             receiving: it.receiving,
+            membership_at: it.membership_at.map(entry_id).unwrap_or_default(),
+            membership_committed: it.membership_committed,
         })
+    };
+    let stopped = |it: v1::node_report::Stopped| {
+        let (shard, replica) = (shard(it.shard)?, ReplicaId(it.replica));
+        Ok::<_, Error>(Stopped { shard, replica, reason: it.reason, quarantined: it.quarantined })
     };
     Ok(NodeReport {
         version: report.version,
@@ -263,5 +288,6 @@ pub fn report(report: v1::NodeReport) -> Result<NodeReport, Error> {
         out_of_room: report.out_of_room,
         clock: report.clock.map(|it| ClockReport { skew_ms: it.skew_ms, settled: it.settled }),
         groups: report.groups.into_iter().map(group).collect::<Result<_, _>>()?,
+        stopped: report.stopped.into_iter().map(stopped).collect::<Result<_, _>>()?,
     })
 }

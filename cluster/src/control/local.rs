@@ -5,7 +5,7 @@ use std::sync::Arc;
 use statehouse_store::{Command, Reply, Store};
 
 use super::{ANSWER_WAIT_MAX, Change, GroupReport, NodeReport};
-use crate::raft::{Direction, Group, Groups};
+use crate::raft::{Direction, Group, Groups, Role};
 use crate::{Error, ShardId};
 
 /// What RocksDB says of a replica's size: its files, and what is not in files yet.
@@ -80,7 +80,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         GroupReport {
             shard: group.shard(),
             replica: group.replica(),
-            role: status.role,
+            role: if group.is_leaving() { Role::Stopped } else { status.role },
             term: status.term,
             leader: status.leader,
             last_index: status.last_index,
@@ -93,6 +93,8 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
             bytes: if sizes { bytes_of(store, &group) } else { 0 },
             commands: group.commands(),
             receiving: coming.map_or(0, |it| it.bytes),
+            membership_at: status.membership_at,
+            membership_committed: status.membership_committed,
         }
     };
     NodeReport {
@@ -102,6 +104,7 @@ pub fn report(groups: &Groups, sizes: bool) -> NodeReport {
         out_of_room: groups.all().iter().filter(|group| group.is_out_of_room()).count() as u32,
         clock: Some(groups.peers().clock().report()),
         groups: groups.all().into_iter().map(report).collect(),
+        stopped: groups.stopped(),
     }
 }
 

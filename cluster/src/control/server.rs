@@ -7,7 +7,7 @@ use statehouse_proto::v1::control_server::Control;
 use statehouse_store::ReplicaId;
 use tonic::{Request, Response, Status};
 
-use super::{convert, local, plans_out, usage};
+use super::{convert, local, plans_out, sums, usage};
 use crate::raft::Groups;
 use crate::shards::{Addresses, note};
 use crate::{Error, NodeId, Shards};
@@ -61,8 +61,11 @@ impl Control for Service {
     async fn destroy_replica(&self, request: Request<v1::ReplicaAsk>) -> Answer<v1::ControlAnswer> {
         let ask = request.into_inner();
         self.greeted(ask.hello)?;
-        let outcome =
-            async { self.groups.destroy(convert::shard(ask.shard)?, ReplicaId(ask.replica)).await };
+        let outcome = async {
+            let left_at = ask.membership_at.map(convert::entry_id);
+            let (shard, replica) = (convert::shard(ask.shard)?, ReplicaId(ask.replica));
+            self.groups.destroy_left(shard, replica, left_at).await
+        };
         Ok(Response::new(convert::answer(outcome.await)))
     }
 
@@ -101,6 +104,18 @@ impl Control for Service {
         let node = self.groups.peers().node().0;
         let parts = plans_out(self.groups.store().cache_plan());
         Ok(Response::new(v1::NodeCachePlan { node, parts }))
+    }
+
+    async fn sums(&self, request: Request<v1::SumsAsk>) -> Answer<v1::SumsReport> {
+        self.greeted(request.into_inner().hello)?;
+        Ok(Response::new(sums::report(&self.groups)))
+    }
+
+    async fn report_damage(&self, request: Request<v1::DamageAsk>) -> Answer<v1::ControlAnswer> {
+        let ask = request.into_inner();
+        self.greeted(ask.hello)?;
+        let done = sums::damaged(&self.groups, ReplicaId(ask.replica), &ask.detail).await;
+        Ok(Response::new(convert::answer(done)))
     }
 
     async fn usage(&self, request: Request<v1::UsageAsk>) -> Answer<v1::UsageReport> {

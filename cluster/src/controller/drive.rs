@@ -14,7 +14,7 @@ use crate::control::Change;
 use crate::meta::{self, NodeState};
 use crate::placement::Refusal;
 use crate::task::{Side, State, Step, Task, TaskId};
-use crate::{Error, NodeId, ShardId, Shards};
+use crate::{Error, MembersProblem, NodeId, ShardId, Shards};
 
 /// The wait after a step went wrong, and the longest after it did again and again.
 const RETRY_WAIT: Duration = Duration::from_millis(500);
@@ -180,8 +180,15 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
         let matched = leader.matched.get(&replica(add)).copied().unwrap_or(0);
         let there = seen.replica(node(add), shard);
         let has_state = there.is_some_and(|group| group.applied + BEHIND_MAX >= leader.committed);
+        if let Some(reason) = seen.stopped(node(add), replica(add)) {
+            give_up(shards, task, &reason).await?;
+            return Ok(());
+        }
+        // By the entry that made it a learner it knows that it belongs to the group, and refuses
+        // to be destroyed by whoever knows less.
+        let belongs = matched >= leader.membership_at.index;
         // One that was never reached has nothing, however short the log is.
-        if matched > 0 && matched + BEHIND_MAX >= leader.last_index && has_state {
+        if belongs && matched > 0 && matched + BEHIND_MAX >= leader.last_index && has_state {
             return Ok(());
         }
         seen_bytes = seen_bytes.max(leader.bytes);
@@ -206,6 +213,18 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// The new replica will never catch up: the task is undone, and the shard mended by another.
+async fn give_up(shards: &Shards, task: &Task, reason: &str) -> Result<(), Error> {
+    let reason = format!("the new replica has stopped: {reason}");
+    meta::change_task(shards, task.id, |now| {
+        let mut now = now.ok_or_else(|| unknown(task.id))?;
+        now.give_up(reason.clone(), unix_now_ms());
+        Ok(Some(now))
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Gives the new replica its vote and takes the old one's. A leader that is to leave hands over
@@ -256,7 +275,11 @@ async fn destroy(shards: &Shards, shard: ShardId, remove: Side) -> Result<(), Er
     if gone {
         return Ok(());
     }
-    match shards.control().destroy(node(remove), shard, replica(remove)).await {
+    // As its leader knows it now: an order that comes late says how old it is.
+    let seen = observe(shards, false).await?;
+    let member = || Error::Members { shard, problem: MembersProblem::Belongs(replica(remove)) };
+    let left_at = seen.left_at(shard, replica(remove)).ok_or_else(member)?;
+    match shards.control().destroy(node(remove), shard, (replica(remove), left_at)).await {
         Err(Error::Unreachable { .. }) => Ok(()),
         done => done,
     }

@@ -67,6 +67,8 @@ mod tests {
             bytes: 0,
             commands,
             receiving: 0,
+            membership_at: statehouse_store::EntryId::default(),
+            membership_committed: true,
         };
         let report = NodeReport { groups: vec![group], ..NodeReport::default() };
         BTreeMap::from([(NodeId(1), report)])

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::future::join_all;
-use statehouse_store::ReplicaId;
+use statehouse_store::{EntryId, ReplicaId};
 
 use crate::control::{GroupReport, NodeReport};
 use crate::meta::{self, ClusterRow, NodeRow, NodeState, PlacementRow};
@@ -67,6 +67,34 @@ impl Observed {
         self.reports.get(&node)?.groups.iter().find(|group| group.shard == shard)
     }
 
+    /// Why a replica takes no part any more, if its node says so. One that its node knows nothing
+    /// of is lost too.
+    pub fn stopped(&self, node: NodeId, replica: ReplicaId) -> Option<String> {
+        let report = self.reports.get(&node)?;
+        if let Some(stopped) = report.stopped.iter().find(|it| it.replica == replica) {
+            return Some(stopped.reason.clone());
+        }
+        match report.groups.iter().find(|group| group.replica == replica) {
+            Some(group) if group.role == Role::Stopped => Some("it has just stopped".to_owned()),
+            Some(_) => None,
+            None => Some("its node has no such replica".to_owned()),
+        }
+    }
+
+    /// The voters of a shard that take no part any more, though their nodes answer.
+    pub fn stopped_voters(&self, shard: ShardId) -> BTreeMap<ReplicaId, NodeId> {
+        let voters = self.voters(shard).into_iter();
+        voters.filter(|(replica, node)| self.stopped(*node, *replica).is_some()).collect()
+    }
+
+    /// The membership as of which a replica has left its group, as the shard's leader knows it;
+    /// `None` if there is no leader, or the replica is still a member to it.
+    pub fn left_at(&self, shard: ShardId, replica: ReplicaId) -> Option<EntryId> {
+        let (_, leader) = self.leader(shard)?;
+        let member = leader.voters.contains_key(&replica) || leader.learners.contains_key(&replica);
+        (leader.membership_committed && !member).then_some(leader.membership_at)
+    }
+
     /// Where a shard is led, and what its leader says. Of two who think they lead, the one of the
     /// later term.
     pub fn leader(&self, shard: ShardId) -> Option<(NodeId, &GroupReport)> {
@@ -106,6 +134,7 @@ impl Observed {
             ShardView {
                 id: *id,
                 nodes: self.voters(*id).into_values().collect(),
+                stopped: self.stopped_voters(*id).into_values().collect(),
                 leader: leader.map(|(node, _)| node),
                 bytes: bytes.unwrap_or(0),
                 load: loads.get(id).map_or(0, |load| *load as u64),

@@ -15,6 +15,7 @@ fn shard(id: u16, on: &[u64], bytes: u64) -> ShardView {
     ShardView {
         id: ShardId(id),
         nodes: on.iter().copied().map(NodeId).collect(),
+        stopped: BTreeSet::new(),
         leader: on.first().copied().map(NodeId),
         bytes,
         load: bytes,
@@ -186,4 +187,41 @@ fn any_cluster_is_balanced_without_a_forbidden_move() {
             }
         }
     }
+}
+
+#[test]
+fn a_replica_that_has_stopped_is_rebuilt_where_it_is() {
+    let mut ill = shard(3, &[1, 2, 3], 100);
+    ill.stopped = BTreeSet::from([NodeId(2)]);
+    let rebuild = Move::Rebuild { shard: ShardId(3), at: NodeId(2) };
+    let three = view(nodes(3), vec![ill.clone()]);
+    assert_eq!(three.mend(), [rebuild]);
+    // Also where another node has room: nothing has to be planned anew for it.
+    assert_eq!(view(nodes(4), vec![ill.clone()]).mend(), [rebuild]);
+    // A node that takes no replicas gets none.
+    let mut short = nodes(4);
+    short[1].short = true;
+    let elsewhere = Move::Replace { shard: ShardId(3), from: NodeId(2), to: NodeId(4) };
+    assert_eq!(view(short, vec![ill.clone()]).mend(), [elsewhere]);
+    let lead = Move::Lead { shard: ShardId(3), to: NodeId(2) };
+    assert_eq!(three.check(lead), Err(Refusal::Closed(NodeId(2))));
+    let settled = settle(three, View::mend);
+    assert!(settled.shards[0].stopped.is_empty());
+}
+
+#[test]
+fn nothing_is_rebuilt_without_a_majority_that_takes_part() {
+    let mut ill = shard(3, &[1, 2, 3], 100);
+    ill.stopped = BTreeSet::from([NodeId(2)]);
+    let mut two = nodes(3);
+    two[0].alive = false;
+    assert_eq!(view(two.clone(), vec![ill.clone()]).mend(), []);
+    ill.stopped = BTreeSet::from([NodeId(2), NodeId(3)]);
+    assert_eq!(view(nodes(3), vec![ill]).mend(), []);
+    // Nor is a good replica taken away while another one does not count.
+    let mut four = shard(4, &[1, 2, 3], 100);
+    four.stopped = BTreeSet::from([NodeId(2)]);
+    let remove = Move::Remove { shard: ShardId(4), from: NodeId(3) };
+    let left = Refusal::LastGood { shard: ShardId(4), alive: 1, left: 2 };
+    assert_eq!(view(nodes(3), vec![four]).check(remove), Err(left));
 }

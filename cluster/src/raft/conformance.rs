@@ -66,7 +66,8 @@ impl StoreBuilder<TypeConfig, Filling, FillingMachine, Built> for Builder {
         let parts = (store.clone(), REPLICA, log.clone(), shard);
         // The suite applies entries that it never appended.
         let landed = Arc::new(Landed::through(u64::MAX));
-        let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone());
+        let shared = (landed.clone(), Arc::default());
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender, shared);
         let machine: Machine = Arc::new(Mutex::new(machine.unwrap()));
         let log = LogStorage::new(log, applied, Arc::default(), landed, Arc::default());
         let filling = Filling { store: store.clone(), log: log.clone(), machine: machine.clone() };

@@ -1,8 +1,11 @@
 //! A replica's row in the store's `meta`: which shard it is of, and whether it lives.
 //!
 //! ```text
-//! replica/<id> = format u8 | shard u16 LE | 1 live, 2 destroyed
+//! replica/<id> = format u8 | shard u16 LE | 1 live, 2 destroyed, 3 quarantined | reason
 //! ```
+//!
+//! The reason, UTF-8, is a quarantined replica's alone. A program from before quarantine refuses
+//! to start on such a row, which is right: it would vote.
 
 use bytes::Bytes;
 use statehouse_store::{ReplicaId, Store};
@@ -13,14 +16,20 @@ use crate::{Error, ShardId};
 const FORMAT: u8 = 1;
 const LIVE: u8 = 1;
 const DESTROYED: u8 = 2;
+const QUARANTINED: u8 = 3;
+
+/// Bytes kept of a reason.
+const REASON_BYTES_MAX: usize = 512;
 
 /// What a node knows of a replica id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Descriptor {
     /// It is here, or is being made.
     Live(ShardId),
     /// It was here, and never will be again.
     Destroyed(ShardId),
+    /// It is damaged, for the reason given, and takes no part: it waits to be destroyed.
+    Quarantined(ShardId, String),
 }
 
 fn name(replica: ReplicaId) -> String {
@@ -29,13 +38,17 @@ fn name(replica: ReplicaId) -> String {
 
 pub(super) fn read(store: &Store, replica: ReplicaId) -> Result<Option<Descriptor>, Error> {
     let Some(row) = store.meta_get(&name(replica))? else { return Ok(None) };
-    let [FORMAT, low, high, kind] = row[..] else {
+    let [FORMAT, low, high, kind, ref rest @ ..] = row[..] else {
         return Err(Error::Invalid(format!("replica {replica}'s descriptor is malformed")));
     };
     let shard = ShardId(u16::from_le_bytes([low, high]));
-    match kind {
-        LIVE => Ok(Some(Descriptor::Live(shard))),
-        DESTROYED => Ok(Some(Descriptor::Destroyed(shard))),
+    match (kind, rest) {
+        (LIVE, []) => Ok(Some(Descriptor::Live(shard))),
+        (DESTROYED, []) => Ok(Some(Descriptor::Destroyed(shard))),
+        (QUARANTINED, reason) => {
+            let reason = String::from_utf8_lossy(reason).into_owned();
+            Ok(Some(Descriptor::Quarantined(shard, reason)))
+        }
         _ => Err(Error::Invalid(format!("replica {replica}'s descriptor is malformed"))),
     }
 }
@@ -45,12 +58,15 @@ pub(super) async fn write(
     replica: ReplicaId,
     descriptor: Descriptor,
 ) -> Result<(), Error> {
-    let (shard, kind) = match descriptor {
-        Descriptor::Live(shard) => (shard, LIVE),
-        Descriptor::Destroyed(shard) => (shard, DESTROYED),
+    let (shard, kind, reason) = match descriptor {
+        Descriptor::Live(shard) => (shard, LIVE, String::new()),
+        Descriptor::Destroyed(shard) => (shard, DESTROYED, String::new()),
+        Descriptor::Quarantined(shard, reason) => (shard, QUARANTINED, reason),
     };
     let [low, high] = shard.0.to_le_bytes();
-    put(store, &name(replica), Bytes::from(vec![FORMAT, low, high, kind])).await
+    let mut row = vec![FORMAT, low, high, kind];
+    row.extend_from_slice(&reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)]);
+    put(store, &name(replica), Bytes::from(row)).await
 }
 
 /// Puts a row and waits until it is synced.

@@ -18,12 +18,14 @@ use tokio::task::JoinHandle;
 use super::config::Config;
 use super::confirm::{Confirmer, Promise};
 use super::convert;
+use super::fault::{Fault, Whose};
 use super::heard::Heard;
 use super::lag::Lag;
 use super::landed::Landed;
 use super::log_storage::LogStorage;
 use super::network::{Exchanged, Network};
 use super::proposing::Proposals;
+use super::quarantine::{Event, Ward};
 use super::retained::Retained;
 use super::room::SharedRoom;
 use super::state_machine::StateMachine;
@@ -84,6 +86,12 @@ pub struct Group {
     pub(super) store: Store,
     /// Commands answered by this replica.
     pub(super) commands: AtomicU64,
+    /// What ended this replica's service.
+    pub(super) fault: Arc<Fault>,
+    pub(super) ward: Arc<Ward>,
+    /// It asks whether the others can do without it.
+    pub(super) leaving: AtomicBool,
+    closing: AtomicBool,
     reader: Reader,
     applier: Applier,
     publisher: Mutex<Option<JoinHandle<()>>>,
@@ -99,20 +107,24 @@ pub(super) struct Parts {
     pub transfers: Arc<Transfers>,
     pub confirmer: Arc<Confirmer>,
     pub config: Arc<Config>,
+    pub ward: Arc<Ward>,
 }
 
 impl Group {
     /// Starts a replica that the store has: replays nothing yet, waits for a leader's word or an
     /// election.
     pub(super) async fn start(parts: Parts) -> Result<Arc<Group>, Error> {
-        let Parts { shard, replica, store, applier, peers, transfers, confirmer, config } = parts;
+        let Parts { shard, replica, store, applier, peers, transfers, confirmer, config, ward } =
+            parts;
+        let fault = Arc::<Fault>::default();
         let log = store.log(replica)?;
         let reader = store.reader(replica)?;
         let state: Shard = store.shard(replica)?;
         let (applied_sender, applied) = watch::channel(EntryId::default());
         let landed = Arc::new(Landed::through(log.last().map_or(0, |last| last.index)));
         let parts = (store.clone(), replica, log.clone(), state);
-        let machine = StateMachine::new(parts, applier.clone(), applied_sender, landed.clone())?;
+        let shared = (landed.clone(), fault.clone());
+        let machine = StateMachine::new(parts, applier.clone(), applied_sender, shared)?;
         let exchanged = Arc::<Exchanged>::default();
         let room = exchanged.room.clone();
         let network =
@@ -156,6 +168,10 @@ impl Group {
             out_of_room: AtomicBool::new(false),
             store,
             commands: AtomicU64::new(0),
+            fault,
+            ward,
+            leaving: AtomicBool::new(false),
+            closing: AtomicBool::new(false),
             reader,
             applier,
             publisher: Mutex::new(None),
@@ -195,8 +211,22 @@ impl Group {
         self.time.now_ms(entry_ms, node_us, elapsed_us)
     }
 
+    /// Whether this replica no longer takes part: something went wrong under it, and it is being
+    /// taken out of service.
+    pub fn has_failed(&self) -> bool {
+        self.fault.is_noted()
+    }
+
+    /// Whether it asks the others if they can do without it: nobody may count on it meanwhile.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// Who leads, as far as this replica knows.
     pub fn leader(&self) -> Option<Leader> {
+        if self.has_failed() {
+            return None;
+        }
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let replica = metrics.current_leader?;
@@ -206,13 +236,17 @@ impl Group {
 
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.raft.is_leader()
+        !self.has_failed() && self.raft.is_leader()
     }
 
     /// How old what is applied here may be, on this node's clock: everything acknowledged longer
-    /// ago is applied. `None` before anything is known of it. A leader with other voters counts
-    /// from when they last confirmed it, and asks them anew for a linearizable read only.
+    /// ago is applied. `None` before anything is known of it, and of a replica that has failed. A
+    /// leader with other voters counts from when they last confirmed it, and asks them anew for a
+    /// linearizable read only.
     pub fn lag(&self) -> Option<Duration> {
+        if self.has_failed() {
+            return None;
+        }
         if self.is_certain_alone() {
             return Some(Duration::ZERO);
         }
@@ -267,6 +301,25 @@ impl Group {
         Error::NotLeader { shard: self.shard, leader }
     }
 
+    /// Whether somebody has asked it to stop.
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// The Raft core has ended.
+    pub(super) fn core_ended(&self) {
+        if self.is_closing() {
+            return;
+        }
+        let ended = self.raft.metrics().borrow_watched().running_state.clone();
+        let reason = match ended {
+            Err(fatal) => fatal.to_string(),
+            Ok(()) => "its Raft core ended by a panic".to_owned(),
+        };
+        self.fault.note(Whose::Replica, reason);
+        self.ward.tell(Event::Fault(self.replica));
+    }
+
     pub(super) fn stopped(&self) -> Error {
         Error::Closed { reason: format!("replica {} has stopped", self.replica) }
     }
@@ -274,6 +327,7 @@ impl Group {
     /// Refuses from now on, tells everyone who waits, and stops. The store's replica is free for
     /// another owner, or to be dropped, when this returns.
     pub async fn shutdown(&self) {
+        self.closing.store(true, Ordering::Release);
         self.close("the replica is stopping");
         if let Err(error) = self.raft.shutdown().await {
             tracing::error!(shard = %self.shard, %error, "raft did not stop in order");

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use statehouse_proto::v1;
-use statehouse_store::{ReplicaId, Store};
-use tokio::sync::watch;
+use statehouse_store::{EntryId, ReplicaId, Store};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::config::Config;
@@ -19,12 +19,13 @@ use super::confirm::Confirmer;
 use super::descriptor::{self, Descriptor};
 use super::group::{Group, Parts};
 use super::log_storage::blocking;
+use super::quarantine::{Event, Stopped, Ward};
 use super::thread::RaftThread;
 use super::transfers::{Transfer, Transfers};
 use crate::applier::Applier;
 use crate::checkpointer::Checkpointer;
 use crate::transport::Peers;
-use crate::{ClusterId, Error, Foreground, NodeId, ShardId};
+use crate::{ClusterId, Error, Foreground, MembersProblem, NodeId, ShardId};
 
 /// The row of the store's `meta` that says whose disk it is.
 const IDENTITY: &str = "cluster";
@@ -39,6 +40,7 @@ pub struct Groups {
     transfers: Arc<Transfers>,
     confirmer: Arc<Confirmer>,
     checkpointer: Checkpointer,
+    ward: Arc<Ward>,
     groups: RwLock<Map>,
     /// Counts replicas created and destroyed.
     changes: watch::Sender<u64>,
@@ -58,6 +60,8 @@ struct Map {
 pub(crate) enum Absent {
     /// It was, and never will be again.
     Destroyed,
+    /// It is damaged, and waits to be destroyed.
+    Quarantined,
     /// It never was.
     Unknown,
 }
@@ -73,6 +77,7 @@ impl Groups {
         config.openraft()?;
         claim(&store, peers.cluster(), peers.node()).await?;
         let applier = Applier::start(store.clone())?;
+        let (events, told) = mpsc::unbounded_channel();
         let groups = Arc::new(Groups {
             checkpointer: Checkpointer::start(store.clone(), config.checkpoints)?,
             transfers: Transfers::new(&config),
@@ -82,26 +87,21 @@ impl Groups {
             thread: RaftThread::start()?,
             peers,
             config: Arc::new(config),
+            ward: Arc::new(Ward::new(events)),
             groups: RwLock::default(),
             changes: watch::Sender::new(0),
             changing: tokio::sync::Mutex::default(),
             tasks: Mutex::default(),
         });
         for replica in groups.store.replicas() {
-            match descriptor::read(&groups.store, replica)? {
-                Some(Descriptor::Live(shard)) => {
-                    groups.start(shard, replica).await?;
-                }
-                Some(Descriptor::Destroyed(_)) => {
-                    let store = groups.store.clone();
-                    run(move || store.drop_replica(replica)).await?;
-                }
-                None => {
-                    let reason = format!("replica {replica} has no descriptor");
-                    return Err(Error::Invalid(reason));
-                }
-            }
+            groups.open_replica(replica).await?;
         }
+        let ward = groups.ward.clone();
+        groups.store.on_damage(Box::new(move |damage| {
+            if let Some(replica) = damage.replica {
+                ward.tell(Event::Damage(replica, damage.to_string(), None));
+            }
+        }));
         let thread = groups.thread.handle();
         let tasks = vec![
             thread.spawn(super::pulse::beat(Arc::downgrade(&groups))),
@@ -109,9 +109,28 @@ impl Groups {
             thread.spawn(super::freshness::ask(Arc::downgrade(&groups))),
             thread.spawn(super::apart::watch(Arc::downgrade(&groups))),
             thread.spawn(super::purger::run(Arc::downgrade(&groups))),
+            tokio::spawn(super::quarantine::run(Arc::downgrade(&groups), told)),
         ];
         *groups.tasks.lock() = tasks;
         Ok(groups)
+    }
+
+    /// Opens what the disk has of a replica, as its descriptor says.
+    async fn open_replica(&self, replica: ReplicaId) -> Result<(), Error> {
+        match descriptor::read(&self.store, replica)? {
+            Some(Descriptor::Live(shard)) => match self.damage_of(replica) {
+                Some(damage) => self.open_quarantined(shard, replica, damage).await,
+                None => self.start(shard, replica).await.map(|_| ()),
+            },
+            Some(Descriptor::Quarantined(shard, reason)) => {
+                self.open_quarantined(shard, replica, reason).await
+            }
+            Some(Descriptor::Destroyed(_)) => {
+                let store = self.store.clone();
+                run(move || store.drop_replica(replica)).await
+            }
+            None => Err(Error::Invalid(format!("replica {replica} has no descriptor"))),
+        }
     }
 
     /// Makes an empty replica of a shard: it waits to be initialized or added. The same again is
@@ -126,10 +145,19 @@ impl Groups {
         if self.get(shard).is_some() {
             return Err(Error::Invalid(format!("shard {shard} has another replica here")));
         }
+        let waits = |it: &Stopped| it.shard == shard && !it.quarantined && it.replica != replica;
+        if self.stopped().iter().any(waits) {
+            // A restart would open both.
+            let reason = format!("shard {shard} has a stopped replica here, not in quarantine yet");
+            return Err(Error::Invalid(reason));
+        }
+        self.clear(shard).await?;
         match descriptor::read(&self.store, replica)? {
             None => descriptor::write(&self.store, replica, Descriptor::Live(shard)).await?,
             Some(Descriptor::Live(of)) if of == shard => {}
-            Some(Descriptor::Live(of) | Descriptor::Destroyed(of)) => {
+            Some(
+                Descriptor::Live(of) | Descriptor::Destroyed(of) | Descriptor::Quarantined(of, _),
+            ) => {
                 let reason = format!("replica {replica} was used already, for shard {of}");
                 return Err(Error::Invalid(reason));
             }
@@ -147,13 +175,10 @@ impl Groups {
     pub async fn destroy(&self, shard: ShardId, replica: ReplicaId) -> Result<(), Error> {
         let _changing = self.changing.lock().await;
         descriptor::write(&self.store, replica, Descriptor::Destroyed(shard)).await?;
-        let group = {
-            let mut groups = self.groups.write();
-            groups.by_shard.retain(|_, group| group.replica() != replica);
-            groups.by_replica.remove(&replica)
-        };
+        let group = self.let_go(replica);
+        self.ward.dismiss(replica);
         if let Some(group) = group {
-            self.changes.send_modify(|changes| *changes += 1);
+            self.tell_change();
             group.shutdown().await;
         }
         if self.store.replicas().contains(&replica) {
@@ -161,6 +186,51 @@ impl Groups {
             run(move || store.drop_replica(replica)).await?;
         }
         Ok(())
+    }
+
+    /// As [`Groups::destroy`], for somebody who says as of which membership the replica has left
+    /// its group. Refused if the replica knows a newer one that it belongs to: then whoever asks
+    /// was out of touch, and the replica may hold what was acknowledged. Refused too without a
+    /// membership, if the replica votes by all that it knows.
+    pub async fn destroy_left(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        left_at: Option<EntryId>,
+    ) -> Result<(), Error> {
+        if let Ok(group) = self.replica(replica) {
+            let status = group.status();
+            let votes = status.voters.contains_key(&replica);
+            let belongs = votes || status.learners.contains_key(&replica);
+            let refused = match left_at {
+                Some(left_at) => belongs && status.membership_at.index >= left_at.index,
+                None => votes,
+            };
+            if refused {
+                let problem = MembersProblem::Belongs(replica);
+                return Err(Error::Members { shard, problem });
+            }
+        }
+        self.destroy(shard, replica).await
+    }
+
+    /// Takes a replica out of the maps: nobody finds it from then on.
+    pub(super) fn let_go(&self, replica: ReplicaId) -> Option<Arc<Group>> {
+        let mut groups = self.groups.write();
+        groups.by_shard.retain(|_, group| group.replica() != replica);
+        groups.by_replica.remove(&replica)
+    }
+
+    pub(super) fn tell_change(&self) {
+        self.changes.send_modify(|changes| *changes += 1);
+    }
+
+    pub(super) fn ward(&self) -> &Ward {
+        &self.ward
+    }
+
+    pub(super) fn changing(&self) -> &tokio::sync::Mutex<()> {
+        &self.changing
     }
 
     /// The replica of a shard, if this node has one.
@@ -237,6 +307,7 @@ impl Groups {
         }
         match descriptor::read(&self.store, replica) {
             Ok(Some(Descriptor::Destroyed(_))) => Err(Absent::Destroyed),
+            Ok(Some(Descriptor::Quarantined(..))) => Err(Absent::Quarantined),
             Ok(Some(Descriptor::Live(_)) | None) | Err(_) => Err(Absent::Unknown),
         }
     }
@@ -251,13 +322,14 @@ impl Groups {
             transfers: self.transfers.clone(),
             confirmer: self.confirmer.clone(),
             config: self.config.clone(),
+            ward: self.ward.clone(),
         };
         let group = self.thread.run(Group::start(parts)).await?;
         let mut groups = self.groups.write();
         groups.by_replica.insert(replica, group.clone());
         groups.by_shard.insert(shard, group.clone());
         drop(groups);
-        self.changes.send_modify(|changes| *changes += 1);
+        self.tell_change();
         Ok(group)
     }
 

@@ -98,6 +98,9 @@ pub(super) fn addressed(
             Err(refusal(Kind::Mismatch, detail))
         }
         (Err(Absent::Destroyed), _) => Err(refusal(Kind::Gone, "the replica was destroyed")),
+        (Err(Absent::Quarantined), _) => {
+            Err(refusal(Kind::Stopped, "the replica is damaged and takes no part"))
+        }
         (Err(Absent::Unknown), _) => Err(refusal(Kind::Unknown, "there is no such replica")),
     }
 }

@@ -86,11 +86,15 @@ impl Group {
 
     /// Whether this voter has promised nothing newer than a term: who led in it may lead still.
     pub(super) fn confirms(&self, term: u64) -> bool {
-        self.promise.allows(term)
+        !self.has_failed() && self.promise.allows(term)
     }
 
     /// The term, if this replica leads as far as it knows.
     pub(super) fn leading_term(&self) -> Option<u64> {
+        // The core's last word may be from before it failed.
+        if self.has_failed() {
+            return None;
+        }
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         metrics.state.is_leader().then_some(metrics.vote.leader_id.term)

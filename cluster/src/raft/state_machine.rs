@@ -13,10 +13,12 @@ use futures::{Stream, StreamExt};
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use parking_lot::Mutex;
-use statehouse_store::{Body, EntryId, Export, Log, Received, ReplicaId, Shard, Store};
+use statehouse_store as store;
+use statehouse_store::{Body, Damage, EntryId, Export, Log, Received, ReplicaId, Shard, Store};
 use tokio::sync::{oneshot, watch};
 
 use super::convert;
+use super::fault::{Fault, Whose};
 use super::landed::Landed;
 use super::log_storage::blocking;
 use super::types::{self, Entry, LogId, Replies, SnapshotMeta, StoredMembership, TypeConfig};
@@ -49,6 +51,7 @@ pub struct StateMachine {
     /// The last entry applied, for those who wait for one.
     applied: watch::Sender<EntryId>,
     landed: Arc<Landed>,
+    fault: Arc<Fault>,
 }
 
 /// How far the replica has come.
@@ -66,7 +69,7 @@ impl StateMachine {
         (store, replica, log, shard): (Store, ReplicaId, Log, Shard),
         applier: Applier,
         applied: watch::Sender<EntryId>,
-        landed: Arc<Landed>,
+        (landed, fault): (Arc<Landed>, Arc<Fault>),
     ) -> Result<Self, Error> {
         let state = State {
             applied: shard.applied(),
@@ -82,6 +85,7 @@ impl StateMachine {
             state: Arc::new(Mutex::new(state)),
             applied,
             landed,
+            fault,
         })
     }
 
@@ -90,7 +94,9 @@ impl StateMachine {
         let Some((last, _)) = entries.last() else { return Ok(()) };
         let last = last.stored.id();
         if !self.landed.reach(last.index).await {
-            return Err(io::Error::other("the log is not durable: nothing more is applied"));
+            let reason = "the log is not durable: nothing more is applied";
+            self.fault.note(Whose::Node, reason.to_owned());
+            return Err(io::Error::other(reason));
         }
         let memberships = entries.iter().filter_map(|(entry, _)| membership_in(entry));
         let memberships: Vec<StoredMembership> = memberships.collect();
@@ -105,12 +111,29 @@ impl StateMachine {
             applied: self.applied.clone(),
             done,
         });
-        let gone = io::Error::other("the apply thread has stopped");
-        applied.await.map_err(|_| gone)?.map_err(io::Error::other)?;
+        applied.await.map_err(|_| self.gone())?.map_err(|error| self.failed("apply", &error))?;
         let mut state = self.state.lock();
         state.applied = last;
         state.memberships.extend(memberships);
         Ok(())
+    }
+
+    /// The replica can't go on: it leads no more from here on, before Raft knows.
+    fn failed(&self, what: &str, error: &store::Error) -> io::Error {
+        self.fault.note(Whose::Replica, format!("{what}: {error}"));
+        if matches!(error, store::Error::Corrupt { .. }) {
+            let detail = error.to_string();
+            let replica = Some(self.replica);
+            self.store.report_damage(&Damage { replica, file: None, offset: None, detail });
+        }
+        io::Error::other(error.clone())
+    }
+
+    /// The node can't go on: that says nothing of the replica.
+    fn gone(&self) -> io::Error {
+        let reason = "the apply thread has stopped";
+        self.fault.note(Whose::Node, reason.to_owned());
+        io::Error::other(reason)
     }
 }
 
@@ -180,15 +203,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let View::Incoming(received) = view else {
             return Err(io::Error::other("expected a view that was received"));
         };
-        let gone = || io::Error::other("the apply thread has stopped");
-        let mut shard = self.applier.lend(self.replica).await.ok_or_else(gone)?;
+        let mut shard = self.applier.lend(self.replica).await.ok_or_else(|| self.gone())?;
         let (shard, installed) = blocking(move || {
             let installed = shard.install(*received);
             (shard, installed)
         })
         .await?;
         self.applier.own(self.replica, shard);
-        installed.map_err(io::Error::other)?;
+        installed.map_err(|error| self.failed("install a snapshot", &error))?;
         let applied = types::entry_id_or_default(meta.last_log_id);
         {
             let mut state = self.state.lock();
@@ -206,7 +228,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             return Ok(None);
         }
         let (store, replica) = (self.store.clone(), self.replica);
-        let export = blocking(move || store.export(replica)).await?.map_err(io::Error::other)?;
+        let export = blocking(move || store.export(replica)).await?;
+        let export = export.map_err(|error| self.failed("make a snapshot", &error))?;
         let last_membership = stored_membership(export.membership()).map_err(io::Error::other)?;
         let meta = SnapshotMeta { last_log_id: types::log_id(export.applied()), last_membership };
         Ok(Some(Snapshot { meta, snapshot: View::Outgoing(Box::new(export)) }))

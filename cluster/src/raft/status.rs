@@ -71,9 +71,25 @@ pub struct GroupStatus {
     pub reverted: BTreeMap<ReplicaId, EntryId>,
 }
 
+impl Role {
+    /// Whether it proposes entries.
+    pub(super) fn is_leader(self) -> bool {
+        self == Role::Leader
+    }
+}
+
 impl Group {
     /// What the group says of itself now.
     pub fn status(&self) -> GroupStatus {
+        let status = self.status_of_raft();
+        match self.has_failed() {
+            true => GroupStatus { role: Role::Stopped, leader: None, ..status },
+            false => status,
+        }
+    }
+
+    /// What its Raft core says, whether or not the replica has failed.
+    pub(super) fn status_of_raft(&self) -> GroupStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let stored = &metrics.membership_config;
@@ -159,6 +175,9 @@ pub(super) async fn publish(group: Weak<Group>) {
         let Some(group) = group.upgrade() else { return };
         if turned {
             group.heard.lock().turn(Instant::now());
+        }
+        if ended {
+            group.core_ended();
         }
         group.publish_now();
         if ended {

@@ -3,12 +3,13 @@
 //! No stream to watch and nobody to ask: whatever is applied here is what this node knows. Every
 //! node has such a replica, three of them with a vote.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use super::Shards;
 use crate::raft::Group;
-use crate::{Error, META_SHARD, meta};
+use crate::{Error, Identity, META_SHARD, NodeId, meta};
 
 /// How long a start waits for leaders before it serves what it can without.
 const LEADERS_WAIT_MAX: Duration = Duration::from_secs(10);
@@ -50,6 +51,9 @@ async fn follow(shards: &Weak<Shards>, group: &Arc<Group>) {
             if let Err(error) = take_up(&shards) {
                 tracing::error!(%error, "what the cluster knows can't be read");
             }
+            if let Err(error) = remember_peers(&shards).await {
+                tracing::warn!(%error, "where the other nodes are is not written down");
+            }
         }
         tokio::select! {
             changed = applied.changed() => {
@@ -79,6 +83,10 @@ async fn replaced(shards: &Weak<Shards>, group: &Arc<Group>) {
 fn take_up(shards: &Arc<Shards>) -> Result<(), Error> {
     let _taking_up = shards.taking_up.lock();
     let (topology, removed) = meta::topology(shards)?;
+    if topology.epoch < shards.topology.load().epoch {
+        // A replica that takes the place of one that has stopped knows less at first.
+        return Ok(());
+    }
     let peers = shards.groups.peers();
     if !topology.nodes.is_empty() {
         let known = topology.nodes.iter().filter(|(_, member)| !member.peer_address.is_empty());
@@ -93,6 +101,26 @@ fn take_up(shards: &Arc<Shards>) -> Result<(), Error> {
         shards.topology.store(Arc::new(topology));
     }
     shards.changes.send_modify(|changes| *changes += 1);
+    Ok(())
+}
+
+/// Writes down where the other nodes are: a start without a replica of shard 0, since that is
+/// damaged, has to tell one of them where this node is.
+async fn remember_peers(shards: &Arc<Shards>) -> Result<(), Error> {
+    let me = shards.me();
+    let topology = shards.topology.load_full();
+    let others = topology.nodes.iter().filter(|(node, _)| **node != me);
+    let known = others.filter(|(_, member)| !member.peer_address.is_empty());
+    let peers: BTreeMap<NodeId, String> =
+        known.map(|(node, member)| (*node, member.peer_address.clone())).collect();
+    if peers.is_empty() || *shards.peers_known.lock() == peers {
+        return Ok(());
+    }
+    let Some(identity) = Identity::read(&shards.store)? else { return Ok(()) };
+    if identity.peers != peers && !identity.founding {
+        Identity { peers: peers.clone(), ..identity }.write(&shards.store).await?;
+    }
+    *shards.peers_known.lock() = peers;
     Ok(())
 }
 

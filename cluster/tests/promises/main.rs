@@ -5,6 +5,7 @@
 
 mod faults;
 mod members;
+mod quarantine;
 mod reads;
 mod snapshots;
 mod strangers;

@@ -21,13 +21,14 @@ use tokio::time::timeout;
 
 pub const CLUSTER: ClusterId = ClusterId([7; 16]);
 pub const SHARD: ShardId = ShardId(1);
-const USERS: CollectionId = CollectionId(7);
+pub const USERS: CollectionId = CollectionId(7);
 
 /// Longer than anything here may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Node {
     pub id: NodeId,
+    pub dir: PathBuf,
     pub store: Store,
     pub peers: Arc<Peers>,
     pub groups: Arc<Groups>,
@@ -37,7 +38,7 @@ pub struct Node {
 
 impl Node {
     async fn start(id: NodeId, dir: PathBuf, listener: TcpListener, config: Config) -> Node {
-        let store = Store::open(dir, statehouse_store::Config::default()).unwrap();
+        let store = Store::open(&dir, statehouse_store::Config::default()).unwrap();
         let peers = Peers::new(CLUSTER, id, transport::Config::default());
         let groups = Groups::open(store.clone(), peers.clone(), config).await.unwrap();
         let (stop, stopped) = oneshot::channel();
@@ -48,7 +49,7 @@ impl Node {
             };
             transport::serve(listener, serving, Weak::new(), stopped).await.unwrap();
         });
-        Node { id, store, peers, groups, stop, server }
+        Node { id, dir, store, peers, groups, stop, server }
     }
 
     /// Stops everything, in order. The directory can be opened again.

@@ -8,6 +8,9 @@ use super::remote::Remote;
 use super::table::{Side, Table};
 use super::watch::{View, watch};
 
+/// What the column of that name says.
+const BEHIND: &str = "behind: of the slowest, entries";
+
 /// What `shards` takes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -46,11 +49,18 @@ fn view(shards: &[v1::Shard]) -> View {
         ("writes/s", Right),
         ("task", Right),
     ]);
-    let mut gist = String::new();
+    let (mut gist, mut reasons) = (String::new(), String::new());
     for shard in shards {
         let replicas = replicas(shard);
         let task = if shard.task == 0 { String::new() } else { shard.task.to_string() };
         gist.push_str(&format!("{} {replicas} {} {task}\n", shard.id, shard.term));
+        for replica in shard.replicas.iter().filter(|replica| !replica.reason.is_empty()) {
+            let v1::Replica { id, node, reason, .. } = replica;
+            reasons.push_str(&format!(
+                "shard {}: replica {id} on node {node} has stopped: {reason}\n",
+                shard.id
+            ));
+        }
         table.row([
             shard.id.to_string(),
             replicas,
@@ -62,8 +72,7 @@ fn view(shards: &[v1::Shard]) -> View {
             task,
         ]);
     }
-    let text =
-        format!("{table}\n* leads   + learns   ! missing   behind: of the slowest, entries\n");
+    let text = format!("{table}\n* leads   + learns   ! missing   x stopped   {BEHIND}\n{reasons}");
     View { text, json: shards.iter().map(shard_json).collect(), gist }
 }
 
@@ -78,6 +87,7 @@ fn replicas(shard: &v1::Shard) -> String {
         v1::ReplicaRole::Follower => "",
         v1::ReplicaRole::Learner => "+",
         v1::ReplicaRole::Missing => "!",
+        v1::ReplicaRole::Stopped => "x",
         v1::ReplicaRole::Unspecified => "?",
     };
     let mut replicas: Vec<&v1::Replica> = shard.replicas.iter().collect();
@@ -92,8 +102,9 @@ fn replicas(shard: &v1::Shard) -> String {
 
 /// Entries that the slowest replica that answers has still to apply.
 fn behind(shard: &v1::Shard) -> Option<u64> {
-    let answering =
-        shard.replicas.iter().filter(|replica| role(replica) != v1::ReplicaRole::Missing);
+    let answering = shard.replicas.iter().filter(|replica| {
+        !matches!(role(replica), v1::ReplicaRole::Missing | v1::ReplicaRole::Stopped)
+    });
     let slowest = answering.map(|replica| replica.applied).min()?;
     Some(shard.committed.saturating_sub(slowest))
 }
@@ -108,10 +119,12 @@ fn shard_json(shard: &v1::Shard) -> Json {
                 v1::ReplicaRole::Follower => "follower",
                 v1::ReplicaRole::Learner => "learner",
                 v1::ReplicaRole::Missing => "missing",
+                v1::ReplicaRole::Stopped => "stopped",
                 v1::ReplicaRole::Unspecified => "unknown",
             };
             let (id, node, applied) = (replica.id, replica.node, replica.applied);
-            json!({ "id": id, "node": node, "role": role, "applied": applied })
+            let reason = &replica.reason;
+            json!({ "id": id, "node": node, "role": role, "applied": applied, "reason": reason })
         })
         .collect();
     json!({
@@ -137,6 +150,7 @@ mod tests {
             node,
             role: role as i32,
             applied,
+            reason: String::new(),
         };
         let shard = v1::Shard {
             id: 3,

@@ -76,6 +76,9 @@ fn ills(status: &v1::ClusterStatus) -> Vec<String> {
     if status.shards_under_replicated > 0 {
         ills.push(format!("{} short of replicas", count(status.shards_under_replicated, "shard")));
     }
+    if !status.stopped.is_empty() {
+        ills.push(format!("{} stopped", count(status.stopped.len() as u32, "replica")));
+    }
     ills
 }
 
@@ -128,6 +131,9 @@ fn view(status: &v1::ClusterStatus) -> View {
             (false, _) => ills.join(", "),
         },
     );
+    for v1::StoppedReplica { shard, replica, node, reason } in &status.stopped {
+        line("stopped", format!("replica {replica} of shard {shard} on node {node}: {reason}"));
+    }
     View { gist: text.clone(), text, json: status_json(status) }
 }
 
@@ -157,8 +163,14 @@ fn status_json(status: &v1::ClusterStatus) -> Json {
         "tasks_running": status.tasks_running,
         "disk_ills": status.disk_ills,
         "clocks_off_ms": status.clocks_off_ms,
+        "stopped": status.stopped.iter().map(stopped_json).collect::<Vec<_>>(),
         "healthy": ills(status).is_empty(),
     })
+}
+
+fn stopped_json(stopped: &v1::StoppedReplica) -> Json {
+    let v1::StoppedReplica { shard, replica, node, reason } = stopped;
+    json!({ "shard": shard, "replica": replica, "node": node, "reason": reason })
 }
 
 /// "1 shard", "2 shards".
@@ -204,11 +216,20 @@ mod tests {
             shards_without_leader: 1,
             shards_under_replicated: 17,
             paused: true,
+            stopped: vec![v1::StoppedReplica {
+                shard: 3,
+                replica: 40,
+                node: 2,
+                reason: "corrupt row".into(),
+            }],
             ..whole()
         };
         let shown = view(&ill);
-        let ills = "1 node silent, 1 shard without a leader, 17 shards short of replicas";
+        let ills = "1 node silent, 1 shard without a leader, 17 shards short of replicas, \
+                    1 replica stopped";
         assert!(shown.text.contains(ills), "{}", shown.text);
+        let stopped = "stopped   replica 40 of shard 3 on node 2: corrupt row\n";
+        assert!(shown.text.contains(stopped), "{}", shown.text);
         assert!(shown.text.contains("paused: nothing is moved"));
         assert_eq!(shown.json["healthy"], false);
         let node = "node 3 is short of disk space (40 MiB free)";

@@ -12,15 +12,27 @@ use statehouse_cluster::raft::Role;
 use statehouse_cluster::task::{Purpose, State, Step, Task};
 use statehouse_cluster::{META_SHARD, NodeId, ShardId, Shards};
 use statehouse_proto::v1;
+use statehouse_store::ReplicaId;
 
 use crate::size::ByteSize;
 
 pub fn cluster(shards: &Arc<Shards>, seen: &Observed) -> v1::ClusterStatus {
     let wanted = usize::from(seen.cluster.replicas.get());
+    let takes_part = |(replica, node): (&ReplicaId, &NodeId)| {
+        seen.answers(*node) && seen.stopped(*node, *replica).is_none()
+    };
     let whole = |shard: &ShardId| {
         let voters = seen.voters(*shard);
-        voters.len() >= wanted && voters.values().all(|node| seen.answers(*node))
+        voters.len() >= wanted && voters.iter().all(takes_part)
     };
+    let stopped = seen.reports.iter().flat_map(|(node, report)| {
+        report.stopped.iter().map(|it| v1::StoppedReplica {
+            shard: it.shard.0.into(),
+            replica: it.replica.0,
+            node: node.0,
+            reason: it.reason.clone(),
+        })
+    });
     let all = || seen.placements.keys();
     v1::ClusterStatus {
         cluster_id: shards.cluster().to_string(),
@@ -37,6 +49,7 @@ pub fn cluster(shards: &Arc<Shards>, seen: &Observed) -> v1::ClusterStatus {
         tasks_running: seen.running().count() as u32,
         disk_ills: seen.members().filter_map(|(node, _)| disk_ill(shards, seen, node)).collect(),
         clocks_off_ms: clocks_off(seen),
+        stopped: stopped.collect(),
     }
 }
 
@@ -124,19 +137,24 @@ pub fn shard(seen: &Observed, rates: &BTreeMap<ShardId, f64>, id: ShardId) -> v1
     members.extend(leader.iter().flat_map(|(_, group)| group.learners.clone()));
     let replicas = members.into_iter().map(|(replica, node)| {
         let found = seen.replica(node, id).filter(|group| group.replica == replica);
+        let report = seen.reports.get(&node);
+        let stopped = report.and_then(|it| it.stopped.iter().find(|it| it.replica == replica));
         let role = match found.map(|group| group.role) {
             Some(Role::Leader) if leader.is_some_and(|(at, _)| at == node) => {
                 v1::ReplicaRole::Leader
             }
             Some(Role::Leader | Role::Follower | Role::Candidate) => v1::ReplicaRole::Follower,
             Some(Role::Learner) => v1::ReplicaRole::Learner,
-            Some(Role::Stopped) | None => v1::ReplicaRole::Missing,
+            Some(Role::Stopped) => v1::ReplicaRole::Stopped,
+            None if stopped.is_some() => v1::ReplicaRole::Stopped,
+            None => v1::ReplicaRole::Missing,
         };
         v1::Replica {
             id: replica.0,
             node: node.0,
             role: role.into(),
             applied: found.map_or(0, |group| group.applied),
+            reason: stopped.map(|it| it.reason.clone()).unwrap_or_default(),
         }
     });
     let sizes = seen.reports.values().flat_map(|report| &report.groups);
@@ -213,6 +231,7 @@ pub fn plan(plan: &Plan, by: By) -> v1::RebalanceResponse {
         let (from, to, leader) = match *planned {
             Move::Add { to, .. } => (0, to.0, false),
             Move::Replace { from, to, .. } => (from.0, to.0, false),
+            Move::Rebuild { at, .. } => (at.0, at.0, false),
             Move::Remove { from, .. } => (from.0, 0, false),
             Move::Lead { to, .. } => (0, to.0, true),
         };

@@ -11,6 +11,7 @@ mod directory;
 mod encoding;
 mod extents;
 mod failure;
+mod faults;
 mod fields;
 mod flips;
 mod flush;

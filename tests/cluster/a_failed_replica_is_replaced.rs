@@ -1,0 +1,209 @@
+//! A replica that fails on a node that goes on is seen, kept out of votes and reads, and replaced by
+//! a new one under a new id, without anybody's help.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use statehouse_client::{Client, v1};
+use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
+
+use crate::harness::cluster::{Cluster, Shape, await_some_for};
+use crate::harness::{bytes_field, create, field_bytes, get, http_get, put, report, seed};
+
+/// A failed replica is replaced within this time.
+const REPLACED_WITHIN: Duration = Duration::from_secs(60);
+
+/// Bytes of a state whose bytes lie in blob files.
+const LARGE_BYTES: usize = 300 << 10;
+
+/// The replicas of a shard that vote: id and node.
+async fn voters(cluster: &Cluster, shard: u32) -> BTreeMap<u64, u64> {
+    let shards = cluster.shards().await.unwrap();
+    let found = shards.into_iter().find(|found| found.id == shard).unwrap();
+    found.replicas.into_iter().map(|replica| (replica.node, replica.id)).collect()
+}
+
+/// Waits until a node has another replica of a shard than the one it had, and all is well.
+async fn replaced(cluster: &Cluster, (shard, node): (u32, u64), old: u64) -> u64 {
+    let what = format!("node {node} has a new replica of shard {shard}");
+    let new = await_some_for(REPLACED_WITHIN, &what, async || {
+        let shards = cluster.shards().await?;
+        let found = shards.iter().find(|found| found.id == shard).ok_or("no such shard")?;
+        let voters = |replica: &&v1::Replica| {
+            replica.role == v1::ReplicaRole::Leader as i32
+                || replica.role == v1::ReplicaRole::Follower as i32
+        };
+        let here = found.replicas.iter().filter(voters).find(|replica| replica.node == node);
+        let gone = found.replicas.iter().all(|replica| replica.id != old);
+        match here {
+            Some(replica) if gone => Ok(replica.id),
+            _ => Err(format!("{found:?}")),
+        }
+    })
+    .await;
+    cluster.whole().await;
+    assert_ne!(new, old, "ids are never used again");
+    new
+}
+
+/// The collection's id, as a node's own replicas have it.
+async fn collection_id(client: &Client) -> CollectionId {
+    CollectionId(create(client, "c").await.id)
+}
+
+/// Opens the directory of a node that does not run.
+fn with_store(dir: &Path, work: impl FnOnce(&Store)) {
+    let store = Store::open(dir, statehouse_store::Config::default()).unwrap();
+    work(&store);
+    store.close().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_can_not_apply_is_replaced_and_its_node_goes_on() {
+    let mut cluster = Cluster::of(Shape { shards: 1, ..Shape::default() }).await;
+    let client = cluster.client(1).await;
+    let collection = collection_id(&client).await;
+    for key in ["a", "b"] {
+        client.put(put("c", key, vec![bytes_field("f", key)])).await.unwrap();
+    }
+    cluster.level().await;
+    let leader = cluster.leader(1).await;
+    let ill = leader % 3 + 1;
+    let old = voters(&cluster, 1).await[&ill];
+    cluster.stop(ill).await;
+    with_store(&cluster.data(ill), |store| {
+        store.shard(ReplicaId(old)).unwrap().tamper(collection, b"a", Tamper::Cut).unwrap();
+    });
+    cluster.start_node(ill).await;
+    // Its row can't be read: the entry can't be applied there.
+    client.put(put("c", "a", vec![bytes_field("f", "2")])).await.unwrap();
+    let new = replaced(&cluster, (1, ill), old).await;
+    assert!(cluster.log_says(ill, "a replica has stopped"), "an audit line says so");
+    let (code, body) = http_get(cluster.http(ill), "/readyz");
+    assert_eq!((code, body.as_str()), (200, "ready\n"));
+    let (_, metrics) = http_get(cluster.http(ill), "/metrics");
+    assert!(metrics.contains("statehouse_replicas_stopped 0"), "{metrics}");
+    cluster.kill(leader);
+    let other = cluster.client(ill).await;
+    let state = other.get(get("c", "a")).await.unwrap();
+    assert_eq!(
+        field_bytes(&state, "f"),
+        "2",
+        "with the new replica the shard outlives another node"
+    );
+    report("a dead replica", &format!("node {ill}: replica {old} replaced by {new}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_bits_in_blob_files_are_never_served_and_the_replica_is_rebuilt() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::of(Shape { shards: 2, ..Shape::default() }).await;
+    let client = cluster.client(1).await;
+    create(&client, "c").await;
+    let mut states: BTreeMap<String, Bytes> = BTreeMap::new();
+    for n in 0..24 {
+        let mut bytes = vec![0; LARGE_BYTES];
+        random.fill_bytes(&mut bytes);
+        let (key, bytes) = (format!("k{n}"), Bytes::from(bytes));
+        let fields = vec![bytes_field("f", bytes.clone())];
+        client.put(put("c", &key, fields)).await.unwrap();
+        states.insert(key, bytes);
+    }
+    cluster.level().await;
+    // Everything in files, and nothing in memory.
+    cluster.stop(3).await;
+    cluster.start_node(3).await;
+    cluster.whole().await;
+    cluster.level().await;
+    let mut old = BTreeMap::new();
+    for shard in 1..=2 {
+        cluster.admin_json(&["transfer-leader", &shard.to_string(), "--to", "3"]);
+        old.insert(shard, voters(&cluster, shard).await[&3]);
+    }
+    let flipped = flip(&cluster.data(3), &mut random);
+    assert!(flipped > 0, "there are blob files");
+    for (key, bytes) in &states {
+        let state = client.get(get("c", key)).await.unwrap();
+        assert_eq!(&field_bytes(&state, "f"), bytes, "{key}: another replica has the right bytes");
+    }
+    for (shard, old) in old {
+        replaced(&cluster, (shard, 3), old).await;
+    }
+    // Nothing stands in the way of moves, and another node may go.
+    cluster.add().await;
+    cluster.whole().await;
+    cluster.admin_json(&["move-shard", "1", "--from", "3", "--to", "4", "--wait=60s"]);
+    cluster.kill(1);
+    let client = cluster.client(3).await;
+    for (key, bytes) in &states {
+        let state = client.get(get("c", key)).await.unwrap();
+        assert_eq!(&field_bytes(&state, "f"), bytes, "{key} without node 1");
+    }
+    report("flipped blob bytes", &format!("seed {seed}: {flipped} bits"));
+}
+
+/// Flips a bit in every so many bytes of a node's blob files; answers how many.
+fn flip(dir: &Path, random: &mut StdRng) -> usize {
+    let mut flipped = 0;
+    for path in files(dir).into_iter().filter(|path| path.extension().is_some_and(|e| e == "blob"))
+    {
+        let file: File = OpenOptions::new().read(true).write(true).open(path).unwrap();
+        let len = file.metadata().unwrap().len();
+        let mut at = 4_096;
+        while at < len {
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at).unwrap();
+            byte[0] ^= 1 << random.random_range(0..8);
+            file.write_all_at(&byte, at).unwrap();
+            flipped += 1;
+            at += random.random_range(64 << 10..128 << 10);
+        }
+        file.sync_all().unwrap();
+    }
+    flipped
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_replica_of_shard_0_is_quarantined_gets_a_new_one() {
+    let mut cluster = Cluster::of(Shape { shards: 1, ..Shape::default() }).await;
+    let client = cluster.client(2).await;
+    create(&client, "c").await;
+    client.put(put("c", "a", vec![bytes_field("f", "1")])).await.unwrap();
+    cluster.level().await;
+    // The founder: nobody has told it where the others are.
+    let old = voters(&cluster, 0).await[&1];
+    cluster.stop(1).await;
+    with_store(&cluster.data(1), |store| {
+        let row = [&[1, 0, 0, 3][..], b"its rows were lost"].concat();
+        let (sender, synced) = std::sync::mpsc::channel();
+        let done = Box::new(move |result| sender.send(result).unwrap());
+        store.meta_put(&format!("replica/{old}"), row.into(), done).unwrap();
+        synced.recv().unwrap().unwrap();
+    });
+    cluster.start_node(1).await;
+    let new = replaced(&cluster, (0, 1), old).await;
+    let (code, body) = http_get(cluster.http(1), "/readyz");
+    assert_eq!((code, body.as_str()), (200, "ready\n"));
+    cluster.kill(2);
+    let client = cluster.client(1).await;
+    let state = client.get(get("c", "a")).await.unwrap();
+    assert_eq!(field_bytes(&state, "f"), "1", "it knows the collection, and shard 0 has a quorum");
+    create(&client, "d").await;
+    report("a damaged shard 0", &format!("replica {old} replaced by {new}"));
+}
