@@ -14,6 +14,9 @@ use harness::{House, bytes_field, create, field_bytes, get, put, reason, stateho
 
 const STATES: usize = 160;
 
+/// The exit code of a node that finds damage it can't go on with.
+const DAMAGED: i32 = 7;
+
 /// What a state has: so long that a few fill a block.
 fn bytes_of(number: usize) -> Bytes {
     Bytes::from(vec![number as u8; 9_000 + number])
@@ -49,6 +52,15 @@ fn flip(path: &Path, at: u64) {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 16], at).unwrap();
+}
+
+/// Runs `statehouse repair` and returns its report.
+fn repair(house: &House, flags: &[&str]) -> serde_json::Value {
+    let mut command = statehouse();
+    let out =
+        command.args(["repair", "--json", "--data"]).arg(house.data()).args(flags).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    serde_json::from_slice(&out.stdout).unwrap()
 }
 
 /// Runs a node that is expected to end by itself.
@@ -126,6 +138,40 @@ async fn a_bad_block_of_a_replica_costs_the_states_in_it_and_no_others() {
 }
 
 #[tokio::test]
+async fn a_repair_lists_the_states_of_a_bad_block_and_the_node_goes_on_without_them() {
+    let house = filled().await;
+    let table = tables(&house)[1].clone();
+    let length = std::fs::metadata(&table).unwrap().len();
+    flip(&table, length / 2);
+    let report = repair(&house, &[]);
+    let damaged = &report["damages"][0]["file"];
+    assert_eq!(damaged, table.to_str().unwrap(), "{report:#}");
+    assert_eq!(report["loss_accepted"], false);
+
+    let report = repair(&house, &["--accept-loss"]);
+    assert_eq!(report["lost"].as_array().unwrap().len(), 0, "the log is whole: {report:#}");
+    let lost = report["lost_rows"].as_array().unwrap();
+    assert!(!lost.is_empty(), "{report:#}");
+    assert_eq!(repair(&house, &[])["damages"].as_array().unwrap().len(), 0);
+    let node = house.start();
+    let client = node.client().await;
+    let mut missing = 0;
+    for number in 0..STATES {
+        match client.get(get("c", &format!("k{number}"))).await {
+            Ok(state) => assert_eq!(field_bytes(&state, "f"), bytes_of(number), "state {number}"),
+            refused @ Err(_) => {
+                assert_eq!(reason(refused), "STATE_NOT_FOUND", "state {number}");
+                missing += 1;
+            }
+        }
+    }
+    assert!((1..=4).contains(&missing), "{missing} states lie in one block: {report:#}");
+    let (_, metrics) = node.http_get("/metrics");
+    assert!(metrics.contains("statehouse_damages 0"), "{metrics}");
+    assert_eq!(node.stop().0, Some(0));
+}
+
+#[tokio::test]
 async fn a_table_that_is_gone_is_named_and_the_process_ends_in_order() {
     let house = filled().await;
     let table = tables(&house)[1].clone();
@@ -134,7 +180,7 @@ async fn a_table_that_is_gone_is_named_and_the_process_ends_in_order() {
     for _ in 0..3 {
         let output = serve(&house);
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{:?}: {said}", output.status);
+        assert_eq!(output.status.code(), Some(DAMAGED), "{:?}: {said}", output.status);
         assert!(said.contains(name) && said.contains("replica"), "{said}");
     }
     // Nothing has changed meanwhile: with the file back, all is as it was.

@@ -23,6 +23,7 @@
 //! | `controller.rs` | keeps the cluster as it should be |
 //! | `admin.rs` | what people ask of it |
 //! | `divergence.rs` | whether replicas that have applied the same hold the same |
+//! | `reverted.rs` | reports followers that have lost what they acknowledged |
 //! | `usage.rs` | how much it holds |
 //! | `topology.rs` * | which nodes there are, and where replicas are |
 //! | `placement.rs` * | where replicas should be |
@@ -52,6 +53,7 @@ pub mod meta;
 pub mod placement;
 mod proposals;
 pub mod raft;
+mod reverted;
 mod rows;
 mod shard_map;
 mod shards;

@@ -30,7 +30,7 @@ use crate::proposals::Limits;
 use crate::raft::{self, Group, Groups, Stopped, Transfer};
 use crate::transport::{self, Peers};
 use crate::{Error, Foreground, Identity, META_SHARD, NodeId, ShardId, ShardMap, Topology};
-use crate::{checkpointer, controller, divergence};
+use crate::{checkpointer, controller, divergence, reverted};
 
 pub use announce::Addresses;
 pub(crate) use announce::note;
@@ -180,6 +180,7 @@ impl Shards {
         shards.tasks.lock().extend([following, announcing, policy]);
         let controller = tokio::spawn(controller::run(Arc::downgrade(&shards), config.controller));
         shards.tasks.lock().push(controller);
+        shards.tasks.lock().push(tokio::spawn(reverted::run(Arc::downgrade(&shards))));
         if !config.hash_check_interval.is_zero() {
             let comparing = divergence::run(Arc::downgrade(&shards), config.hash_check_interval);
             shards.tasks.lock().push(tokio::spawn(comparing));

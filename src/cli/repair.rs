@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value as Json, json};
 use statehouse_store::{
-    CollectionId, Damage, DamagePolicy, Loss, accept_loss, damage_policy, inspect_damage,
+    Accepted, CollectionId, Damage, DamagePolicy, Loss, Lost, LostRows, accept_loss, damage_policy,
+    inspect_damage,
 };
 
 use super::output::print_json;
@@ -32,7 +33,7 @@ struct Report {
     damages: Vec<Damage>,
     /// Other nodes hold the same data, and rebuild what is damaged here.
     rebuilt_elsewhere: bool,
-    losses: Option<Vec<Loss>>,
+    accepted: Option<Accepted>,
 }
 
 /// Runs the subcommand.
@@ -50,11 +51,21 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     let damages = inspect_damage(&args.data)?;
     let rebuilt_elsewhere = damage_policy(&args.data)? == DamagePolicy::Quarantine;
     let accept = args.accept_loss && !damages.is_empty() && !rebuilt_elsewhere;
-    let losses = accept.then(|| accept_loss(&args.data)).transpose()?;
-    Ok(Report { damages, rebuilt_elsewhere, losses })
+    let accepted = accept.then(|| accept_loss(&args.data)).transpose()?;
+    Ok(Report { damages, rebuilt_elsewhere, accepted })
 }
 
 impl Report {
+    /// The entries of logs that were given up.
+    fn entries(&self) -> impl Iterator<Item = &Loss> {
+        self.accepted.iter().flat_map(|accepted| &accepted.entries)
+    }
+
+    /// The rows of tables and blob files that were given up.
+    fn rows(&self) -> impl Iterator<Item = &Lost> {
+        self.accepted.iter().flat_map(|accepted| &accepted.rows)
+    }
+
     fn json(&self) -> Json {
         let damage = |damage: &Damage| {
             json!({
@@ -86,8 +97,9 @@ impl Report {
         json!({
             "damages": self.damages.iter().map(damage).collect::<Vec<_>>(),
             "rebuilt_from_other_nodes": self.rebuilt_elsewhere,
-            "loss_accepted": self.losses.is_some(),
-            "lost": self.losses.iter().flatten().map(loss).collect::<Vec<_>>(),
+            "loss_accepted": self.accepted.is_some(),
+            "lost": self.entries().map(loss).collect::<Vec<_>>(),
+            "lost_rows": self.rows().map(rows_json).collect::<Vec<_>>(),
         })
     }
 
@@ -103,18 +115,21 @@ impl Report {
                 "other nodes hold the same data: start the node, and they rebuild these replicas"
             );
         }
-        let Some(losses) = &self.losses else {
+        if self.accepted.is_none() {
             println!("nothing was changed; a copy of the directory, if there is one, has it all");
             return println!(
                 "to go on without what is damaged: statehouse repair --data {} --accept-loss",
                 data.display()
             );
-        };
-        println!("accepted: the node starts again without");
-        if losses.is_empty() {
-            println!("  nothing: all entries are whole");
         }
-        for loss in losses {
+        println!("accepted: the node starts again without");
+        if self.entries().next().is_none() && self.rows().next().is_none() {
+            println!("  nothing: all entries and rows are whole");
+        }
+        for lost in self.rows() {
+            println!("  {lost}");
+        }
+        for loss in self.entries() {
             println!("  entries {} to {} of replica {}", loss.first, loss.last, loss.replica);
             for range in ranges(loss) {
                 println!(
@@ -127,6 +142,27 @@ impl Report {
             }
         }
     }
+}
+
+fn rows_json(lost: &Lost) -> Json {
+    let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
+    let state = |(collection, key): &(CollectionId, bytes::Bytes)| {
+        json!({ "collection": collection.0, "key": text(key) })
+    };
+    let mut row = match &lost.rows {
+        LostRows::State(collection, key) => json!({ "state": state(&(*collection, key.clone())) }),
+        LostRows::States { after, before } => json!({
+            "states": {
+                "after": after.as_ref().map(state),
+                "before": before.as_ref().map(state),
+            },
+        }),
+        LostRows::Uploads => json!({ "uploads": true }),
+        LostRows::Requests => json!({ "request_ids": true }),
+        LostRows::EntriesFrom(first) => json!({ "entries_from": first }),
+    };
+    row["replica"] = lost.replica.0.into();
+    row
 }
 
 /// The keys of one collection that a loss concerns.

@@ -126,7 +126,7 @@ pub use plan::{CachePart, CachePlan, CachePoint};
 pub use pool::{Read, ReadPool};
 pub use read::{LargeState, Reader, Room, SweepStart, UploadProgress, Warmth};
 pub use receive::{Incoming, Received};
-pub use repair::{Loss, accept_loss, damage_policy, inspect_damage};
+pub use repair::{Accepted, Loss, accept_loss, damage_policy, inspect_damage};
 pub use reply::Reply;
 pub use requests::{REQUEST_BYTES_MAX, REQUESTS_MAX, REQUESTS_MIN, Remembered};
 pub use salvage::{Lost, LostRows, salvage_tables};

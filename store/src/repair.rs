@@ -1,13 +1,15 @@
 //! Repairing a store that is not open: what is damaged, and going on without it.
 //!
-//! [`inspect_damage`] changes nothing. [`accept_loss`] is for a node whose rows nobody else holds:
-//! it keeps what is whole, puts entries that do nothing where entries are lost, so that those
-//! behind them can be applied, and says what is gone.
+//! [`inspect_damage`] reads every file and changes nothing. [`accept_loss`] is for a node whose rows
+//! nobody else holds: it keeps what is whole and returns what is gone. In the log it puts entries
+//! that do nothing where entries are lost, so that those behind them can be applied; tables and
+//! blob files are `salvage.rs`.
 //!
 //! Not for a node of a cluster whose shards have other replicas: entries of the same index would
 //! differ between them. Such a store has [`DamagePolicy::Quarantine`] and is left as it is.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,11 +24,14 @@ use crate::directory::Directory;
 use crate::disk::{decode_applied, encode_descriptor, encode_purged};
 use crate::encoding::id_of_row;
 use crate::error::Error;
+use crate::files::{self, Reading};
 use crate::ids::{CollectionId, EntryId, ReplicaId};
 use crate::keys;
 use crate::ledger::{Claim, Ledger};
 use crate::opening::{Diagnosis, diagnose, look};
 use crate::proof::{Depth, Held};
+use crate::salvage::{Lost, salvage_tables};
+use crate::tables::blamed;
 use crate::witness::Witness;
 
 /// Entries of one replica that are lost.
@@ -42,12 +47,38 @@ pub struct Loss {
     pub keys: Vec<(CollectionId, Bytes)>,
 }
 
-/// Returns the damage in a directory's store, and changes nothing. `InUse` if the store is open.
-///
-/// Each kind of file has a checker of its own, whose findings are put together here.
+/// What was given up so that a store opens again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Accepted {
+    /// Entries of the logs.
+    pub entries: Vec<Loss>,
+    /// Rows of tables and blob files.
+    pub rows: Vec<Lost>,
+}
+
+/// Returns the damage in a directory's store, and changes nothing. Reads every file. `InUse` if
+/// the store is open.
 pub fn inspect_damage(dir: &Path) -> Result<Vec<Damage>, Error> {
     let directory = Directory::existing(dir)?;
-    Ok(diagnose(&directory, &Config::default())?.damages)
+    let mut damages = diagnose(&directory, &Config::default())?.damages;
+    let Ok(Some(manifest)) = files::read_or_restore(&directory.database) else {
+        return Ok(damages);
+    };
+    for live in manifest.files() {
+        let path = directory.database.join(live.name());
+        if damages.iter().any(|known| known.file.as_ref() == Some(&path)) {
+            continue;
+        }
+        let opened = File::open(&path).map_err(|error| Error::io("open a file to check", error))?;
+        if let Reading::Broken(broken) =
+            files::verify(&opened, &live, &mut |_| ControlFlow::Continue(()))?
+        {
+            let (offset, detail) = (Some(broken.offset), broken.detail);
+            let damage = Damage { replica: None, file: Some(path), offset, detail };
+            damages.extend(blamed(&damage, &live, &manifest));
+        }
+    }
+    Ok(damages)
 }
 
 /// Returns what the next opening of a directory's store does with damage.
@@ -55,16 +86,30 @@ pub fn damage_policy(dir: &Path) -> Result<DamagePolicy, Error> {
     Ok(DamagePolicy::read(&Directory::existing(dir)?.policy))
 }
 
-/// Keeps what is whole of a damaged store so that it opens again, and returns what is lost.
+/// Keeps what is whole of a damaged store so that it opens again, and returns what is lost. Reads
+/// everything.
 ///
 /// `InUse` if the store is open; `Damaged` if not even the node's own facts are left. A store
 /// without damage, and one whose replicas are rebuilt from other nodes, is left as it is.
-pub fn accept_loss(dir: &Path) -> Result<Vec<Loss>, Error> {
+pub fn accept_loss(dir: &Path) -> Result<Accepted, Error> {
+    if damage_policy(dir)? == DamagePolicy::Quarantine {
+        return Ok(Accepted::default());
+    }
+    let entries = accept_loss_of_log(dir)?;
+    Ok(Accepted { entries, rows: salvage_tables(dir)? })
+}
+
+/// Whether a damage is in a table or blob file, not in the log or in what is known of it.
+fn is_of_table(damage: &Damage) -> bool {
+    let kind = damage.file.as_deref().and_then(Path::extension);
+    kind.is_some_and(|kind| kind == "sst" || kind == "blob")
+}
+
+fn accept_loss_of_log(dir: &Path) -> Result<Vec<Loss>, Error> {
     let directory = Directory::existing(dir)?;
     let config = Config::default();
     let diagnosis = diagnose(&directory, &config)?;
-    let elsewhere = DamagePolicy::read(&directory.policy) == DamagePolicy::Quarantine;
-    if diagnosis.damages.is_empty() || elsewhere {
+    if diagnosis.damages.iter().all(is_of_table) {
         return Ok(Vec::new());
     }
     if diagnosis.is_hopeless() {

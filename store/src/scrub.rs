@@ -29,6 +29,7 @@ use crate::garbage::Garbage;
 use crate::keys;
 use crate::log::Log;
 use crate::record::Record;
+use crate::sums::Sums;
 use crate::tables::blamed;
 
 /// Rows and bytes of one piece of the second pass: as long as a view is held.
@@ -248,6 +249,10 @@ impl<'a> Scrub<'a> {
             Some(b'G') => {
                 let garbage = Garbage::decode(value);
                 garbage.map(|_| 0).map_err(|error| Error::corrupt("garbage row", error))
+            }
+            Some(b'H') => {
+                let sums = Sums::open(Some(value), 0);
+                sums.map(|_| 0).map_err(|error| Error::corrupt("row of sums", error))
             }
             Some(b'D' | b'L' | b'T' | b'U' | b'W' | b'X') => Ok(0),
             _ => Err(Error::corrupt("row", "its kind is unknown")),

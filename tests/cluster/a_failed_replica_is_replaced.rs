@@ -13,7 +13,8 @@ use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use statehouse_client::{Client, v1};
 use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
 
-use crate::harness::cluster::{Cluster, Shape, await_some_for};
+use crate::harness::cluster::{Cluster, Shape};
+use crate::harness::condition::await_some_for;
 use crate::harness::{bytes_field, create, field_bytes, get, http_get, put, report, seed};
 
 /// A failed replica is replaced within this time.

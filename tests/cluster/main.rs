@@ -24,6 +24,7 @@ mod an_isolated_leader_refuses_what_waits;
 mod bootstrap_script;
 mod bounded_reads_keep_their_bound;
 mod clocks_differ;
+mod damaged_files_are_healed;
 mod full_disks_take_deletes;
 mod no_acknowledged_write_is_lost_in_a_cluster;
 mod power_losses_lose_nothing;

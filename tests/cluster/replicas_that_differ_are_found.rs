@@ -6,7 +6,8 @@ use std::time::Duration;
 use statehouse_client::v1;
 use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
 
-use crate::harness::cluster::{Cluster, Shape, await_some_for};
+use crate::harness::cluster::{Cluster, Shape};
+use crate::harness::condition::await_some_for;
 use crate::harness::{bytes_field, create, field_bytes, get, put, report};
 
 const FOUND_WITHIN: Duration = Duration::from_secs(60);

@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -210,6 +211,15 @@ impl Cluster {
         );
     }
 
+    /// Waits until a node that was launched is ready: `None`. If it ends instead: how.
+    pub async fn ready_or_ended(&mut self, node: u64) -> Option<ExitStatus> {
+        let process = self.member(node).process.as_mut().expect("the node was launched");
+        match timeout(PATIENCE, process.ready()).await.expect("it is ready or ends in time") {
+            Some(_) => None,
+            None => Some(self.take(node).ended()),
+        }
+    }
+
     fn member(&mut self, node: u64) -> &mut Member {
         self.members.get_mut(&node).unwrap()
     }
@@ -407,6 +417,7 @@ impl Cluster {
         let healthy = status.nodes_alive as usize >= running.len()
             && status.shards_without_leader == 0
             && status.tasks_running == 0
+            && status.stopped.is_empty()
             && status.controller != 0;
         if !healthy {
             return Err(format!("{status:?}"));

@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod condition;
 pub mod counter;
+pub mod harm;
 pub mod history;
 pub mod ledger;
 pub mod power;

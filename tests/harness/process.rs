@@ -76,6 +76,11 @@ impl Process {
         self.end()
     }
 
+    /// Waits until it has ended by itself.
+    pub fn ended(mut self) -> ExitStatus {
+        self.end()
+    }
+
     /// It stands still, with its connections open.
     pub fn pause(&self) {
         self.signal(Signal::STOP);

@@ -2,9 +2,8 @@
 //!
 //! The store is opened before anything is known of the cluster, so it is told beforehand, and keeps
 //! it: as long as the other voters of every shard that this node has a replica of are a quorum
-//! without it, such replicas stay in quarantine, and the node does not start until an operator
-//! replaces it. A node that somebody's data depends on refuses to start too, but a person may
-//! accept the loss there: nothing may be lost without that.
+//! without it, such replicas are put in quarantine and rebuilt from the others. A node that
+//! somebody's data depends on refuses to start: a person may accept the loss there.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
-    Body, CommandBatch, Config, Damage, DamagePolicy, Entry, Error, ReplicaId, Store, accept_loss,
+    Accepted, Body, CommandBatch, Config, Damage, DamagePolicy, Entry, Error, ReplicaId, Store, accept_loss,
     inspect_damage,
 };
 use tempfile::TempDir;
@@ -284,7 +284,7 @@ fn the_file_that_proves_what_was_synced_is_missed_and_no_copy_of_it_is_trusted_t
     std::fs::write(copy.path().join("synced"), vec![7; len]).unwrap();
     let damages = copy.refusal("with a file that is not whole");
     assert_eq!(damages[0].detail, "no copy of what was synced is whole");
-    assert_eq!(accept_loss(copy.path()).unwrap(), []);
+    assert_eq!(accept_loss(copy.path()).unwrap(), Accepted::default());
     let store = copy.open().unwrap();
     (1..=REPLICAS).for_each(|id| assert_whole(&store, id));
 }
@@ -309,7 +309,8 @@ fn a_loss_that_is_accepted_is_named_and_everything_else_is_kept() {
     let len = std::fs::metadata(copy.log_file()).unwrap().len() as usize;
     copy.change(|bytes| bytes[len / 2] ^= 1);
     copy.refusal("one flipped bit");
-    let losses = accept_loss(copy.path()).unwrap();
+    let Accepted { entries: losses, rows } = accept_loss(copy.path()).unwrap();
+    assert_eq!(rows, [], "the tables are whole");
     println!("{losses:?}");
     assert_eq!(inspect_damage(copy.path()).unwrap(), []);
     let lost: Vec<u64> = losses.iter().flat_map(|loss| loss.first..=loss.last).collect();

@@ -1,0 +1,134 @@
+//! Any file of one node of three may be damaged, while it is down or under it while it runs: what
+//! was acknowledged is there, nothing else is ever answered, and the node's replicas are whole again
+//! without anybody's help.
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, RngCore as _, SeedableRng as _};
+use statehouse_client::Client;
+
+use crate::harness::cluster::{Cluster, Shape, await_some};
+use crate::harness::harm::{Harmed, KINDS, harm};
+use crate::harness::ledger::{COLLECTION, Ledger};
+use crate::harness::{create, http_get, report, scale, seed};
+
+/// Damaged files of a short run; `DAMAGED_FILES` overrides it.
+const DAMAGED_FILES: u64 = 6;
+
+/// Acknowledged writes between two of them.
+const ACKNOWLEDGED: std::ops::Range<u64> = 100..600;
+
+/// The exit code of a node that finds damage it can't go on with.
+const DAMAGED: i32 = 7;
+
+/// Writes for a while through every node.
+async fn write_for_a_while(cluster: &Cluster, ledger: &Ledger, random: &mut StdRng) {
+    let mut clients: Vec<Client> = Vec::new();
+    for node in cluster.nodes() {
+        clients.push(cluster.client(node).await);
+    }
+    let prefix = random.next_u32().to_string();
+    let writers = ledger.start(&clients, &prefix, random.random());
+    let enough = ledger.acknowledged() + random.random_range(ACKNOWLEDGED);
+    await_some("enough is acknowledged", async || match ledger.acknowledged() {
+        now if now >= enough => Ok(()),
+        now => Err(format!("{} to go", enough - now)),
+    })
+    .await;
+    for writer in writers {
+        writer.abort();
+        // It ends in the middle of a write.
+        let _ = writer.await;
+    }
+}
+
+/// Damages a file of a node that is down, and starts it. Returns what was done, and whether the
+/// start was refused until the file was put back.
+async fn at_rest(cluster: &mut Cluster, node: u64, random: &mut StdRng) -> Option<(String, bool)> {
+    match random.random() {
+        true => cluster.kill(node),
+        false => cluster.stop(node).await,
+    }
+    let kind = KINDS[random.random_range(0..KINDS.len())];
+    let harmed = harm(&cluster.data(node), kind, random);
+    cluster.launch(node).await;
+    let Some(harmed) = harmed else {
+        cluster.ready(node).await;
+        return None;
+    };
+    let refused = !ready_or_refused(cluster, node, &harmed).await;
+    if refused {
+        // Not even who it is was left. It has changed nothing, so it goes on with the file.
+        harmed.undo();
+        cluster.launch(node).await;
+        cluster.ready(node).await;
+    }
+    Some((harmed.done, refused))
+}
+
+/// Waits until a node is ready, or has ended as one does that finds damage. Returns which.
+async fn ready_or_refused(cluster: &mut Cluster, node: u64, harmed: &Harmed) -> bool {
+    match cluster.ready_or_ended(node).await {
+        None => true,
+        Some(status) => {
+            assert_eq!(status.code(), Some(DAMAGED), "{}: {status}", harmed.done);
+            false
+        }
+    }
+}
+
+/// Damages a file under a node that runs, and waits until two scrubs of it have ended.
+async fn live(cluster: &Cluster, node: u64, random: &mut StdRng) -> Option<String> {
+    let kind = [".sst", ".blob"][random.random_range(0..2)];
+    let harmed = harm(&cluster.data(node), kind, random)?;
+    let finished = scrubs_finished(cluster, node);
+    await_some("it is scrubbed twice", async || match scrubs_finished(cluster, node) {
+        now if now >= finished + 2 => Ok(()),
+        now => Err(format!("{now} scrubs")),
+    })
+    .await;
+    Some(format!("live: {}", harmed.done))
+}
+
+fn scrubs_finished(cluster: &Cluster, node: u64) -> u64 {
+    let (_, metrics) = http_get(cluster.http(node), "/metrics");
+    let found =
+        metrics.lines().find_map(|line| line.strip_prefix("statehouse_scrubs_finished_total "));
+    found.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_of_one_of_three_nodes_is_seen_and_healed_and_nothing_is_lost() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let env = [("STATEHOUSE_SCRUB_INTERVAL_S", "1"), ("STATEHOUSE_HASH_CHECK_INTERVAL_S", "5")];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let mut cluster = Cluster::of(Shape { shards: 4, env, ..Shape::default() }).await;
+    create(&cluster.client(1).await, COLLECTION).await;
+    let ledger = Ledger::default();
+    let rounds = scale("DAMAGED_FILES", DAMAGED_FILES);
+    let (mut damaged, mut refused) = (0, 0);
+    for round in 0..rounds {
+        write_for_a_while(&cluster, &ledger, &mut random).await;
+        let node = random.random_range(1..=3);
+        let done = match random.random_bool(0.3) {
+            true => live(&cluster, node, &mut random).await.map(|done| (done, false)),
+            false => at_rest(&mut cluster, node, &mut random).await,
+        };
+        if let Some((done, was_refused)) = done {
+            println!("round {round}, node {node}: {done}; refused: {was_refused}");
+            damaged += 1;
+            refused += u64::from(was_refused);
+        }
+        cluster.whole().await;
+        for reader in 1..=3 {
+            ledger.check(&cluster.client(reader).await).await;
+        }
+        ledger.forget();
+    }
+    let acknowledged = ledger.acknowledged();
+    let figures = format!(
+        "seed {seed}, {damaged} files damaged, {refused} starts refused, {acknowledged} \
+         acknowledged, 0 lost"
+    );
+    report("a damaged file of one of three nodes is healed", &figures);
+}
