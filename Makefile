@@ -55,11 +55,12 @@ fix:
 bench: needs
 	cargo bench --profile release --locked --workspace
 
-# The promises of a cluster, for long: kill -9, power losses (as root, with loop devices), pauses,
+# The promises of a cluster, for long: kill -9, power losses (as root, with loop devices), damaged
+# files, clock steps, pauses,
 # cuts, moves, restarts, repeated requests.
 # Writes benches/results/soak.md. SEED=N repeats a run's choices.
 SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
-SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60 POWER_LOSSES=100 DAMAGED_FILES=60 FLIPS=10000
+SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60 POWER_LOSSES=100 CLOCK_STEPS=20 DAMAGED_FILES=60 FLIPS=10000
 
 soak: needs
 	@{ echo '# Soak'; echo; \

@@ -16,6 +16,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, Mode, OFlags};
 
@@ -30,6 +31,14 @@ const INCOMING: &str = "incoming";
 const SYNCED: &str = "synced";
 const ASIDE: &str = "damaged";
 const POLICY: &str = "damage-policy";
+
+/// Time that an opening waits for the lock of a directory that somebody else holds. A process that
+/// was killed holds it until its memory is given back, and a child that a process has begun holds
+/// it until it runs its own program.
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Time between two attempts to take the lock.
+const LOCK_RETRY_WAIT: Duration = Duration::from_millis(10);
 
 /// A directory that is ours and that we hold.
 pub(crate) struct Directory {
@@ -106,10 +115,18 @@ fn lock(dir: &Path) -> Result<File, Error> {
         .write(true)
         .open(dir.join(LOCK))
         .map_err(|error| Error::io("open the lock file", error))?;
-    match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::InUse { dir: dir.to_owned() }),
-        Err(error) => Err(Error::io("lock the directory", error)),
+    let give_up = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(lock),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < give_up => {
+                std::thread::sleep(LOCK_RETRY_WAIT);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(Error::InUse { dir: dir.to_owned() });
+            }
+            Err(error) => return Err(Error::io("lock the directory", error)),
+        }
     }
 }
 

@@ -4,14 +4,19 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use statehouse_client::Client;
 use statehouse_client::v1::{self, Consistency, edit, write_options::Expiry};
 
 use crate::harness::cluster::{Cluster, Shape, await_some};
 use crate::harness::wall_clock::WallClock;
-use crate::harness::{PATIENCE, bytes_field, create, get, put};
+use crate::harness::{PATIENCE, bytes_field, create, get, put, report, scale, seed};
 
 const HOUR_MS: i64 = 3_600_000;
+
+/// Random steps of its clock in a short run; `CLOCK_STEPS` overrides it.
+const CLOCK_STEPS: u64 = 1;
 
 /// The node whose clock is off.
 const ODD: u64 = 3;
@@ -124,6 +129,15 @@ async fn an_hour_off(ahead_ms: i64) {
     clock.step_to(-ahead_ms);
     check(&cluster, &client, ODD).await;
     check(&cluster, &client, 1).await;
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let steps = scale("CLOCK_STEPS", CLOCK_STEPS);
+    for _ in 0..steps {
+        clock.step_to(random.random_range(-2 * HOUR_MS..=2 * HOUR_MS));
+        check(&cluster, &client, random.random_range(1..=3)).await;
+    }
+    let figures = format!("seed {seed}, {steps} random steps within two hours");
+    report(&format!("a clock {ahead_ms} ms ahead expires nothing early or late"), &figures);
 }
 
 #[tokio::test(flavor = "multi_thread")]

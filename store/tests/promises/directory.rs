@@ -24,6 +24,23 @@ fn a_directory_is_opened_by_one_store_at_a_time() {
 }
 
 #[test]
+fn a_lock_that_outlives_its_store_for_a_moment_is_waited_for() {
+    let dir = TempDir::new().unwrap();
+    open(&dir).unwrap().close().unwrap();
+    let lock = std::fs::File::open(dir.path().join("LOCK")).unwrap();
+    lock.lock().unwrap();
+    let (opening, opened) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            opening.send(()).unwrap();
+            open(&dir).unwrap().close().unwrap();
+        });
+        opened.recv().unwrap();
+        lock.unlock().unwrap();
+    });
+}
+
+#[test]
 fn a_directory_of_somebody_else_is_left_alone() {
     let dir = TempDir::new().unwrap();
     std::fs::write(dir.path().join("thesis.tex"), "all of it").unwrap();
