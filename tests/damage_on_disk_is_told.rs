@@ -57,8 +57,12 @@ fn flip(path: &Path, at: u64) {
 /// Runs `statehouse repair` and returns its report.
 fn repair(house: &House, flags: &[&str]) -> serde_json::Value {
     let mut command = statehouse();
-    let out =
-        command.args(["repair", "--json", "--data"]).arg(house.data()).args(flags).output().unwrap();
+    let out = command
+        .args(["repair", "--json", "--data"])
+        .arg(house.data())
+        .args(flags)
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     serde_json::from_slice(&out.stdout).unwrap()
 }

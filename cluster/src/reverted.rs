@@ -27,7 +27,7 @@ pub(crate) async fn run(shards: Weak<Shards>) {
         ticks.tick().await;
         let Some(shards) = shards.upgrade() else { return };
         let groups = shards.groups();
-        for (replica, node, missing) in groups.iter().flat_map(|group| reverted(group)) {
+        for (replica, node, missing) in groups.iter().flat_map(reverted) {
             if reported.contains(&replica) {
                 continue;
             }

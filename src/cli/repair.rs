@@ -145,18 +145,17 @@ impl Report {
 }
 
 fn rows_json(lost: &Lost) -> Json {
-    let text = |key: &[u8]| String::from_utf8_lossy(key).into_owned();
-    let state = |(collection, key): &(CollectionId, bytes::Bytes)| {
-        json!({ "collection": collection.0, "key": text(key) })
+    let state = |collection: &CollectionId, key: &[u8]| {
+        let key = String::from_utf8_lossy(key);
+        json!({ "collection": collection.0, "key": key })
     };
     let mut row = match &lost.rows {
-        LostRows::State(collection, key) => json!({ "state": state(&(*collection, key.clone())) }),
-        LostRows::States { after, before } => json!({
-            "states": {
-                "after": after.as_ref().map(state),
-                "before": before.as_ref().map(state),
-            },
-        }),
+        LostRows::State(collection, key) => json!({ "state": state(collection, key) }),
+        LostRows::States { after, before } => {
+            let after = after.as_ref().map(|(collection, key)| state(collection, key));
+            let before = before.as_ref().map(|(collection, key)| state(collection, key));
+            json!({ "states": { "after": after, "before": before } })
+        }
         LostRows::Uploads => json!({ "uploads": true }),
         LostRows::Requests => json!({ "request_ids": true }),
         LostRows::EntriesFrom(first) => json!({ "entries_from": first }),

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use statehouse_store::{
-    Accepted, Body, CommandBatch, Config, Damage, DamagePolicy, Entry, Error, ReplicaId, Store, accept_loss,
-    inspect_damage,
+    Accepted, Body, CommandBatch, Config, Damage, DamagePolicy, Entry, Error, ReplicaId, Store,
+    accept_loss, inspect_damage,
 };
 use tempfile::TempDir;
 

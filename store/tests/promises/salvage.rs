@@ -68,7 +68,7 @@ fn salvage_keeps_what_is_whole_and_lists_what_is_lost() {
                 let read = driven.reader.get_whole(USERS, key.as_bytes(), &all, 1_000);
                 match read.unwrap_or_else(|error| panic!("{context}: {key}: {error}")) {
                     Some(state) => {
-                        assert_eq!(state.fields[0].bytes(), expected, "{context}: {key}")
+                        assert_eq!(state.fields[0].bytes(), expected, "{context}: {key}");
                     }
                     None => {
                         assert!(
