@@ -1,18 +1,18 @@
 //! The models of a node: pushed, checked, loaded on the device, found by name.
 //!
 //! A version is loaded when it is pushed, when the node starts (the active ones) or when a score
-//! first names it; loading is single-flight and never on an async thread.
+//! first names it; loading is single-flight (`models/slots.rs`) and never on an async thread.
 
-use std::collections::HashMap;
+mod slots;
+
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use statehouse_cluster::catalog::{Catalog, ModelEntry, ModelFiles};
 use statehouse_inference as inference;
 use statehouse_inference::{Handle, LoadedModel, Model};
 use statehouse_store::Store;
-use tokio::sync::OnceCell;
 
+use self::slots::Slots;
 use crate::failure::{Failure, Reason};
 use crate::score::STATE_COPIES;
 use crate::size::ByteSize;
@@ -32,16 +32,13 @@ pub struct Version {
     pub loaded: LoadedModel,
 }
 
-/// One version's place: filled by the first who needs it, shared by all.
-type Slot = Arc<OnceCell<Result<LoadedModel, Failure>>>;
-
 /// The models that this node can score with.
 pub struct Models {
     catalog: Arc<Catalog>,
     worker: Handle,
     store: Store,
     request_bytes_max: u64,
-    slots: Mutex<HashMap<(String, u64), Slot>>,
+    slots: Arc<Slots<LoadedModel>>,
 }
 
 impl Models {
@@ -53,7 +50,9 @@ impl Models {
         store: Store,
         request_bytes_max: u64,
     ) -> Arc<Self> {
-        Arc::new(Models { catalog, worker, store, request_bytes_max, slots: Mutex::default() })
+        let unloading = worker.clone();
+        let slots = Slots::new(Box::new(move |loaded| unloading.unload(loaded)));
+        Arc::new(Models { catalog, worker, store, request_bytes_max, slots })
     }
 
     /// The worker that drives the device.
@@ -96,7 +95,8 @@ impl Models {
         Ok(Version { version, loaded })
     }
 
-    /// Checks and loads the files, stores them as a new version, and activates it if asked for.
+    /// Checks and loads the files, stores them as a new version, and activates it if asked for. To
+    /// be awaited to its end: what is loaded meanwhile belongs to nobody else.
     pub async fn push(
         &self,
         files: ModelFiles,
@@ -117,7 +117,7 @@ impl Models {
         };
         match pushed {
             Ok(pushed) => {
-                self.keep(&name, pushed.version, loaded);
+                self.slots.keep((name.clone(), pushed.version), loaded);
                 Ok((self.catalog.model(&name)?, pushed.version))
             }
             Err(failure) => {
@@ -125,16 +125,6 @@ impl Models {
                 Err(failure)
             }
         }
-    }
-
-    /// Puts a loaded version in its place, unless it was loaded before.
-    fn keep(&self, name: &str, version: u64, loaded: LoadedModel) {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry((name.to_owned(), version)).or_default();
-        if matches!(slot.get(), Some(Ok(_))) {
-            return self.worker.unload(&loaded);
-        }
-        *slot = Slot::new(OnceCell::new_with(Some(Ok(loaded))));
     }
 
     /// Makes a version the active one, once it is loaded.
@@ -149,48 +139,27 @@ impl Models {
     pub async fn delete(&self, name: &str, version: u64) -> Result<(), Failure> {
         let only = (version != 0).then_some(version);
         self.catalog.delete_model(name, only).await?;
-        let gone: Vec<Slot> = {
-            let mut slots = self.slots.lock();
-            let doomed = slots
-                .keys()
-                .filter(|(model, found)| model == name && only.is_none_or(|v| v == *found))
-                .cloned()
-                .collect::<Vec<_>>();
-            doomed.iter().filter_map(|key| slots.remove(key)).collect()
-        };
-        for slot in gone {
-            if let Some(Ok(loaded)) = slot.get() {
-                self.worker.unload(loaded);
-            }
-        }
+        self.slots.clear(name, only);
         Ok(())
     }
 
     /// What loading a version came to, if it was tried.
     pub fn loaded(&self, name: &str, version: u64) -> Option<Result<LoadedModel, Failure>> {
-        let slot = self.slots.lock().get(&(name.to_owned(), version)).cloned()?;
-        slot.get().cloned()
+        self.slots.peek(&(name.to_owned(), version))
     }
 
     async fn load(&self, name: &str, version: u64) -> Result<LoadedModel, Failure> {
-        let slot = {
-            let mut slots = self.slots.lock();
-            slots.entry((name.to_owned(), version)).or_default().clone()
-        };
-        if let Some(done) = slot.get() {
-            return done.clone();
+        if let Some(done) = self.loaded(name, version) {
+            return done;
         }
-        let load = || async {
-            let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
-            let (name, request_bytes_max) = (name.to_owned(), self.request_bytes_max);
-            blocking(move || {
-                let model = Model::from_files(&catalog.model_files(&name, version)?)?;
-                check_memory(&model, request_bytes_max)?;
-                Ok(worker.load(model)?)
-            })
-            .await
-        };
-        slot.get_or_init(load).await.clone()
+        let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
+        let (model_name, request_bytes_max) = (name.to_owned(), self.request_bytes_max);
+        let load = blocking(move || {
+            let model = Model::from_files(&catalog.model_files(&model_name, version)?)?;
+            check_memory(&model, request_bytes_max)?;
+            Ok(worker.load(model)?)
+        });
+        self.slots.load((name.to_owned(), version), load).await
     }
 }
 
