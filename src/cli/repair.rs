@@ -3,11 +3,13 @@
 //! Works on a directory that no node has open. Without `--accept-loss` nothing is changed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
+use statehouse_cluster::catalog::{Names, names_on_disk};
 use statehouse_store::{
-    CollectionId, Damage, DamagePolicy, Loss, accept_loss, damage_policy, inspect_damage,
+    CollectionId, Config, Damage, DamagePolicy, Loss, Store, accept_loss, damage_policy,
+    inspect_damage,
 };
 
 use super::output::print_json;
@@ -33,6 +35,8 @@ struct Report {
     /// Other nodes hold the same data, and rebuild what is damaged here.
     rebuilt_elsewhere: bool,
     losses: Option<Vec<Loss>>,
+    /// Of the collections, as far as they are known.
+    names: Names,
 }
 
 /// Runs the subcommand.
@@ -51,7 +55,20 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     let rebuilt_elsewhere = damage_policy(&args.data)? == DamagePolicy::Quarantine;
     let accept = args.accept_loss && !damages.is_empty() && !rebuilt_elsewhere;
     let losses = accept.then(|| accept_loss(&args.data)).transpose()?;
-    Ok(Report { damages, rebuilt_elsewhere, losses })
+    let has_keys = losses.iter().flatten().any(|loss| !loss.keys.is_empty());
+    let names = if has_keys { names_in(&args.data) } else { Names::new() };
+    Ok(Report { damages, rebuilt_elsewhere, losses, names })
+}
+
+/// The names of the collections in a directory that can be opened again. They are a convenience:
+/// where they can't be read, ids have to do.
+fn names_in(data: &Path) -> Names {
+    let Ok(store) = Store::open(data, Config::default()) else { return Names::new() };
+    let names = names_on_disk(&store).unwrap_or_default();
+    if let Err(error) = store.close() {
+        tracing::warn!(%error, "the store could not be closed in order");
+    }
+    names
 }
 
 impl Report {
@@ -70,6 +87,7 @@ impl Report {
                 .map(|range| {
                     json!({
                         "collection": range.collection.0,
+                        "name": self.names.get(&range.collection),
                         "keys": range.keys,
                         "first_key": range.first,
                         "last_key": range.last,
@@ -91,7 +109,7 @@ impl Report {
         })
     }
 
-    fn print(&self, data: &std::path::Path) {
+    fn print(&self, data: &Path) {
         if self.damages.is_empty() {
             return println!("no damage found");
         }
@@ -117,10 +135,12 @@ impl Report {
         for loss in losses {
             println!("  entries {} to {} of replica {}", loss.first, loss.last, loss.replica);
             for range in ranges(loss) {
-                println!(
-                    "    collection {}: {} keys from \"{}\" to \"{}\"",
-                    range.collection, range.keys, range.first, range.last
-                );
+                let KeyRange { collection, keys, first, last } = range;
+                let name = match self.names.get(&collection) {
+                    Some(name) => format!("{name:?}"),
+                    None => collection.to_string(),
+                };
+                println!("    collection {name}: {keys} keys from \"{first}\" to \"{last}\"");
             }
             if loss.keys.is_empty() {
                 println!("    the damaged bytes do not say of which keys");
