@@ -109,15 +109,19 @@ fn with_length(
     Ok(Tested { model, row: passed.rows.swap_remove(0), rows_max })
 }
 
-/// Inputs and states of more precision than numbers are computed with.
+/// Inputs, states and outputs of more precision than numbers are computed with.
 fn computed_as_f32(model: &Model) -> Vec<String> {
     let inputs = model.inputs().iter().map(|input| (&input.name, input.dtype));
     let states = model.states().iter().map(|state| (&state.input, state.dtype));
     let wide = inputs.chain(states).filter(|(_, dtype)| *dtype == DType::F64);
-    wide.map(|(name, _)| {
+    let given = wide.map(|(name, _)| {
         format!("input '{name}' is f64, and computed as f32: above 16,777,216 units are lost")
-    })
-    .collect()
+    });
+    let outputs = model.outputs().iter().filter(|output| output.dtype == DType::F64);
+    let answered = outputs.map(|output| {
+        format!("output '{}' is f64, and computed as f32: 7 digits of it at most", output.name)
+    });
+    given.chain(answered).collect()
 }
 
 fn shapes_of(outputs: &Outputs) -> Vec<Vec<usize>> {
