@@ -37,22 +37,17 @@ pub struct Models {
     catalog: Arc<Catalog>,
     worker: Handle,
     store: Store,
-    request_bytes_max: u64,
+    room: Room,
     slots: Arc<Slots<LoadedModel>>,
 }
 
 impl Models {
-    /// Over the node's catalog, its device's worker, the store whose space a push takes, and the
-    /// bytes that calls may have.
-    pub fn new(
-        catalog: Arc<Catalog>,
-        worker: Handle,
-        store: Store,
-        request_bytes_max: u64,
-    ) -> Arc<Self> {
+    /// Over the node's catalog, its device's worker, the store whose space a push takes, and what
+    /// rows may have.
+    pub fn new(catalog: Arc<Catalog>, worker: Handle, store: Store, room: Room) -> Arc<Self> {
         let unloading = worker.clone();
         let slots = Slots::new(Box::new(move |loaded| unloading.unload(loaded)));
-        Arc::new(Models { catalog, worker, store, request_bytes_max, slots })
+        Arc::new(Models { catalog, worker, store, room, slots })
     }
 
     /// The worker that drives the device.
@@ -102,13 +97,11 @@ impl Models {
         files: ModelFiles,
         activate: bool,
     ) -> Result<(Arc<ModelEntry>, u64), Failure> {
-        let (worker, request_bytes_max) = (self.worker.clone(), self.request_bytes_max);
+        let (worker, room) = (self.worker.clone(), self.room);
         let checked = files.clone();
         let (name, loaded) = blocking(move || {
             let model = Model::from_files(&checked)?;
-            check_memory(&model, request_bytes_max)?;
-            let name = model.name().to_owned();
-            Ok((name, worker.load(model)?))
+            Ok((model.name().to_owned(), load(model, &worker, room)?))
         })
         .await?;
         let pushed = match self.store.check_space() {
@@ -152,19 +145,53 @@ impl Models {
         if let Some(done) = self.loaded(name, version) {
             return done;
         }
-        let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
-        let (model_name, request_bytes_max) = (name.to_owned(), self.request_bytes_max);
+        let (catalog, worker, room) = (self.catalog.clone(), self.worker.clone(), self.room);
+        let model_name = name.to_owned();
         let load = blocking(move || {
             let model = Model::from_files(&catalog.model_files(&model_name, version)?)?;
-            check_memory(&model, request_bytes_max)?;
-            Ok(worker.load(model)?)
+            load(model, &worker, room)
         });
         self.slots.load((name.to_owned(), version), load).await
     }
 }
 
-/// Refuses a model of which not even one row could be scored, whatever else the node does.
-fn check_memory(model: &Model, request_bytes_max: u64) -> Result<(), Failure> {
+/// What the rows of a model may have of a node's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// All calls.
+    pub request_bytes_max: u64,
+    /// A batch on the device.
+    pub batch_bytes_max: u64,
+}
+
+/// Loads a model of which one row can be scored, whatever else the node does.
+fn load(model: Model, worker: &Handle, room: Room) -> Result<LoadedModel, Failure> {
+    check_states(&model, room.request_bytes_max)?;
+    let loaded = worker.load(model)?;
+    let checked = check_row(&loaded, room.batch_bytes_max.max(room.request_bytes_max));
+    if checked.is_err() {
+        worker.unload(&loaded);
+    }
+    checked.map(|()| loaded)
+}
+
+/// Refuses a model whose trial's row needs more on the device than a batch, or all calls, may have.
+fn check_row(model: &Model, bytes_max: u64) -> Result<(), Failure> {
+    let needed = model.trial_row_needs() as u64;
+    if needed <= bytes_max {
+        return Ok(());
+    }
+    let message = format!(
+        "a row needs {} while it is scored, with what lies between inputs and results, and may \
+         have {}: batch_bytes_max, or request_bytes_max",
+        ByteSize(needed),
+        ByteSize(bytes_max)
+    );
+    Err(Failure::too_large_for_memory(message, needed, bytes_max))
+}
+
+/// Refuses a model whose states are more than calls may have.
+fn check_states(model: &Model, request_bytes_max: u64) -> Result<(), Failure> {
     let state_bytes = model.state_bytes() as u64;
     let needed = STATE_COPIES * state_bytes;
     if needed <= request_bytes_max {

@@ -32,7 +32,7 @@ use crate::http;
 use crate::large::LargeRequests;
 use crate::memory::{Governor, Plan};
 use crate::metrics::{CallMetrics, Metrics, Rooms, RoutingMetrics};
-use crate::models::Models;
+use crate::models::{Models, Room};
 use crate::router::{self, Router};
 use crate::score::Scorer;
 use crate::scrub::{self, Scrubber};
@@ -146,7 +146,8 @@ impl Node {
         let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
         let (worker, device) = start_worker(&config, &memory)?;
-        let models = Models::new(catalog.clone(), worker.clone(), store.clone(), memory.requests);
+        let room = Room { request_bytes_max: memory.requests, batch_bytes_max: memory.batch };
+        let models = Models::new(catalog.clone(), worker.clone(), store.clone(), room);
         models.load_active().await;
         let parts = (shards.clone(), catalog.clone(), worker.clone(), models.clone());
         let Serving { calls, router, large, metrics, governor, streams } =
