@@ -24,6 +24,7 @@ mod score;
 mod state;
 mod status;
 mod transfers;
+mod under_way;
 mod upload;
 mod write;
 
@@ -37,3 +38,4 @@ pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PIPELINE_REQUEST_BYTES_MAX, Pipe
 pub use score::ScoreService;
 pub use state::StateService;
 pub use transfers::{STREAMS_MAX, Transfers};
+pub use under_way::UnderWay;

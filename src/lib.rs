@@ -51,4 +51,5 @@ pub mod size;
 pub mod states;
 mod stream_threads;
 pub mod svg;
+mod sweep;
 pub mod telemetry;

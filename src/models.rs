@@ -1,18 +1,18 @@
 //! The models of a node: pushed, checked, loaded on the device, found by name.
 //!
 //! A version is loaded when it is pushed, when the node starts (the active ones) or when a score
-//! first names it; loading is single-flight and never on an async thread.
+//! first names it; loading is single-flight (`models/slots.rs`) and never on an async thread.
 
-use std::collections::HashMap;
+mod slots;
+
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use statehouse_cluster::catalog::{Catalog, ModelEntry, ModelFiles};
 use statehouse_inference as inference;
 use statehouse_inference::{Handle, LoadedModel, Model};
 use statehouse_store::Store;
-use tokio::sync::OnceCell;
 
+use self::slots::Slots;
 use crate::failure::{Failure, Reason};
 use crate::score::STATE_COPIES;
 use crate::size::ByteSize;
@@ -32,28 +32,22 @@ pub struct Version {
     pub loaded: LoadedModel,
 }
 
-/// One version's place: filled by the first who needs it, shared by all.
-type Slot = Arc<OnceCell<Result<LoadedModel, Failure>>>;
-
 /// The models that this node can score with.
 pub struct Models {
     catalog: Arc<Catalog>,
     worker: Handle,
     store: Store,
-    request_bytes_max: u64,
-    slots: Mutex<HashMap<(String, u64), Slot>>,
+    room: Room,
+    slots: Arc<Slots<LoadedModel>>,
 }
 
 impl Models {
-    /// Over the node's catalog, its device's worker, the store whose space a push takes, and the
-    /// bytes that calls may have.
-    pub fn new(
-        catalog: Arc<Catalog>,
-        worker: Handle,
-        store: Store,
-        request_bytes_max: u64,
-    ) -> Arc<Self> {
-        Arc::new(Models { catalog, worker, store, request_bytes_max, slots: Mutex::default() })
+    /// Over the node's catalog, its device's worker, the store whose space a push takes, and what
+    /// rows may have.
+    pub fn new(catalog: Arc<Catalog>, worker: Handle, store: Store, room: Room) -> Arc<Self> {
+        let unloading = worker.clone();
+        let slots = Slots::new(Box::new(move |loaded| unloading.unload(loaded)));
+        Arc::new(Models { catalog, worker, store, room, slots })
     }
 
     /// The worker that drives the device.
@@ -96,19 +90,18 @@ impl Models {
         Ok(Version { version, loaded })
     }
 
-    /// Checks and loads the files, stores them as a new version, and activates it if asked for.
+    /// Checks and loads the files, stores them as a new version, and activates it if asked for. To
+    /// be awaited to its end: what is loaded meanwhile belongs to nobody else.
     pub async fn push(
         &self,
         files: ModelFiles,
         activate: bool,
     ) -> Result<(Arc<ModelEntry>, u64), Failure> {
-        let (worker, request_bytes_max) = (self.worker.clone(), self.request_bytes_max);
+        let (worker, room) = (self.worker.clone(), self.room);
         let checked = files.clone();
         let (name, loaded) = blocking(move || {
             let model = Model::from_files(&checked)?;
-            check_memory(&model, request_bytes_max)?;
-            let name = model.name().to_owned();
-            Ok((name, worker.load(model)?))
+            Ok((model.name().to_owned(), load(model, &worker, room)?))
         })
         .await?;
         let pushed = match self.store.check_space() {
@@ -117,7 +110,7 @@ impl Models {
         };
         match pushed {
             Ok(pushed) => {
-                self.keep(&name, pushed.version, loaded);
+                self.slots.keep((name.clone(), pushed.version), loaded);
                 Ok((self.catalog.model(&name)?, pushed.version))
             }
             Err(failure) => {
@@ -125,16 +118,6 @@ impl Models {
                 Err(failure)
             }
         }
-    }
-
-    /// Puts a loaded version in its place, unless it was loaded before.
-    fn keep(&self, name: &str, version: u64, loaded: LoadedModel) {
-        let mut slots = self.slots.lock();
-        let slot = slots.entry((name.to_owned(), version)).or_default();
-        if matches!(slot.get(), Some(Ok(_))) {
-            return self.worker.unload(&loaded);
-        }
-        *slot = Slot::new(OnceCell::new_with(Some(Ok(loaded))));
     }
 
     /// Makes a version the active one, once it is loaded.
@@ -149,53 +132,66 @@ impl Models {
     pub async fn delete(&self, name: &str, version: u64) -> Result<(), Failure> {
         let only = (version != 0).then_some(version);
         self.catalog.delete_model(name, only).await?;
-        let gone: Vec<Slot> = {
-            let mut slots = self.slots.lock();
-            let doomed = slots
-                .keys()
-                .filter(|(model, found)| model == name && only.is_none_or(|v| v == *found))
-                .cloned()
-                .collect::<Vec<_>>();
-            doomed.iter().filter_map(|key| slots.remove(key)).collect()
-        };
-        for slot in gone {
-            if let Some(Ok(loaded)) = slot.get() {
-                self.worker.unload(loaded);
-            }
-        }
+        self.slots.clear(name, only);
         Ok(())
     }
 
     /// What loading a version came to, if it was tried.
     pub fn loaded(&self, name: &str, version: u64) -> Option<Result<LoadedModel, Failure>> {
-        let slot = self.slots.lock().get(&(name.to_owned(), version)).cloned()?;
-        slot.get().cloned()
+        self.slots.peek(&(name.to_owned(), version))
     }
 
     async fn load(&self, name: &str, version: u64) -> Result<LoadedModel, Failure> {
-        let slot = {
-            let mut slots = self.slots.lock();
-            slots.entry((name.to_owned(), version)).or_default().clone()
-        };
-        if let Some(done) = slot.get() {
-            return done.clone();
+        if let Some(done) = self.loaded(name, version) {
+            return done;
         }
-        let load = || async {
-            let (catalog, worker) = (self.catalog.clone(), self.worker.clone());
-            let (name, request_bytes_max) = (name.to_owned(), self.request_bytes_max);
-            blocking(move || {
-                let model = Model::from_files(&catalog.model_files(&name, version)?)?;
-                check_memory(&model, request_bytes_max)?;
-                Ok(worker.load(model)?)
-            })
-            .await
-        };
-        slot.get_or_init(load).await.clone()
+        let (catalog, worker, room) = (self.catalog.clone(), self.worker.clone(), self.room);
+        let model_name = name.to_owned();
+        let load = blocking(move || {
+            let model = Model::from_files(&catalog.model_files(&model_name, version)?)?;
+            load(model, &worker, room)
+        });
+        self.slots.load((name.to_owned(), version), load).await
     }
 }
 
-/// Refuses a model of which not even one row could be scored, whatever else the node does.
-fn check_memory(model: &Model, request_bytes_max: u64) -> Result<(), Failure> {
+/// What the rows of a model may have of a node's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    /// All calls.
+    pub request_bytes_max: u64,
+    /// A batch on the device.
+    pub batch_bytes_max: u64,
+}
+
+/// Loads a model of which one row can be scored, whatever else the node does.
+fn load(model: Model, worker: &Handle, room: Room) -> Result<LoadedModel, Failure> {
+    check_states(&model, room.request_bytes_max)?;
+    let loaded = worker.load(model)?;
+    let checked = check_row(&loaded, room.batch_bytes_max.max(room.request_bytes_max));
+    if checked.is_err() {
+        worker.unload(&loaded);
+    }
+    checked.map(|()| loaded)
+}
+
+/// Refuses a model whose trial's row needs more on the device than a batch, or all calls, may have.
+fn check_row(model: &Model, bytes_max: u64) -> Result<(), Failure> {
+    let needed = model.trial_row_needs() as u64;
+    if needed <= bytes_max {
+        return Ok(());
+    }
+    let message = format!(
+        "a row needs {} while it is scored, with what lies between inputs and results, and may \
+         have {}: batch_bytes_max, or request_bytes_max",
+        ByteSize(needed),
+        ByteSize(bytes_max)
+    );
+    Err(Failure::too_large_for_memory(message, needed, bytes_max))
+}
+
+/// Refuses a model whose states are more than calls may have.
+fn check_states(model: &Model, request_bytes_max: u64) -> Result<(), Failure> {
     let state_bytes = model.state_bytes() as u64;
     let needed = STATE_COPIES * state_bytes;
     if needed <= request_bytes_max {

@@ -11,11 +11,10 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use statehouse_cluster::catalog::Catalog;
-use statehouse_cluster::raft::Group;
 use statehouse_cluster::{self as cluster, Addresses, Shards};
 use statehouse_inference::{self as inference, Device, Handle};
 use statehouse_proto::v1;
-use statehouse_store::{self as store, Command, Store, Sweep};
+use statehouse_store::{self as store, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,23 +26,19 @@ use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
     AdminService, Arriving, Calls, ClusterService, Leaving, ModelsService,
     PIPELINE_REQUEST_BYTES_MAX, PipelineService, STREAMS_MAX, ScoreService, StateService,
-    Transfers,
+    Transfers, UnderWay,
 };
 use crate::http;
 use crate::large::LargeRequests;
 use crate::memory::{Governor, Plan};
 use crate::metrics::{CallMetrics, Metrics, Rooms, RoutingMetrics};
-use crate::models::Models;
+use crate::models::{Models, Room};
 use crate::router::{self, Router};
 use crate::score::Scorer;
 use crate::scrub::{self, Scrubber};
 use crate::states::States;
 use crate::stream_threads::StreamThreads;
-
-/// States that one sweep of a shard deletes, as a whole or fields of them; and how many sweeps
-/// follow each other, until all that has expired is gone.
-const SWEEP_STATES_MAX: u32 = 1_024;
-const SWEEPS_MAX: usize = 256;
+use crate::sweep;
 
 /// HTTP/2 windows: one stream fills a loopback or a data-centre link, and all streams that bring
 /// large states together leave room for small calls on the same connection.
@@ -95,7 +90,9 @@ pub struct Node {
     worker: Handle,
     readiness: Readiness,
     stop: watch::Sender<bool>,
-    tasks: Vec<JoinHandle<()>>,
+    listeners: Vec<JoinHandle<()>>,
+    under_way: UnderWay,
+    sweeper: JoinHandle<()>,
     failed: watch::Receiver<Option<String>>,
     /// Reads the disk for damage.
     scrubber: Option<Scrubber>,
@@ -149,27 +146,24 @@ impl Node {
         let shards = Shards::open(store.clone(), peer_listener, addresses, &shards).await?;
         let catalog = Catalog::open(shards.clone()).await?;
         let (worker, device) = start_worker(&config, &memory)?;
-        let models = Models::new(catalog.clone(), worker.clone(), store.clone(), memory.requests);
+        let room = Room { request_bytes_max: memory.requests, batch_bytes_max: memory.batch };
+        let models = Models::new(catalog.clone(), worker.clone(), store.clone(), room);
         models.load_active().await;
         let parts = (shards.clone(), catalog.clone(), worker.clone(), models.clone());
         let Serving { calls, router, large, metrics, governor, streams } =
             serving(&config, memory, parts, &device)?;
 
-        let mut tasks = Vec::new();
+        let under_way = UnderWay::default();
         let admin = AdminService::new(shards.clone(), catalog, large);
-        let services = (calls, router, admin);
-        let max = memory.message as usize;
-        tasks.push(serve_grpc(&config, max, listener, services, models, stopped.clone()).await?);
-        tasks.push(tokio::spawn(http::serve(
-            http_listener,
-            metrics,
-            (readiness.clone(), shards.clone()),
-            stopped.clone(),
-        )));
-        let interval = Duration::from_secs(config.sweep_interval_s.max(1));
-        let requests_max = config.request_ids_max.max(store::REQUESTS_MIN);
-        let sweeps = sweep(shards.clone(), (interval, requests_max), stopped);
-        tasks.push(tokio::spawn(sweeps));
+        let message_bytes_max = memory.message as usize;
+        let under = under_way.clone();
+        let services =
+            Services { calls, router, admin, models, under_way: under, message_bytes_max };
+        let grpc = serve_grpc(&config, listener, services, stopped.clone()).await?;
+        let shown = (readiness.clone(), shards.clone());
+        let http = http::serve(http_listener, metrics, shown, stopped.clone());
+        let listeners = vec![grpc, tokio::spawn(http)];
+        let sweeper = tokio::spawn(sweep::run(shards.clone(), sweep_config(&config), stopped));
         let scrubber = Scrubber::start(store.clone(), scrub_config(&config))?;
         readiness.set(true);
         Ok(Node {
@@ -186,7 +180,9 @@ impl Node {
             worker,
             readiness,
             stop,
-            tasks,
+            listeners,
+            under_way,
+            sweeper,
             failed,
             scrubber,
         })
@@ -208,13 +204,21 @@ impl Node {
     }
 
     /// Stops in reverse: no new calls, calls under way get their grace, then worker, shards, disk.
+    /// A connection without calls is not waited for, though it stay open.
     pub async fn stop(self) -> anyhow::Result<()> {
         self.readiness.set(false);
         // While it still serves: whoever calls meanwhile is sent to the one who leads by then.
         self.shards.hand_over().await;
         self.stop.send_replace(true);
         let grace = Duration::from_secs(self.config.shutdown_grace_s);
-        let all = futures::future::join_all(self.tasks);
+        let closed = futures::future::join_all(self.listeners);
+        let served = async {
+            tokio::select! {
+                _ = closed => {}
+                () = self.under_way.ended() => {}
+            }
+        };
+        let all = futures::future::join(served, self.sweeper);
         if tokio::time::timeout(grace, all).await.is_err() {
             tracing::warn!(?grace, "calls were still under way when the grace ended");
         }
@@ -336,6 +340,13 @@ fn scrub_config(config: &Config) -> scrub::Config {
     }
 }
 
+fn sweep_config(config: &Config) -> sweep::Config {
+    sweep::Config {
+        interval: Duration::from_secs(config.sweep_interval_s.max(1)),
+        requests_max: config.request_ids_max.max(store::REQUESTS_MIN),
+    }
+}
+
 fn cluster_config(config: &Config, memory: &Plan) -> cluster::Config {
     cluster::Config {
         shards: config.shards,
@@ -368,14 +379,23 @@ fn open_device(choice: DeviceChoice, index: usize) -> anyhow::Result<Box<dyn Dev
     Ok(inference::flex()?)
 }
 
+/// What the client listener serves.
+struct Services {
+    calls: Calls,
+    router: Router,
+    admin: AdminService,
+    models: Arc<Models>,
+    under_way: UnderWay,
+    message_bytes_max: usize,
+}
+
 async fn serve_grpc(
     config: &Config,
-    max: usize,
     listener: TcpListener,
-    (calls, router, admin): (Calls, Router, AdminService),
-    models: Arc<Models>,
+    services: Services,
     mut stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<JoinHandle<()>> {
+    let Services { calls, router, admin, models, under_way, message_bytes_max: max } = services;
     let leaving = Leaving::new(&calls);
     let memory = (calls.admission().clone(), leaving);
     let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
@@ -409,12 +429,12 @@ async fn serve_grpc(
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .add_service(Arriving::new(state, memory.clone(), max))
-        .add_service(Arriving::new(score, memory.clone(), max))
-        .add_service(Arriving::new(pipeline, memory.clone(), max))
-        .add_service(Arriving::new(models, memory, max))
-        .add_service(v1::admin_server::AdminServer::new(admin))
-        .add_service(cluster)
+        .add_service(under_way.counted(Arriving::new(state, memory.clone(), max)))
+        .add_service(under_way.counted(Arriving::new(score, memory.clone(), max)))
+        .add_service(under_way.counted(Arriving::new(pipeline, memory.clone(), max)))
+        .add_service(under_way.counted(Arriving::new(models, memory, max)))
+        .add_service(under_way.counted(v1::admin_server::AdminServer::new(admin)))
+        .add_service(under_way.counted(cluster))
         .add_service(reflection)
         .add_service(reflection_alpha)
         .add_service(health_service);
@@ -436,49 +456,4 @@ fn reflected() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)
-}
-
-/// Deletes expired states and fields and old request ids, shard by shard.
-async fn sweep(
-    shards: Arc<Shards>,
-    (interval, requests_max): (Duration, u64),
-    mut stopped: watch::Receiver<bool>,
-) {
-    let mut ticks = tokio::time::interval(interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = stopped.wait_for(|stopped| *stopped) => return,
-        }
-        // What a leader sweeps, all replicas sweep.
-        for replica in shards.groups().iter().filter(|replica| replica.leads()) {
-            if let Err(error) = sweep_shard(&shards, replica, requests_max).await {
-                tracing::warn!(shard = %replica.shard(), %error, "sweep failed");
-            }
-        }
-    }
-}
-
-/// Sweeps a shard as long as there is something to sweep, others' commands in between.
-async fn sweep_shard(shards: &Shards, replica: &Group, requests_max: u64) -> anyhow::Result<()> {
-    // What all replicas keep to is a part of the shard, and this node leads it: its setting counts.
-    let limit = requests_max != replica.reader().remembered().requests_max;
-    let mut requests_max = limit.then_some(requests_max);
-    let now_ms = replica.now_ms();
-    let mut before = None;
-    for _ in 0..SWEEPS_MAX {
-        let reader = replica.reader().clone();
-        let start = tokio::task::spawn_blocking(move || reader.sweep_start(now_ms)).await??;
-        // What a sweep leaves, since the log's time is behind this clock, has its time later.
-        if (start.is_none() || start == before) && requests_max.is_none() {
-            return Ok(());
-        }
-        let cursor = start.as_ref().and_then(|start| start.cursor.clone());
-        before = start;
-        let (limit, requests_max) = (SWEEP_STATES_MAX, requests_max.take());
-        let sweep = Sweep { now_ms, limit, cursor, requests_max };
-        shards.propose(replica.shard(), Command::Sweep(sweep)).await?;
-    }
-    Ok(())
 }

@@ -97,5 +97,6 @@ async fn a_flipped_bit_in_the_log_of_a_node_alone_is_refused_named_and_repaired_
     assert_eq!(missing, ["key-300"], "{report:#}");
     let keys = &report["lost"][0]["collections"][0];
     assert_eq!((&keys["first_key"], &keys["keys"]), (&"key-300".into(), &1.into()), "{report:#}");
+    assert_eq!(keys["name"], "sessions", "{report:#}");
     assert_eq!(node.stop().0, Some(0));
 }

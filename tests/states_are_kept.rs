@@ -4,12 +4,17 @@
 
 mod harness;
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+
+use harness::condition::await_some;
 use harness::{
-    House, bytes_field, create, create_with, f32_field, field_bytes, get, put, reason, seed,
+    House, Node, PATIENCE, bytes_field, create, create_with, f32_field, field_bytes, get, put,
+    reason, seed,
 };
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
-use statehouse_client::v1::{self, edit, field::Value, write_options};
+use statehouse_client::v1::{self, edit, field::Value, write_options, write_stream_request::Part};
 
 fn options(condition: Option<write_options::Condition>) -> Option<v1::WriteOptions> {
     Some(v1::WriteOptions { condition, ..Default::default() })
@@ -58,6 +63,59 @@ async fn states_of_every_size_survive_a_restart() {
         let state = client.get(get("c", &key)).await.unwrap();
         assert_eq!((state.version, state.fields), (version, fields), "{key}");
     }
+}
+
+/// Opens a connection of HTTP/2 that says nothing more: no goodbye either.
+fn mute(node: &Node) -> TcpStream {
+    let mut stream = TcpStream::connect(node.grpc).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+    // Settings, none of them changed; the node's own show that it takes this for a connection.
+    stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).unwrap();
+    stream.read_exact(&mut [0; 9]).unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_waits_for_calls_and_not_for_connections_without() {
+    let mut house = House::new();
+    house.env.push(("STATEHOUSE_SHUTDOWN_GRACE_S".into(), "600".into()));
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    let _mute = mute(&node);
+    let (parts, brought) = futures::channel::mpsc::unbounded();
+    let send = |part| parts.unbounded_send(v1::WriteStreamRequest { part: Some(part) }).unwrap();
+    let fields = vec![v1::FieldHeader { name: "v".into(), bytes: 4, ..Default::default() }];
+    let (collection, key) = ("c".to_owned(), "k".into());
+    send(Part::Header(v1::WriteHeader { collection, key, fields, ..Default::default() }));
+    let answer = tokio::spawn({
+        let mut state = client.state();
+        async move { state.write(brought).await }
+    });
+    await_some("the stream is open", async || {
+        let (_, metrics) = node.http_get("/metrics");
+        match metrics.contains("statehouse_streams_open{call=\"write\"} 1") {
+            true => Ok(()),
+            false => Err(metrics),
+        }
+    })
+    .await;
+    node.terminate();
+    await_some("nobody is let in any more", async || match TcpStream::connect(node.grpc) {
+        Ok(_) => Err("somebody is".to_owned()),
+        Err(_) => Ok(()),
+    })
+    .await;
+    send(Part::Chunk(v1::WriteChunk { data: "kept".into(), crc32: None }));
+    drop(parts);
+    answer.await.unwrap().unwrap();
+    let stopping = std::time::Instant::now();
+    let (code, log) = node.stop();
+    assert!(stopping.elapsed() < PATIENCE, "{:?}", stopping.elapsed());
+    assert_eq!(code, Some(0), "{log:?}");
+    let node = house.start();
+    let state = node.client().await.get(get("c", "k")).await.unwrap();
+    assert_eq!(field_bytes(&state, "v"), "kept");
 }
 
 #[tokio::test]

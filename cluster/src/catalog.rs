@@ -8,6 +8,7 @@
 
 mod collections;
 mod models;
+mod names;
 mod update;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 
 pub use collections::{Collection, Missing, Settings};
 pub use models::{ModelEntry, ModelFiles, ModelVersion};
+pub use names::{Names, names_on_disk};
 
 use crate::{Error, Shards};
 

@@ -70,7 +70,7 @@ mod transfers;
 mod types;
 
 pub use config::Config;
-pub(crate) use descriptor::put as put_row;
+pub(crate) use descriptor::{put as put_row, replicas_of};
 pub use group::{Done, Group, Leader};
 pub use groups::Groups;
 pub use quarantine::Stopped;

@@ -8,8 +8,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use statehouse_store::{
-    CollectionId, Command, Condition, Delete, Expiry, Field, Put, Reply, RequestTag, Selection,
-    Target, Value, Write, WriteLimits,
+    CollectionId, Command, Condition, Delete, Expiry, Field, Put, Reader, Reply, RequestTag,
+    Selection, Target, Value, Write, WriteLimits,
 };
 
 use crate::{Error, META_SHARD, Shards};
@@ -35,15 +35,21 @@ pub fn scan<T: DeserializeOwned>(
     shards: &Shards,
     collection: CollectionId,
 ) -> Result<Vec<Row<T>>, Error> {
-    let meta = shards.meta()?;
-    let reader = meta.reader();
+    scan_in(shards.meta()?.reader(), collection)
+}
+
+/// As `scan`, of a replica.
+pub fn scan_in<T: DeserializeOwned>(
+    reader: &Reader,
+    collection: CollectionId,
+) -> Result<Vec<Row<T>>, Error> {
     let mut rows = Vec::new();
     let mut after: Option<Bytes> = None;
     loop {
         let keys = reader.scan(collection, after.as_deref(), SCAN_ROWS)?;
         let Some(last) = keys.last().cloned() else { return Ok(rows) };
         for key in keys {
-            if let Some(row) = get(shards, collection, &key)? {
+            if let Some(row) = get_in(reader, collection, &key)? {
                 rows.push(row);
             }
         }
@@ -57,19 +63,34 @@ pub fn get<T: DeserializeOwned>(
     collection: CollectionId,
     key: &[u8],
 ) -> Result<Option<Row<T>>, Error> {
+    get_in(shards.meta()?.reader(), collection, key)
+}
+
+fn get_in<T: DeserializeOwned>(
+    reader: &Reader,
+    collection: CollectionId,
+    key: &[u8],
+) -> Result<Option<Row<T>>, Error> {
     let now_ms = crate::clock::unix_now_ms();
-    let state = shards.meta()?.reader().get_whole(collection, key, &Selection::all(), now_ms)?;
-    let Some(state) = state else { return Ok(None) };
+    let state = reader.get_whole(collection, key, &Selection::all(), now_ms)?;
+    state.map(|state| parse(key, state.version, &state.fields)).transpose()
+}
+
+/// The row that a state is.
+pub fn parse<T: DeserializeOwned>(
+    key: &[u8],
+    version: u64,
+    fields: &[Field],
+) -> Result<Row<T>, Error> {
     let name = String::from_utf8_lossy(key).into_owned();
-    let json = state
-        .fields
+    let json = fields
         .iter()
         .find(|field| field.name == FIELD)
         .map(|field| field.value.bytes().clone())
         .ok_or_else(|| Error::Invalid(format!("catalog row {name:?} has no field {FIELD:?}")))?;
     let value = serde_json::from_slice(&json)
         .map_err(|error| Error::Invalid(format!("read catalog row {name:?}: {error}")))?;
-    Ok(Some(Row { key: name, version: state.version, value }))
+    Ok(Row { key: name, version, value })
 }
 
 /// Tries of a change that others keep being quicker with.

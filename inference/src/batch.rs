@@ -157,10 +157,34 @@ fn worthwhile(
     from.map_or((0, sizes[0]), |from| (from, sizes[from]))
 }
 
-/// How many rows of so many bytes a batch may have: with as many bytes of results they stay within
-/// `bytes_max`, but one row always runs.
-pub fn rows_within(bytes_max: usize, row_bytes: usize, rows_max: usize) -> usize {
-    rows_max.min(bytes_max / row_bytes.saturating_mul(2).max(1)).max(1)
+/// How many rows that need so many bytes a batch may have: they stay within `bytes_max`, but one
+/// row always runs.
+pub fn rows_within(bytes_max: usize, row_needs: usize, rows_max: usize) -> usize {
+    rows_max.min(bytes_max / row_needs.max(1)).max(1)
+}
+
+/// What was seen of a row that ran alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowPeak {
+    /// Bytes of its inputs and states.
+    pub row_bytes: usize,
+    /// The most that these, its results and what lies between took at a time.
+    pub peak_bytes: usize,
+}
+
+impl RowPeak {
+    /// The bytes that a row of so many bytes needs while it runs: as many as the one that was
+    /// seen, in proportion, and as many for results as for itself at least.
+    pub fn needs(self, row_bytes: usize) -> usize {
+        let seen = self.peak_bytes as u128 * row_bytes as u128;
+        let seen = seen.checked_div(self.row_bytes as u128).unwrap_or(self.peak_bytes as u128);
+        usize::try_from(seen).unwrap_or(usize::MAX).max(row_bytes.saturating_mul(2))
+    }
+
+    /// The one that needs more.
+    pub fn or_more(self, other: RowPeak) -> RowPeak {
+        if other.peak_bytes > self.peak_bytes { other } else { self }
+    }
 }
 
 /// The rows that a batch is filled up to, if the device wants few different sizes.
@@ -255,6 +279,20 @@ mod tests {
 
     fn run(dropped: usize, rows: usize, reason: Reason) -> Cut {
         Cut::Run { dropped, rows, reason }
+    }
+
+    #[test]
+    fn a_row_needs_what_was_seen_in_proportion_and_as_much_again_for_results_at_least() {
+        let peak = RowPeak { row_bytes: 8, peak_bytes: 80 };
+        assert_eq!((peak.needs(8), peak.needs(4), peak.needs(0)), (80, 40, 0));
+        let little = RowPeak { row_bytes: 8, peak_bytes: 9 };
+        assert_eq!((little.needs(8), little.or_more(peak).needs(8)), (16, 80));
+        // Nothing was seen, or a row of no bytes.
+        assert_eq!(RowPeak::default().needs(8), 16);
+        assert_eq!(RowPeak { row_bytes: 0, peak_bytes: 5 }.needs(0), 5);
+        assert_eq!(peak.needs(usize::MAX), usize::MAX);
+        assert_eq!(rows_within(100, 40, 8), 2);
+        assert_eq!(rows_within(10, 40, 8), 1, "one row always runs");
     }
 
     #[test]

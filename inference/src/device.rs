@@ -47,6 +47,12 @@ pub trait Device: Send {
 pub trait Runner: Send {
     /// Runs whole batched graph inputs, in graph order; outputs come in graph order.
     fn run(&mut self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error>;
+
+    /// The most bytes that inputs, results and what lies between took at a time, in the last run
+    /// whose shapes were new; 0 if that is not known.
+    fn peak_bytes(&self) -> usize {
+        0
+    }
 }
 
 /// The CPU, self-tested.
@@ -119,6 +125,10 @@ impl<B: Backend> Device for BurnDevice<B> {
 impl<B: Backend> Runner for Session<B> {
     fn run(&mut self, inputs: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
         Session::run(self, inputs)
+    }
+
+    fn peak_bytes(&self) -> usize {
+        Session::peak_bytes(self)
     }
 }
 

@@ -26,6 +26,8 @@
 //! - String tensors, control flow (`If`, `Loop`, `Scan`), convolutions and quantised operators.
 //! - Two batches in flight: gathering the next batch does not overlap the running one.
 //! - Rows whose free axes differ never share a batch (no padding of sequences).
+//! - What rows need is measured of the trial's row and taken to grow with a row's bytes: attention
+//!   over longer sequences needs more. What an operator needs while it works is not counted.
 
 pub mod batch;
 pub mod cost;

@@ -4,6 +4,7 @@
 mod bind;
 
 use crate::architecture;
+use crate::batch::RowPeak;
 use crate::device::DeviceKind;
 use crate::error::{Error, InputError};
 use crate::manifest::{Format, Manifest, NotFinite, nearest};
@@ -112,7 +113,18 @@ struct Parts {
     rows_max: Option<usize>,
     limits: Limits,
     batch_is_one: bool,
+    peak: RowPeak,
     warnings: Vec<String>,
+}
+
+/// What the trial runs of a model came to.
+pub(crate) struct Tried {
+    /// Of one row's outputs, in graph order.
+    pub shapes: Vec<Vec<usize>>,
+    /// Rows per batch at most.
+    pub rows_max: usize,
+    pub peak: RowPeak,
+    pub warnings: Vec<String>,
 }
 
 impl Model {
@@ -176,6 +188,17 @@ impl Model {
     /// Bytes of one row's initial states.
     pub fn state_bytes(&self) -> usize {
         self.parts.states.iter().map(|state| state.initial.data.len()).sum()
+    }
+
+    /// The bytes that a row of so many bytes needs while it runs, as its trial showed: inputs and
+    /// states, results, and what lies between.
+    pub fn row_needs(&self, row_bytes: usize) -> usize {
+        self.parts.peak.needs(row_bytes)
+    }
+
+    /// The bytes that the row needed with which the model was tried; 0 before it is loaded.
+    pub fn trial_row_needs(&self) -> usize {
+        self.row_needs(self.parts.peak.row_bytes)
     }
 
     /// Whether every row has the same shapes.
@@ -271,19 +294,15 @@ impl Model {
         Model { parts: Arc::new(parts) }
     }
 
-    /// This model with what its trial runs came to: shapes of outputs whose graph declares none, at
-    /// most `rows_max` rows per batch, and warnings.
-    pub(crate) fn tried(
-        &self,
-        seen: &[Vec<usize>],
-        rows_max: usize,
-        warnings: Vec<String>,
-    ) -> Model {
+    /// This model with what its trial runs came to; outputs whose graph declares no shape have
+    /// that of the trial.
+    pub(crate) fn tried(&self, tried: Tried) -> Model {
         let mut parts = Parts::clone(&self.parts);
-        parts.limits.batch_rows_max = parts.limits.batch_rows_max.min(rows_max);
-        parts.warnings = warnings;
+        parts.limits.batch_rows_max = parts.limits.batch_rows_max.min(tried.rows_max);
+        parts.warnings = tried.warnings;
+        parts.peak = tried.peak;
         for ((port, binding), shape) in
-            parts.program.outputs.iter().zip(&parts.graph_outputs).zip(seen)
+            parts.program.outputs.iter().zip(&parts.graph_outputs).zip(&tried.shapes)
         {
             if let (None, Place::Request(position)) = (&port.shape, binding.place) {
                 parts.outputs[position].row_shape = shape.iter().copied().map(Some).collect();

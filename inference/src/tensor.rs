@@ -194,13 +194,14 @@ pub fn byte_count(dtype: DType, shape: &[usize]) -> Result<usize, ShapeError> {
         .ok_or_else(|| ShapeError::TooLarge { dtype, shape: shape.to_vec() })
 }
 
-/// The position of the first NaN or infinity in raw elements of `dtype`, if any.
+/// The position of the first NaN or infinity in raw elements of `dtype`, if any: as numbers are
+/// computed, so of f64 also the first that is too large for f32.
 pub fn first_not_finite(dtype: DType, raw: &[u8]) -> Option<usize> {
     match dtype {
         DType::F16 => find(raw, |bytes: [u8; 2]| u16::from_le_bytes(bytes) & 0x7c00 == 0x7c00),
         DType::BF16 => find(raw, |bytes: [u8; 2]| u16::from_le_bytes(bytes) & 0x7f80 == 0x7f80),
         DType::F32 => find(raw, |bytes: [u8; 4]| !f32::from_le_bytes(bytes).is_finite()),
-        DType::F64 => find(raw, |bytes: [u8; 8]| !f64::from_le_bytes(bytes).is_finite()),
+        DType::F64 => find(raw, |bytes: [u8; 8]| !(f64::from_le_bytes(bytes) as f32).is_finite()),
         DType::Bool
         | DType::U8
         | DType::I8
@@ -271,5 +272,9 @@ mod tests {
         assert_eq!(first_not_finite(DType::F16, &half), Some(0));
         assert_eq!(first_not_finite(DType::BF16, &half::bf16::ONE.to_le_bytes()), None);
         assert_eq!(first_not_finite(DType::I64, &[0xff; 8]), None);
+        let wide = |number: f64| first_not_finite(DType::F64, &number.to_le_bytes());
+        assert_eq!(wide(f64::from(f32::MAX)), None);
+        assert_eq!(wide(1e39), Some(0), "f32 has no such number");
+        assert_eq!(wide(f64::NAN), Some(0));
     }
 }

@@ -29,7 +29,8 @@ use std::time::{Duration, Instant};
 pub struct Config {
     /// Rows that may wait, over all models.
     pub queue_rows_max: usize,
-    /// Bytes of one batch: its rows' inputs and states, and as many results. One row may have more.
+    /// Bytes of one batch: its rows' inputs and states, results, and what lies between, as the
+    /// trial of the model showed. One row may have more.
     pub batch_bytes_max: usize,
     /// Models that may be loaded at a time.
     pub models_max: usize,

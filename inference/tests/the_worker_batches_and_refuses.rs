@@ -14,6 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+/// What a row of [`number`], of 4 bytes, is said to need.
+const PEAK_BYTES: usize = 100;
+
 /// A device under the test's control: it adds 1 to the first input, gives NaN for -1, panics for
 /// -2, and each run waits for the gate.
 struct Gated {
@@ -85,6 +89,10 @@ impl Runner for Gated {
             x.iter().map(|&value| if value == -1.0 { f32::NAN } else { value + 1.0 }).collect();
         Ok(vec![Tensor::from_f32(inputs[0].shape.clone(), &values).unwrap()])
     }
+
+    fn peak_bytes(&self) -> usize {
+        PEAK_BYTES
+    }
 }
 
 /// A model of one number in, one number out, on the gated device.
@@ -127,6 +135,26 @@ fn what_comes_while_the_device_is_busy_runs_together_next() {
         *sizes.entry(answer.batch_rows).or_insert(0) += 1;
     }
     assert_eq!(sizes, BTreeMap::from([(1, 1), (8, 16), (4, 4)]), "1, then 8, 8 and 4");
+    handle.shutdown();
+}
+
+#[test]
+fn batches_have_the_rows_whose_needs_fit() {
+    let batch_bytes_max = 3 * PEAK_BYTES + PEAK_BYTES / 2;
+    let config = Config { batch_bytes_max, ..Config::default() };
+    let (gate, handle, model) = gated(config, "[batch]\nrows_max = 8\n");
+    assert_eq!(model.trial_row_needs(), PEAK_BYTES);
+    assert_eq!(model.limits().batch_rows_max, 3, "all rows are of one shape");
+    let (sender, answers): (_, Answers) = channel();
+    gate.set(true);
+    submit(&handle, &model, number(0.0), None, (0, &sender)).unwrap();
+    gate.wait_for_arrivals(1);
+    for at in 1..=6 {
+        submit(&handle, &model, number(at as f32), None, (at, &sender)).unwrap();
+    }
+    gate.set(false);
+    let rows = (0..=6).map(|_| answers.recv().unwrap().1.unwrap().batch_rows);
+    assert_eq!(rows.collect::<Vec<_>>(), [1, 3, 3, 3, 3, 3, 3]);
     handle.shutdown();
 }
 

@@ -3,12 +3,13 @@
 //! Works on a directory that no node has open. Without `--accept-loss` nothing is changed.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
+use statehouse_cluster::catalog::{Names, names_on_disk};
 use statehouse_store::{
-    Accepted, CollectionId, Damage, DamagePolicy, Loss, Lost, LostRows, accept_loss, damage_policy,
-    inspect_damage,
+    Accepted, CollectionId, Config, Damage, DamagePolicy, Loss, Lost, LostRows, Store, accept_loss,
+    damage_policy, inspect_damage,
 };
 
 use super::output::print_json;
@@ -34,6 +35,8 @@ struct Report {
     /// Other nodes hold the same data, and rebuild what is damaged here.
     rebuilt_elsewhere: bool,
     accepted: Option<Accepted>,
+    /// Of the collections, as far as they are known.
+    names: Names,
 }
 
 /// Runs the subcommand.
@@ -52,7 +55,19 @@ fn inspect(args: &Args) -> anyhow::Result<Report> {
     let rebuilt_elsewhere = damage_policy(&args.data)? == DamagePolicy::Quarantine;
     let accept = args.accept_loss && !damages.is_empty() && !rebuilt_elsewhere;
     let accepted = accept.then(|| accept_loss(&args.data)).transpose()?;
-    Ok(Report { damages, rebuilt_elsewhere, accepted })
+    let names = if accepted.is_some() { names_in(&args.data) } else { Names::new() };
+    Ok(Report { damages, rebuilt_elsewhere, accepted, names })
+}
+
+/// The names of the collections in a directory that can be opened again. They are a convenience:
+/// where they can't be read, ids have to do.
+fn names_in(data: &Path) -> Names {
+    let Ok(store) = Store::open(data, Config::default()) else { return Names::new() };
+    let names = names_on_disk(&store).unwrap_or_default();
+    if let Err(error) = store.close() {
+        tracing::warn!(%error, "the store could not be closed in order");
+    }
+    names
 }
 
 impl Report {
@@ -81,6 +96,7 @@ impl Report {
                 .map(|range| {
                     json!({
                         "collection": range.collection.0,
+                        "name": self.names.get(&range.collection),
                         "keys": range.keys,
                         "first_key": range.first,
                         "last_key": range.last,
@@ -99,11 +115,11 @@ impl Report {
             "rebuilt_from_other_nodes": self.rebuilt_elsewhere,
             "loss_accepted": self.accepted.is_some(),
             "lost": self.entries().map(loss).collect::<Vec<_>>(),
-            "lost_rows": self.rows().map(rows_json).collect::<Vec<_>>(),
+            "lost_rows": self.rows().map(|lost| rows_json(lost, &self.names)).collect::<Vec<_>>(),
         })
     }
 
-    fn print(&self, data: &std::path::Path) {
+    fn print(&self, data: &Path) {
         if self.damages.is_empty() {
             return println!("no damage found");
         }
@@ -132,10 +148,12 @@ impl Report {
         for loss in self.entries() {
             println!("  entries {} to {} of replica {}", loss.first, loss.last, loss.replica);
             for range in ranges(loss) {
-                println!(
-                    "    collection {}: {} keys from \"{}\" to \"{}\"",
-                    range.collection, range.keys, range.first, range.last
-                );
+                let KeyRange { collection, keys, first, last } = range;
+                let name = match self.names.get(&collection) {
+                    Some(name) => format!("{name:?}"),
+                    None => collection.to_string(),
+                };
+                println!("    collection {name}: {keys} keys from \"{first}\" to \"{last}\"");
             }
             if loss.keys.is_empty() {
                 println!("    the damaged bytes do not say of which keys");
@@ -144,10 +162,10 @@ impl Report {
     }
 }
 
-fn rows_json(lost: &Lost) -> Json {
+fn rows_json(lost: &Lost, names: &Names) -> Json {
     let state = |collection: &CollectionId, key: &[u8]| {
-        let key = String::from_utf8_lossy(key);
-        json!({ "collection": collection.0, "key": key })
+        let (name, key) = (names.get(collection), String::from_utf8_lossy(key));
+        json!({ "collection": collection.0, "name": name, "key": key })
     };
     let mut row = match &lost.rows {
         LostRows::State(collection, key) => json!({ "state": state(collection, key) }),

@@ -101,6 +101,7 @@ mod wal;
 mod watch;
 mod witness;
 
+pub use apply::Moment;
 pub use batch::ApplyBatch;
 pub use block::TRANSFER_FORMAT;
 pub use codec::Malformed;

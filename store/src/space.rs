@@ -1,4 +1,5 @@
-//! How much room the disk has, asked at most every few milliseconds.
+//! How much room the disk has. That there is enough is asked at most every few milliseconds; that
+//! there is not is asked anew each time, so that nobody is refused for what has come back.
 //!
 //! Two reserves: below the first, only what gives space back is admitted; below the second, nothing
 //! is. The caller asks before it admits a write, and before it takes a leader's entries. The commit
@@ -11,7 +12,7 @@ use parking_lot::Mutex;
 
 use crate::error::Error;
 
-/// How long an answer of the system is good for.
+/// How long an answer of the system is good for, if it says that there is enough.
 const FRESH: Duration = Duration::from_millis(50);
 
 /// The disk is short already when this part of the reserve is left above it.
@@ -73,7 +74,7 @@ impl Space {
     }
 
     fn at_least(&self, reserve: u64) -> Result<(), Error> {
-        let free = self.free()?;
+        let free = self.free_for(reserve)?;
         if free < reserve {
             return Err(Error::DiskFull { free, reserve });
         }
@@ -82,7 +83,7 @@ impl Space {
 
     /// Returns how full the disk is. A disk that can't be asked counts as spent.
     pub fn level(&self) -> DiskLevel {
-        let Ok(free) = self.free() else { return DiskLevel::Spent };
+        let Ok(free) = self.free_for(self.reserve) else { return DiskLevel::Spent };
         match free {
             free if free >= self.reserve => DiskLevel::Ample,
             free if free >= self.freeing_reserve => DiskLevel::Reserved,
@@ -95,7 +96,7 @@ impl Space {
     /// writes are refused, and go on coming back after they were.
     pub fn is_short(&self) -> bool {
         let near = self.reserve.saturating_add(self.reserve / NEAR_DIVISOR);
-        match self.free() {
+        match self.free_for(near) {
             Ok(free) => free < near,
             Err(_) => true,
         }
@@ -103,8 +104,14 @@ impl Space {
 
     /// Bytes that we may still use.
     pub fn free(&self) -> Result<u64, Error> {
+        self.free_for(0)
+    }
+
+    /// Bytes that we may still use: what was found a moment ago will do if it is enough.
+    fn free_for(&self, enough: u64) -> Result<u64, Error> {
         let mut last = self.last.lock();
         if let Some((at, free)) = *last
+            && free >= enough
             && at.elapsed() < FRESH
         {
             return Ok(free);
@@ -112,5 +119,24 @@ impl Space {
         let free = free_bytes(&self.dir)?;
         *last = Some((Instant::now(), free));
         Ok(free)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_there_is_enough_is_believed_for_a_moment_and_that_there_is_not_is_asked_anew() {
+        let space = Space::new(&std::env::temp_dir(), 2, 1);
+        let found = |free| *space.last.lock() = Some((Instant::now(), free));
+        found(3);
+        assert_eq!(space.free().unwrap(), 3);
+        found(0);
+        space.check().expect("two bytes are free by now");
+        found(0);
+        assert_eq!(space.level(), DiskLevel::Ample);
+        found(0);
+        assert!(!space.is_short());
     }
 }

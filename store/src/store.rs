@@ -240,19 +240,20 @@ impl Store {
         Ok(())
     }
 
-    /// Refuses when less than the reserve is free on the disk. Asks the system at most every
-    /// 50 ms. Call it before a write is admitted; nothing below does.
+    /// Refuses when less than the reserve is free on the disk. That there is enough is asked at
+    /// most every 50 ms. Call it before a write is admitted; nothing below does.
     pub fn check_space(&self) -> Result<(), Error> {
         self.inner.space.check()
     }
 
     /// Refuses when less than the freeing reserve is free on the disk: for writes that give space
-    /// back, see [`crate::Command::frees`]. Asks the system at most every 50 ms.
+    /// back, see [`crate::Command::frees`]. That there is enough is asked at most every 50 ms.
     pub fn check_space_to_free(&self) -> Result<(), Error> {
         self.inner.space.check_freeing()
     }
 
-    /// Returns how full the disk is, by its two reserves. Asks the system at most every 50 ms.
+    /// Returns how full the disk is, by its two reserves. That there is enough is asked at most
+    /// every 50 ms.
     pub fn disk_level(&self) -> DiskLevel {
         self.inner.space.level()
     }

@@ -11,6 +11,7 @@ mod harness;
 mod a_catalog_call_is_never_denied_wrongly;
 mod a_cluster_is_looked_after;
 mod a_dead_node_costs_the_others_little;
+mod a_dropped_collection_stays_gone;
 mod a_failed_replica_is_replaced;
 mod a_follower_short_of_space_waits;
 mod a_full_disk_leads_nothing;

@@ -137,10 +137,15 @@ impl Node {
         self.child.wait().unwrap();
     }
 
-    /// A polite stop; answers the exit code and what was logged since it was ready.
-    pub fn stop(mut self) -> (Option<i32>, Vec<String>) {
+    /// Asks for a stop, and does not wait for it.
+    pub fn terminate(&self) {
         let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    }
+
+    /// A polite stop; answers the exit code and what was logged since it was ready.
+    pub fn stop(mut self) -> (Option<i32>, Vec<String>) {
+        self.terminate();
         let code = self.child.wait().unwrap().code();
         (code, self.log.take().unwrap().join().unwrap())
     }

@@ -104,6 +104,11 @@ pub(super) struct CollectionRow {
 }
 
 impl CollectionRow {
+    /// The collection's id, of the row as read at a version.
+    pub fn id(&self, version: u64) -> CollectionId {
+        CollectionId(self.id.unwrap_or(version))
+    }
+
     /// The row, read at a version, with other settings.
     pub fn with(self, settings: Settings, version: u64) -> Self {
         let id = Some(self.id.unwrap_or(version));
@@ -176,8 +181,8 @@ impl Catalog {
         let unknown = || Error::Unknown { kind: "collection", name: name.to_owned() };
         let row: Row<CollectionRow> =
             rows::get(&self.shards, COLLECTIONS, name.as_bytes())?.ok_or_else(unknown)?;
-        let id = row.value.id.unwrap_or(row.version);
-        let marked = CollectionRow { id: Some(id), dropping: true, ..row.value };
+        let id = row.value.id(row.version);
+        let marked = CollectionRow { id: Some(id.0), dropping: true, ..row.value };
         let condition = Condition::Version(row.version);
         let version = rows::put(&self.shards, COLLECTIONS, name, &marked, condition)
             .await?
@@ -185,7 +190,7 @@ impl Catalog {
         // From here on nobody finds it: a repeat, or the next leader of shard 0, goes on.
         let finished = async {
             self.reload_collections()?;
-            self.finish_drop(name, CollectionId(id), version).await
+            self.finish_drop(name, id, version).await
         };
         finished.await.map_err(Error::after_effect)
     }
@@ -193,7 +198,7 @@ impl Catalog {
     pub(super) async fn finish_drops(&self) -> Result<(), Error> {
         for row in rows::scan::<CollectionRow>(&self.shards, COLLECTIONS)? {
             if row.value.dropping {
-                let id = CollectionId(row.value.id.unwrap_or(row.version));
+                let id = row.value.id(row.version);
                 tracing::info!(collection = row.key, "finishing an interrupted drop");
                 self.finish_drop(&row.key, id, row.version).await?;
             }
@@ -229,7 +234,7 @@ impl Catalog {
             .filter(|row| !row.value.dropping)
             .map(|row| {
                 let collection = Collection {
-                    id: CollectionId(row.value.id.unwrap_or(row.version)),
+                    id: row.value.id(row.version),
                     name: row.key.clone(),
                     settings: row.value.settings,
                     created_at_ms: row.value.created_at_ms,

@@ -53,6 +53,17 @@ pub(super) fn read(store: &Store, replica: ReplicaId) -> Result<Option<Descripto
     }
 }
 
+/// The replicas of a shard that a disk holds.
+pub(crate) fn replicas_of(store: &Store, shard: ShardId) -> Result<Vec<ReplicaId>, Error> {
+    let mut found = Vec::new();
+    for replica in store.replicas() {
+        if read(store, replica)? == Some(Descriptor::Live(shard)) {
+            found.push(replica);
+        }
+    }
+    Ok(found)
+}
+
 pub(super) async fn write(
     store: &Store,
     replica: ReplicaId,

@@ -20,6 +20,7 @@ use super::descriptor::{self, Descriptor};
 use super::group::{Group, Parts};
 use super::log_storage::blocking;
 use super::quarantine::{Event, Stopped, Ward};
+use super::room;
 use super::thread::RaftThread;
 use super::transfers::{Transfer, Transfers};
 use crate::applier::Applier;
@@ -280,11 +281,7 @@ impl Groups {
 
     /// The nodes, of this one and its peers, whose disks have less free than their reserve.
     pub(super) fn short_of_space(&self) -> HashSet<NodeId> {
-        let mut short = self.peers.short_of_space();
-        if self.store.check_space().is_err() {
-            short.insert(self.peers.node());
-        }
-        short
+        room::short_of_space(&self.peers, &self.store)
     }
 
     /// Whether a replica here has promised nothing newer than a term.

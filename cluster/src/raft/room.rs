@@ -11,9 +11,10 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use statehouse_store::DiskLevel;
+use statehouse_store::{DiskLevel, Store};
 
 use super::group::Group;
+use crate::transport::Peers;
 use crate::{Error, NodeId};
 
 /// An entry of more bytes is large: a replica below its reserve does without it.
@@ -57,8 +58,12 @@ pub(super) fn taken(
 }
 
 impl Group {
-    /// Refuses if most of the group is short of space: for commands that add to it.
+    /// Refuses if most of the group is short of space: for commands that add to it. What was found
+    /// at the last heartbeat admits; before it refuses, the disks are looked at again.
     pub fn check_room(&self) -> Result<(), Error> {
+        if self.room.quorum_is_short() {
+            self.look_for_room(&short_of_space(&self.peers, &self.store));
+        }
         match self.room.quorum_is_short() && self.leads() {
             true => Err(Error::DisksFull { shard: self.shard }),
             false => Ok(()),
@@ -95,6 +100,16 @@ impl Group {
             }
         }
     }
+}
+
+/// The nodes, of this one and its peers, whose disks have less free than their reserve: of this
+/// one's as it is, of the peers' as they said last.
+pub(super) fn short_of_space(peers: &Peers, store: &Store) -> HashSet<NodeId> {
+    let mut short = peers.short_of_space();
+    if store.check_space().is_err() {
+        short.insert(peers.node());
+    }
+    short
 }
 
 /// Room, as shared between a group and its links.

@@ -5,6 +5,7 @@ use super::{
     Binding, InputSpec, Limits, Model, OutputSpec, Parts, Place, STATE_BYTES_MAX, StateSpec,
     shape_fits, shape_text,
 };
+use crate::batch::RowPeak;
 use crate::device::DeviceKind;
 use crate::error::Error;
 use crate::manifest::{self, Initial, Manifest, nearest};
@@ -77,6 +78,7 @@ pub(super) fn bind(
         rows_max: manifest.batch.rows_max,
         limits: Limits { batch_rows_max: 1, batch_wait_max: manifest.wait_max() },
         batch_is_one,
+        peak: RowPeak::default(),
         warnings: Vec::new(),
     };
     parts.limits.batch_rows_max = parts.rows_on(DeviceKind::Cpu);

@@ -9,6 +9,7 @@ mod value;
 mod classical;
 mod compare;
 mod element;
+mod footprint;
 mod index;
 mod matrix;
 mod normalize;
@@ -25,6 +26,7 @@ use crate::tensor::Tensor;
 use burn::backend::Flex;
 use burn::tensor::backend::Backend;
 use burn::tensor::{BoolDType, get_device_settings};
+use footprint::Footprint;
 use index::IndexCheck;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -94,6 +96,7 @@ pub struct Session<B: Backend> {
     /// Constants in their slots, uploaded on first use.
     constants: Vec<Option<Value<B>>>,
     remembered: HashMap<Vec<Vec<usize>>, Memory<B>>,
+    peak_bytes: usize,
 }
 
 /// The host values of one set of input shapes, by slot.
@@ -106,7 +109,12 @@ impl<B: Backend> Session<B> {
         for (slot, constant) in &program.constants {
             constants[*slot] = Some(Value::host(constant.clone()));
         }
-        Session { program, kit, constants, remembered: HashMap::new() }
+        Session { program, kit, constants, remembered: HashMap::new(), peak_bytes: 0 }
+    }
+
+    /// The most bytes that values took at a time, in the last run with shapes that were new.
+    pub fn peak_bytes(&self) -> usize {
+        self.peak_bytes
     }
 
     /// Runs the program on whole batched inputs in graph order; outputs come in graph order.
@@ -119,8 +127,11 @@ impl<B: Backend> Session<B> {
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|input| input.shape.clone()).collect();
         let memory = self.remembered.get(&shapes).cloned();
         let mut slots: Vec<Option<Value<B>>> = (0..program.values).map(|_| None).collect();
+        let mut footprint = memory.is_none().then(Footprint::default);
         for (port, input) in program.inputs.iter().zip(inputs) {
-            slots[port.value] = Some(Value::upload(input, &self.kit));
+            let value = Value::upload(input, &self.kit);
+            footprint.iter_mut().for_each(|footprint| footprint.add(port.value, &value));
+            slots[port.value] = Some(value);
         }
         // A run that failed before may have left some.
         drop(self.kit.take_checks());
@@ -135,9 +146,11 @@ impl<B: Backend> Session<B> {
             checks.extend(self.kit.take_checks().into_iter().map(|check| (step, check)));
             for (slot, result) in step.outputs.iter().zip(results) {
                 if let Some(slot) = slot {
+                    footprint.iter_mut().for_each(|footprint| footprint.add(*slot, &result));
                     slots[*slot] = Some(result);
                 }
             }
+            footprint.iter_mut().for_each(|footprint| footprint.stepped(step));
         }
         let outputs = program.outputs.iter().map(|port| {
             let value = slots[port.value].clone().or_else(|| self.constants[port.value].clone());
@@ -145,8 +158,9 @@ impl<B: Backend> Session<B> {
             Ok((value, port.dtype))
         });
         let outputs = outputs.collect::<Result<Vec<_>, Error>>()?;
-        if memory.is_none() {
+        if let Some(footprint) = footprint {
             self.remember(shapes, &slots);
+            self.peak_bytes = footprint.peak();
         }
         // What only the outputs hold can be read without a copy.
         drop(slots);

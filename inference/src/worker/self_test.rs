@@ -6,11 +6,11 @@
 //! numbers, which need not mean anything to the model, one row with results will do, and what is
 //! not finite is a warning.
 
-use crate::batch::{rows_within, scatter};
+use crate::batch::{RowPeak, rows_within, scatter};
 use crate::device::Runner;
 use crate::error::Error;
 use crate::manifest::NotFinite;
-use crate::model::Model;
+use crate::model::{Model, Tried};
 use crate::onnx::fault::Fault;
 use crate::tensor::{DType, Tensor};
 use crate::trial;
@@ -80,12 +80,15 @@ fn with_length(
     let mut warnings = computed_as_f32(model);
     let mut rows_max = model.limits().batch_rows_max;
     let mut passed = Passed::default();
+    let mut peak = RowPeak::default();
     let (mut shapes, mut fault) = (None, None);
     for row in trial::rows(model, length, SEED)? {
         let row_bytes = row.iter().map(|tensor| tensor.data.len()).sum();
-        rows_max = rows_within(bytes_max, row_bytes, rows_max);
+        rows_max = rows_within(bytes_max, peak.needs(row_bytes), rows_max);
         match run(model, runner, &[&row]) {
             Ok(outputs) => {
+                peak = peak.or_more(RowPeak { row_bytes, peak_bytes: runner.peak_bytes() });
+                rows_max = rows_within(bytes_max, peak.needs(row_bytes), rows_max);
                 check_finite(model, &outputs, said, &mut warnings)?;
                 shapes.get_or_insert_with(|| shapes_of(&outputs));
                 // Large results are not kept: they would not be compared.
@@ -105,19 +108,23 @@ fn with_length(
     warnings.extend(fault.map(|fault| format!("{fault} (for a made-up row; {SAY})")));
     check_together(model, runner, &passed, rows_max)?;
     let fixed = if model.is_of_fixed_shape() { rows_max } else { usize::MAX };
-    let model = model.tried(&shapes, fixed, warnings);
+    let model = model.tried(Tried { shapes, rows_max: fixed, peak, warnings });
     Ok(Tested { model, row: passed.rows.swap_remove(0), rows_max })
 }
 
-/// Inputs and states of more precision than numbers are computed with.
+/// Inputs, states and outputs of more precision than numbers are computed with.
 fn computed_as_f32(model: &Model) -> Vec<String> {
     let inputs = model.inputs().iter().map(|input| (&input.name, input.dtype));
     let states = model.states().iter().map(|state| (&state.input, state.dtype));
     let wide = inputs.chain(states).filter(|(_, dtype)| *dtype == DType::F64);
-    wide.map(|(name, _)| {
+    let given = wide.map(|(name, _)| {
         format!("input '{name}' is f64, and computed as f32: above 16,777,216 units are lost")
-    })
-    .collect()
+    });
+    let outputs = model.outputs().iter().filter(|output| output.dtype == DType::F64);
+    let answered = outputs.map(|output| {
+        format!("output '{}' is f64, and computed as f32: 7 digits of it at most", output.name)
+    });
+    given.chain(answered).collect()
 }
 
 fn shapes_of(outputs: &Outputs) -> Vec<Vec<usize>> {

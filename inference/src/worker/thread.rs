@@ -115,9 +115,9 @@ impl Thread {
                 unreachable!("rows wait only for loaded models");
             };
             let limits = entry.model.limits();
-            let (bytes_max, row_bytes) =
-                (self.shared.config.batch_bytes_max, state.queue.row_bytes(&key));
-            let rows_max = rows_within(bytes_max, row_bytes, limits.batch_rows_max);
+            let row_needs = entry.model.row_needs(state.queue.row_bytes(&key));
+            let bytes_max = self.shared.config.batch_bytes_max;
+            let rows_max = rows_within(bytes_max, row_needs, limits.batch_rows_max);
             let rules = Rules { rows_max, wait_max: limits.batch_wait_max };
             match state.queue.decide(&key, now, rules, &entry.cost) {
                 Cut::Wait(until) => wait.push((key, until)),
