@@ -1,9 +1,11 @@
-//! Whether replicas of a shard that have applied the same entries hold the same: each leader compares
-//! the sums that its group's replicas keep (the store's `sums.rs`), every minute by default.
+//! Whether replicas of a shard that have applied the same entries hold the same: each leader
+//! compares the sums that its group's replicas keep (the store's `sums.rs`), every minute by
+//! default.
 //!
-//! Of replicas that differ, those that a majority of the voters disagrees with are damaged: they are
-//! reported to their own nodes as if a read had found it (`raft/quarantine.rs`), and rebuilt. If no
-//! majority agrees nobody knows who is right: that is told in the audit log, and nothing is done.
+//! Of replicas that differ, those that a majority of the voters disagrees with are damaged: they
+//! are reported to their own nodes as if a read had found it (`raft/quarantine.rs`), and rebuilt.
+//! If no majority agrees nobody knows who is right: that is told in the audit log, and nothing is
+//! done.
 //!
 //! Finds what was applied differently. What rots at rest is found by checksums, when it is read.
 

@@ -1,11 +1,10 @@
 //! Where replicas should be: a picture of the cluster in, moves out. Pure.
 //!
 //! Two jobs. *Mending*: a shard with too few replicas, or with some on nodes that are dead or
-//! drain, gets them elsewhere; a replica that has stopped is replaced, on its own node if that takes
-//! one. *Balancing*: the fullest node gives to the emptiest, move by move,
-//! as long as a move brings the extremes closer; leaders are balanced by transfers, which cost
-//! nothing. Never two replicas of a shard on one node that
-//! both take part. Does not carry anything out.
+//! drain, gets them elsewhere; a replica that has stopped is replaced, on its own node if that
+//! takes one. *Balancing*: the fullest node gives to the emptiest, move by move, as long as a move
+//! brings the extremes closer; leaders are balanced by transfers, which cost nothing. Never two
+//! replicas of a shard on one node that both take part. Does not carry anything out.
 
 mod refusal;
 

@@ -87,8 +87,8 @@ impl Reader {
         self.replica.applied_index.load(Ordering::Acquire)
     }
 
-    /// A sum over what is applied, as of some of the last entries: of two replicas that have applied
-    /// the same, the same.
+    /// Returns sums over what is applied, as of some of the last entries: equal for two replicas
+    /// that have applied the same.
     pub fn sums(&self) -> AppliedSums {
         self.replica.sums.lock().read()
     }

@@ -1,9 +1,9 @@
 //! Repairing a store that is not open: what is damaged, and going on without it.
 //!
-//! [`inspect_damage`] reads every file and changes nothing. [`accept_loss`] is for a node whose rows
-//! nobody else holds: it keeps what is whole and returns what is gone. In the log it puts entries
-//! that do nothing where entries are lost, so that those behind them can be applied; tables and
-//! blob files are `salvage.rs`.
+//! [`inspect_damage`] reads every file and changes nothing. [`accept_loss`] is for a node whose
+//! rows nobody else holds: it keeps what is whole and returns what is gone. In the log it puts
+//! entries that do nothing where entries are lost, so that those behind them can be applied; tables
+//! and blob files are `salvage.rs`.
 //!
 //! Not for a node of a cluster whose shards have other replicas: entries of the same index would
 //! differ between them. Such a store has [`DamagePolicy::Quarantine`] and is left as it is.

@@ -1,5 +1,5 @@
-//! A replica that fails on a node that goes on is seen, kept out of votes and reads, and replaced by
-//! a new one under a new id, without anybody's help.
+//! A replica that fails on a node that goes on is seen, kept out of votes and reads, and replaced
+//! by a new one under a new id, without anybody's help.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,6 @@
 //! Any file of one node of three may be damaged, while it is down or under it while it runs: what
-//! was acknowledged is there, nothing else is ever answered, and the node's replicas are whole again
-//! without anybody's help.
+//! was acknowledged is there, nothing else is ever answered, and the node's replicas are whole
+//! again without anybody's help.
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
