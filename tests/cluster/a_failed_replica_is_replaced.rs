@@ -14,7 +14,7 @@ use statehouse_client::{Client, v1};
 use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
 
 use crate::harness::cluster::{Cluster, Shape};
-use crate::harness::condition::await_some_for;
+use crate::harness::condition::{await_some, await_some_for};
 use crate::harness::{bytes_field, create, field_bytes, get, http_get, put, report, seed};
 
 /// A failed replica is replaced within this time.
@@ -125,7 +125,14 @@ async fn flipped_bits_in_blob_files_are_never_served_and_the_replica_is_rebuilt(
     cluster.level().await;
     let mut old = BTreeMap::new();
     for shard in 1..=2 {
-        cluster.admin_json(&["transfer-leader", &shard.to_string(), "--to", "3"]);
+        await_some(&format!("node 3 leads shard {shard}"), async || {
+            if cluster.leader(shard).await == 3 {
+                return Ok(());
+            }
+            let out = cluster.admin(&["transfer-leader", &shard.to_string(), "--to", "3"]);
+            Err(String::from_utf8_lossy(&out.stderr).into_owned())
+        })
+        .await;
         old.insert(shard, voters(&cluster, shard).await[&3]);
     }
     let flipped = flip(&cluster.data(3), &mut random);
