@@ -107,6 +107,7 @@ async fn a_stop_waits_for_calls_and_not_for_connections_without() {
     })
     .await;
     send(Part::Chunk(v1::WriteChunk { data: "kept".into(), crc32: None }));
+    send(Part::End(v1::WriteEnd { crc32: None }));
     drop(parts);
     answer.await.unwrap().unwrap();
     let stopping = std::time::Instant::now();
