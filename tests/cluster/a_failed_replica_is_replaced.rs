@@ -215,3 +215,48 @@ async fn a_node_whose_replica_of_shard_0_is_quarantined_gets_a_new_one() {
     create(&client, "d").await;
     report("a damaged shard 0", &format!("replica {old} replaced by {new}"));
 }
+
+/// Copies a directory with all that is in it.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        let to = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &to),
+            false => drop(std::fs::copy(&path, to).unwrap()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_whose_disk_was_put_back_from_a_copy_is_replaced() {
+    let mut cluster = Cluster::of(Shape { shards: 1, ..Shape::default() }).await;
+    let client = cluster.client(1).await;
+    create(&client, "c").await;
+    client.put(put("c", "a", vec![bytes_field("f", "old")])).await.unwrap();
+    cluster.level().await;
+    // Neither leads nor controls: who leads goes on knowing what it acknowledged.
+    let leads = [cluster.leader(0).await, cluster.leader(1).await];
+    let ill = (1..=3).find(|node| !leads.contains(node)).unwrap();
+    let old = voters(&cluster, 1).await[&ill];
+    let (data, aside) = (cluster.data(ill), cluster.dir().join("copy"));
+    cluster.stop(ill).await;
+    copy(&data, &aside);
+    cluster.start_node(ill).await;
+    for number in 0..20 {
+        client.put(put("c", "a", vec![bytes_field("f", number.to_string())])).await.unwrap();
+    }
+    cluster.level().await;
+    cluster.stop(ill).await;
+    std::fs::remove_dir_all(&data).unwrap();
+    copy(&aside, &data);
+    cluster.start_node(ill).await;
+    client.put(put("c", "a", vec![bytes_field("f", "new")])).await.unwrap();
+    let new = replaced(&cluster, (1, ill), old).await;
+    assert!(cluster.log_says(ill, "which it had acknowledged"), "an audit line says why");
+    cluster.kill(leads[1]);
+    let state = cluster.client(ill).await.get(get("c", "a")).await.unwrap();
+    assert_eq!(field_bytes(&state, "f"), "new");
+    report("a disk put back from a copy", &format!("replica {old} replaced by {new}"));
+}
