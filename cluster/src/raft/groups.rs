@@ -121,7 +121,10 @@ impl Groups {
         match descriptor::read(&self.store, replica)? {
             Some(Descriptor::Live(shard)) => match self.damage_of(replica) {
                 Some(damage) => self.open_quarantined(shard, replica, damage).await,
-                None => self.start(shard, replica).await.map(|_| ()),
+                None => match self.start(shard, replica).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => self.not_started(shard, replica, error).await,
+                },
             },
             Some(Descriptor::Quarantined(shard, reason)) => {
                 self.open_quarantined(shard, replica, reason).await

@@ -19,7 +19,7 @@ use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use statehouse_proto::v1;
-use statehouse_store::{Damage, ReplicaId};
+use statehouse_store::{Damage, DamagePolicy, ReplicaId};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::oneshot;
 
@@ -322,6 +322,24 @@ impl Groups {
         let stopped = Stopped { shard, replica, reason, quarantined: true };
         self.ward().admit(stopped, Voters::new());
         Ok(())
+    }
+
+    /// Keeps a replica closed whose core could not start, if that is for damage and other nodes hold
+    /// the same rows: one bad block must not keep the node from starting. Else the error stands.
+    pub(super) async fn not_started(
+        &self,
+        shard: ShardId,
+        replica: ReplicaId,
+        error: Error,
+    ) -> Result<(), Error> {
+        let damages = self.store().damages();
+        let found = damages.iter().find(|damage| damage.replica == Some(replica));
+        match (found, self.store().damage_policy()) {
+            (Some(damage), DamagePolicy::Quarantine) => {
+                self.open_quarantined(shard, replica, damage.to_string()).await
+            }
+            (Some(_), DamagePolicy::Refuse) | (None, _) => Err(error),
+        }
     }
 
     /// Why the store holds a replica in quarantine, if it does.

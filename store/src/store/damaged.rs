@@ -43,6 +43,11 @@ impl Store {
         replicas.values().filter(quarantined).map(|replica| replica.id).collect()
     }
 
+    /// Returns what an opening does with replicas that have lost acknowledged rows.
+    pub fn damage_policy(&self) -> DamagePolicy {
+        self.inner.damage_policy()
+    }
+
     /// Sets what the next opening does with replicas that have lost acknowledged rows. Durable when
     /// it returns.
     pub fn set_damage_policy(&self, policy: DamagePolicy) -> Result<(), Error> {
