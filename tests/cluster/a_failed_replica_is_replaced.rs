@@ -160,6 +160,38 @@ async fn flipped_bits_in_blob_files_are_never_served_and_the_replica_is_rebuilt(
     report("flipped blob bytes", &format!("seed {seed}: {flipped} bits"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_starts_though_a_log_of_its_own_can_not_be_read() {
+    let seed = seed();
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::of(Shape { shards: 1, ..Shape::default() }).await;
+    let client = cluster.client(1).await;
+    create(&client, "c").await;
+    for n in 0..8 {
+        let fields = vec![bytes_field("f", vec![n; LARGE_BYTES])];
+        client.put(put("c", &format!("k{n}"), fields)).await.unwrap();
+    }
+    cluster.level().await;
+    // In files, with entries behind that are not.
+    cluster.stop(3).await;
+    cluster.start_node(3).await;
+    cluster.whole().await;
+    client.put(put("c", "small", vec![bytes_field("f", "1")])).await.unwrap();
+    cluster.level().await;
+    let old = voters(&cluster, 1).await[&3];
+    cluster.kill(3);
+    assert!(flip(&cluster.data(3), &mut random) > 0, "there are blob files");
+    cluster.start_node(3).await;
+    let new = replaced(&cluster, (1, 3), old).await;
+    cluster.kill(1);
+    let client = cluster.client(3).await;
+    for n in 0..8 {
+        let state = client.get(get("c", &format!("k{n}"))).await.unwrap();
+        assert_eq!(field_bytes(&state, "f"), vec![n; LARGE_BYTES], "k{n} without node 1");
+    }
+    report("a log that can't be read", &format!("seed {seed}: {old} replaced by {new}"));
+}
+
 /// Flips a bit in every so many bytes of a node's blob files; answers how many.
 fn flip(dir: &Path, random: &mut StdRng) -> usize {
     let mut flipped = 0;
