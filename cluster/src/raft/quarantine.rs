@@ -324,8 +324,9 @@ impl Groups {
         Ok(())
     }
 
-    /// Keeps a replica closed whose core could not start, if that is for damage and other nodes hold
-    /// the same rows: one bad block must not keep the node from starting. Else the error stands.
+    /// Keeps a replica closed whose core could not start, if that is for damage and other nodes
+    /// hold the same rows: one bad block must not keep the node from starting. Else the error
+    /// stands.
     pub(super) async fn not_started(
         &self,
         shard: ShardId,
