@@ -28,7 +28,7 @@ struct Compared {
     sums: BTreeMap<ReplicaId, (u64, u64)>,
 }
 
-/// What a comparison comes to.
+/// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Verdict {
     /// All that could be compared agree.

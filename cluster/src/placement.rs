@@ -101,9 +101,9 @@ pub enum Move {
     },
     /// A replica that has stopped is replaced by a new one on the same node.
     Rebuild {
-        /// Of which shard.
+        /// The shard's number.
         shard: ShardId,
-        /// Where.
+        /// The node that has the stopped replica.
         at: NodeId,
     },
     /// A replica less.

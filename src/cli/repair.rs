@@ -1,6 +1,7 @@
 //! `statehouse repair`: what is damaged in a data directory, and going on without what is lost.
 //!
-//! Works on a directory that no node has open. Without `--accept-loss` nothing is changed.
+//! Works on a directory that no node has open. Without `--accept-loss` nothing is changed, but for a
+//! damaged `CURRENT` of which there is no doubt what it named.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,6 +82,14 @@ impl Report {
         self.accepted.iter().flat_map(|accepted| &accepted.rows)
     }
 
+    /// The collection's name in quotes, or its id where no name is known.
+    fn name_of(&self, collection: CollectionId) -> String {
+        match self.names.get(&collection) {
+            Some(name) => format!("{name:?}"),
+            None => collection.to_string(),
+        }
+    }
+
     fn json(&self) -> Json {
         let damage = |damage: &Damage| {
             json!({
@@ -143,16 +152,13 @@ impl Report {
             println!("  nothing: all entries and rows are whole");
         }
         for lost in self.rows() {
-            println!("  {lost}");
+            println!("  {}", lost.describe(|collection| self.name_of(collection)));
         }
         for loss in self.entries() {
             println!("  entries {} to {} of replica {}", loss.first, loss.last, loss.replica);
             for range in ranges(loss) {
                 let KeyRange { collection, keys, first, last } = range;
-                let name = match self.names.get(&collection) {
-                    Some(name) => format!("{name:?}"),
-                    None => collection.to_string(),
-                };
+                let name = self.name_of(collection);
                 println!("    collection {name}: {keys} keys from \"{first}\" to \"{last}\"");
             }
             if loss.keys.is_empty() {

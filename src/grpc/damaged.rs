@@ -20,8 +20,8 @@ pub async fn elsewhere<T>(group: &Group, done: Result<T, Failure>) -> Result<T, 
         Reason::Corrupt if failure.value(DAMAGED).is_some() => {
             group.report_damage(&failure.message).await;
         }
-        // What a reader is told of a replica that was quarantined meanwhile.
-        Reason::Internal => {}
+        // What a reader is told of a replica that was quarantined meanwhile: nothing happened.
+        Reason::Unavailable => {}
         _ => return Err(failure),
     }
     match group.has_failed() {

@@ -8,7 +8,6 @@
 //! Not here: the write-ahead log, and what the rows in these files mean.
 
 mod check;
-mod checksum;
 mod current;
 mod manifest;
 mod records;

@@ -43,6 +43,7 @@ mod codec;
 mod command;
 mod commit;
 mod config;
+mod crc32c;
 mod damage;
 mod db;
 mod dedup;

@@ -9,7 +9,6 @@
 //! differ between them. Such a store has [`DamagePolicy::Quarantine`] and is left as it is.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -56,20 +55,20 @@ pub struct Accepted {
     pub rows: Vec<Lost>,
 }
 
-/// Returns the damage in a directory's store, and changes nothing. Reads every file. `InUse` if
-/// the store is open.
+/// Returns the damage in a directory's store. Changes nothing, but for a damaged `CURRENT` of which
+/// there is no doubt what it named. Reads every file. `InUse` if the store is open.
 pub fn inspect_damage(dir: &Path) -> Result<Vec<Damage>, Error> {
     let directory = Directory::existing(dir)?;
     let mut damages = diagnose(&directory, &Config::default())?.damages;
-    let Ok(Some(manifest)) = files::read_or_restore(&directory.database) else {
-        return Ok(damages);
-    };
+    // One that can't be read is among the damages.
+    let Ok(manifest) = files::read(&directory.database) else { return Ok(damages) };
     for live in manifest.files() {
         let path = directory.database.join(live.name());
         if damages.iter().any(|known| known.file.as_ref() == Some(&path)) {
             continue;
         }
-        let opened = File::open(&path).map_err(|error| Error::io("open a file to check", error))?;
+        let opened = files::open_without_cache(&path)
+            .map_err(|error| Error::io("open a file to check", error))?;
         if let Reading::Broken(broken) =
             files::verify(&opened, &live, &mut |_| ControlFlow::Continue(()))?
         {

@@ -11,7 +11,6 @@
 
 mod gap;
 
-use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -67,27 +66,27 @@ pub enum LostRows {
     EntriesFrom(u64),
 }
 
-impl fmt::Display for Lost {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Lost {
+    /// Says what is gone; `name` says what a collection is called.
+    pub fn describe(&self, name: impl Fn(CollectionId) -> String) -> String {
+        let state = |collection: CollectionId, key: &Bytes| {
+            format!("\"{}\" of collection {}", key.escape_ascii(), name(collection))
+        };
         let end = |end: &Option<(CollectionId, Bytes)>, none: &str| match end {
             None => none.to_owned(),
-            Some((collection, key)) => {
-                format!("{:?} of collection {}", key.escape_ascii().to_string(), collection.0)
-            }
+            Some((collection, key)) => state(*collection, key),
         };
-        write!(out, "replica {}: ", self.replica)?;
-        match &self.rows {
-            LostRows::State(collection, key) => {
-                write!(out, "state {}", end(&Some((*collection, key.clone())), ""))
-            }
+        let rows = match &self.rows {
+            LostRows::State(collection, key) => format!("state {}", state(*collection, key)),
             LostRows::States { after, before } => {
                 let (after, before) = (end(after, "the beginning"), end(before, "the end"));
-                write!(out, "states between {after} and {before}")
+                format!("states between {after} and {before}")
             }
-            LostRows::Uploads => write!(out, "uploads under way"),
-            LostRows::Requests => write!(out, "ids of recent requests: a repeat acts again"),
-            LostRows::EntriesFrom(first) => write!(out, "log entries from {first} on"),
-        }
+            LostRows::Uploads => "uploads under way".to_owned(),
+            LostRows::Requests => "ids of recent requests: a repeat acts again".to_owned(),
+            LostRows::EntriesFrom(first) => format!("log entries from {first} on"),
+        };
+        format!("replica {}: {rows}", self.replica)
     }
 }
 

@@ -9,7 +9,6 @@
 //!
 //! What to do about it is decided in `opening.rs`.
 
-mod crc;
 mod frames;
 mod rows;
 mod salvage;

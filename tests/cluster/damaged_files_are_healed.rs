@@ -125,6 +125,7 @@ async fn a_damaged_file_of_one_of_three_nodes_is_seen_and_healed_and_nothing_is_
         }
         ledger.forget();
     }
+    assert!(damaged > 0, "SEED={seed}: no file was damaged in {rounds} rounds");
     let acknowledged = ledger.acknowledged();
     let figures = format!(
         "seed {seed}, {damaged} files damaged, {refused} starts refused, {acknowledged} \

@@ -48,7 +48,7 @@ fn here(groups: &Groups) -> Vec<(ReplicaId, AppliedSums)> {
     groups.map(|group| (group.replica(), group.reader().sums())).collect()
 }
 
-/// What this node answers another one that asks for sums.
+/// Returns this node's sums, as another node is answered that asks for them.
 pub fn report(groups: &Groups) -> v1::SumsReport {
     let replicas = here(groups).into_iter().map(|(replica, sums)| wire::Replica {
         replica: replica.0,

@@ -17,17 +17,17 @@ pub enum Refusal {
     /// Two replicas of a shard on one node.
     #[error("node {node} has a replica of shard {shard} already")]
     Occupied {
-        /// Which shard.
+        /// The shard's number.
         shard: ShardId,
-        /// Which node.
+        /// The node's id.
         node: NodeId,
     },
     /// No replica there.
     #[error("node {node} has no replica of shard {shard}")]
     Absent {
-        /// Which shard.
+        /// The shard's number.
         shard: ShardId,
-        /// Which node.
+        /// The node's id.
         node: NodeId,
     },
     /// It does not answer, drains, or has a full disk.
@@ -42,7 +42,7 @@ pub enum Refusal {
          majority"
     )]
     LastGood {
-        /// Which shard.
+        /// The shard's number.
         shard: ShardId,
         /// Replicas that answer after the move.
         alive: usize,
@@ -52,9 +52,9 @@ pub enum Refusal {
     /// A node that still has replicas.
     #[error("node {node} has {replicas} replicas: drain it first")]
     Full {
-        /// Which node.
+        /// The node's id.
         node: NodeId,
-        /// How many.
+        /// The number of its replicas.
         replicas: usize,
     },
     /// A disk that can't join.
@@ -63,9 +63,9 @@ pub enum Refusal {
     /// A task that can't be undone.
     #[error("task {task} can't be undone any more: its step is {step}")]
     TooLate {
-        /// Which task.
+        /// The task's id.
         task: u64,
-        /// How far it is.
+        /// The step that the task is at.
         step: String,
     },
     /// Nowhere to go.

@@ -13,9 +13,9 @@ use std::path::Path;
 
 use rustix::fs::Advice;
 
-use super::checksum;
 use super::manifest::{BLOB_FOOTER_BYTES, BLOB_HEADER_BYTES, FileKind, LiveFile};
 use super::records::Broken;
+use crate::crc32c::{crc32c, extend, masked};
 use crate::error::Error;
 
 /// Bytes read at a time.
@@ -100,7 +100,7 @@ pub(crate) fn verify(
             let detail = format!("it can't be read: {error}");
             return Ok(Reading::Broken(Broken { offset, detail }));
         }
-        crc = checksum::extend(crc, piece);
+        crc = extend(crc, piece);
         offset += length as u64;
         if read(length as u64).is_break() {
             return Ok(Reading::Stopped);
@@ -135,7 +135,7 @@ fn broken_blob(file: &File, live: &LiveFile) -> Option<Broken> {
         }
         let word = |at: usize| u32::from_le_bytes([0, 1, 2, 3].map(|byte| header[at + byte]));
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
-        if checksum::masked(checksum::extend(0, &header[..24])) != word(24) {
+        if masked(crc32c(&header[..24])) != word(24) {
             return broken(offset, "the checksum of a blob's header does not match");
         }
         let length = long(0).saturating_add(long(8));
@@ -147,7 +147,7 @@ fn broken_blob(file: &File, live: &LiveFile) -> Option<Broken> {
         if file.read_exact_at(&mut bytes, first).is_err() {
             return broken(first, "a blob can't be read");
         }
-        if checksum::masked(checksum::extend(0, &bytes)) != word(28) {
+        if masked(crc32c(&bytes)) != word(28) {
             return broken(offset, "the checksum of a blob does not match");
         }
         offset = first + length;

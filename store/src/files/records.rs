@@ -4,7 +4,7 @@
 //! nothing; a flipped bit in a length looks the same. Here it is told apart: a record whose bytes
 //! are whole but for the length, or that whole records follow, is broken and not torn.
 
-use super::checksum;
+use crate::crc32c::{crc32c, masked};
 
 const BLOCK_BYTES: usize = 32 << 10;
 const HEADER_BYTES: usize = 7;
@@ -88,7 +88,7 @@ fn piece(file: &[u8], at: usize) -> Result<Option<Piece<'_>>, Broken> {
     let stored = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
     let length = usize::from(u16::from_le_bytes([header[4], header[5]]));
     let end = at + HEADER_BYTES + length;
-    let holds = |end: usize| checksum::masked(checksum::extend(0, &file[at + 6..end])) == stored;
+    let holds = |end: usize| masked(crc32c(&file[at + 6..end])) == stored;
     if at % BLOCK_BYTES + HEADER_BYTES + length > BLOCK_BYTES {
         return Err(Broken::at(at, format!("a record's length is {length}: past its block")));
     }
@@ -114,17 +114,18 @@ fn followed(file: &[u8], from: usize) -> bool {
         (FULL..=LAST).contains(&header[6])
             && length > 0
             && end <= file.len()
-            && checksum::masked(checksum::extend(0, &file[at + 6..end])) == stored
+            && masked(crc32c(&file[at + 6..end])) == stored
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::crc32c::extend;
 
     fn append(file: &mut Vec<u8>, kind: u8, bytes: &[u8]) {
-        let crc = checksum::extend(checksum::extend(0, &[kind]), bytes);
-        file.extend_from_slice(&checksum::masked(crc).to_le_bytes());
+        let crc = extend(crc32c(&[kind]), bytes);
+        file.extend_from_slice(&masked(crc).to_le_bytes());
         file.extend_from_slice(&(bytes.len() as u16).to_le_bytes());
         file.push(kind);
         file.extend_from_slice(bytes);

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::crc::{crc32c, masked};
+use crate::crc32c::{crc32c, masked};
 
 /// Bytes of a block.
 pub const BLOCK_BYTES: usize = 32 << 10;

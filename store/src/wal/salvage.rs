@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use super::crc::{crc32c, masked};
 use super::frames::{BLOCK_BYTES, Frame, HEADER_BYTES, walk};
+use crate::crc32c::{crc32c, masked};
 
 /// Writes the whole records of a file to another one, synced.
 pub fn copy_whole(from: &Path, to: &Path) -> std::io::Result<()> {
