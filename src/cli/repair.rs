@@ -1,7 +1,7 @@
 //! `statehouse repair`: what is damaged in a data directory, and going on without what is lost.
 //!
-//! Works on a directory that no node has open. Without `--accept-loss` nothing is changed, but for a
-//! damaged `CURRENT` of which there is no doubt what it named.
+//! Works on a directory that no node has open. Without `--accept-loss` nothing is changed, but for
+//! a damaged `CURRENT` of which there is no doubt what it named.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
