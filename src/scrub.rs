@@ -16,11 +16,12 @@ use crate::scheduling;
 /// Bytes per second at which even a small store is read: a scrub of it ends within the hour.
 const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
-/// What is read once as a file and once as rows.
-const PASSES: u64 = 2;
+/// The longest wait before a scrub that could not be carried out is tried again.
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// A wait before a scrub that could not be carried out is tried again.
-const RETRY_WAIT: Duration = Duration::from_secs(60);
+/// How often in an interval, at least, the rate is fitted to the size of the store.
+const RATES_PER_INTERVAL: u32 = 10;
+const RATE_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// How a node's disk is scrubbed.
 #[derive(Clone, Copy, Debug)]
@@ -68,7 +69,7 @@ fn run(store: &Store, config: Config, ended: &Receiver<()>) {
             Ok(()) => config.interval.saturating_sub(started.elapsed()),
             Err(error) => {
                 tracing::warn!(%error, "a scrub could not be carried out");
-                RETRY_WAIT
+                RETRY_WAIT_MAX.min(config.interval)
             }
         };
         if is_over(ended, wait) {
@@ -82,25 +83,60 @@ fn scrub(
     config: Config,
     ended: &Receiver<()>,
 ) -> Result<(), statehouse_store::Error> {
-    let rate = rate(store.live_bytes()?, config);
     let started = Instant::now();
-    let report = store.scrub(&mut |bytes| match is_over(
-        ended,
-        Duration::from_secs_f64(bytes as f64 / rate as f64),
-    ) {
-        true => ControlFlow::Break(()),
-        false => ControlFlow::Continue(()),
-    })?;
+    let mut pacer = Pacer::new(store, config, ended)?;
+    let report = store.scrub(&mut |bytes| pacer.wait(bytes))?;
     let (bytes, rows, damages) = (report.bytes, report.rows, report.damages);
     let (finished, took) = (report.finished, started.elapsed());
     tracing::info!(bytes, rows, damages, finished, ?took, "scrubbed the disk");
     Ok(())
 }
 
+/// Spreads a scrub over its interval, also while the store grows.
+struct Pacer<'a> {
+    store: &'a Store,
+    config: Config,
+    ended: &'a Receiver<()>,
+    /// Bytes per second.
+    rate: u64,
+    fitted: Instant,
+}
+
+impl<'a> Pacer<'a> {
+    fn new(
+        store: &'a Store,
+        config: Config,
+        ended: &'a Receiver<()>,
+    ) -> Result<Self, statehouse_store::Error> {
+        let rate = rate(store.scrub_bytes()?, config);
+        Ok(Pacer { store, config, ended, rate, fitted: Instant::now() })
+    }
+
+    /// Waits as long as so many bytes take. `Break` if the thread should end.
+    fn wait(&mut self, bytes: u64) -> ControlFlow<()> {
+        let rate_interval = (self.config.interval / RATES_PER_INTERVAL).min(RATE_INTERVAL_MAX);
+        let mut left = bytes as f64;
+        while left > 0.0 {
+            let wait = Duration::from_secs_f64(left / self.rate as f64).min(rate_interval);
+            if is_over(self.ended, wait) {
+                return ControlFlow::Break(());
+            }
+            left -= (wait.as_secs_f64() * self.rate as f64).max(1.0);
+            if self.fitted.elapsed() >= rate_interval {
+                // If the list of files can't be read now, the scrub that follows says so.
+                let bytes = self.store.scrub_bytes();
+                self.rate = bytes.map_or(self.rate, |bytes| rate(bytes, self.config));
+                self.fitted = Instant::now();
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// Bytes per second that end a scrub of so many bytes within the interval.
-fn rate(live_bytes: u64, config: Config) -> u64 {
+fn rate(scrub_bytes: u64, config: Config) -> u64 {
     let interval_s = config.interval.as_secs().max(1);
-    let even = (PASSES * live_bytes).div_ceil(interval_s);
+    let even = scrub_bytes.div_ceil(interval_s);
     even.max(BYTES_PER_SECOND_MIN).min(config.bytes_per_second_max.max(1))
 }
 
@@ -110,14 +146,44 @@ fn is_over(ended: &Receiver<()>, wait: Duration) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
+    use statehouse_store::{Body, Entry, ReplicaId};
+
     use super::*;
+
+    const MIB: usize = 1 << 20;
 
     #[test]
     fn a_scrub_is_spread_over_its_interval_and_never_faster_than_allowed() {
         let config = Config { interval: Duration::from_secs(1_000), bytes_per_second_max: 1 << 20 };
         assert_eq!(rate(0, config), BYTES_PER_SECOND_MIN);
-        assert_eq!(rate(100_000_000, config), 200_000);
+        assert_eq!(rate(200_000_000, config), 200_000);
         assert_eq!(rate(u64::MAX / 4, config), 1 << 20);
+    }
+
+    #[test]
+    fn a_scrub_begun_when_the_store_was_small_keeps_its_interval_when_it_has_grown() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(dir.path(), statehouse_store::Config::default()).unwrap();
+        store.create_replica(ReplicaId(1)).unwrap();
+        let config =
+            Config { interval: Duration::from_secs(1), bytes_per_second_max: 64 * MIB as u64 };
+        let (_end, ended) = channel();
+        let mut pacer = Pacer::new(&store, config, &ended).unwrap();
+        assert!(8 * MIB as u64 / pacer.rate > 40, "at {} B/s it takes seconds", pacer.rate);
+        for index in 1..=8 {
+            let (sender, synced) = channel();
+            let done = Box::new(move |result| sender.send(result).unwrap());
+            let body = Body::Membership(vec![7; MIB].into());
+            let entry = Entry::new(index, 1, body);
+            store.log(ReplicaId(1)).unwrap().append(vec![entry], done).unwrap();
+            synced.recv().unwrap().unwrap();
+        }
+        // At the first rate this would take more than 40 s.
+        let begun = Instant::now();
+        assert!(pacer.wait(8 * MIB as u64).is_continue());
+        assert!(begun.elapsed() < Duration::from_secs(32), "{:?}", begun.elapsed());
+        store.close().unwrap();
     }
 }

@@ -198,18 +198,19 @@ impl Commit {
         receiver.recv().unwrap_or_else(|_| Err(Error::io("commit", "the commit thread ended")))
     }
 
-    /// Refuses new jobs, lets the thread do what waits, and ends it. Blocks.
+    /// Refuses new jobs, lets the thread do what waits, and ends it. Blocks, unless it is that
+    /// thread itself that calls: it ends later then.
     pub fn close(&self) {
         self.stop();
         if let Some(thread) = self.thread.lock().take()
+            && thread.thread().id() != std::thread::current().id()
             && thread.join().is_err()
         {
             tracing::error!("the commit thread ended in a panic");
         }
     }
 
-    /// As [`Commit::close`], but does not wait.
-    pub fn stop(&self) {
+    fn stop(&self) {
         self.shared.inbox.queue.lock().closed = true;
         self.shared.inbox.arrived.notify_one();
     }

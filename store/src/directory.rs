@@ -6,7 +6,9 @@
 //! db/          RocksDB's files
 //! synced       what was synced, said outside RocksDB (`witness.rs`)
 //! damage-policy  text: what a start does with replicas that have lost rows
-//! damaged/     log files that were not whole, kept when the whole records were taken out of them
+//! facts        a copy of the node's own facts, outside RocksDB (`facts.rs`)
+//! damaged/     log files that were not whole, kept when the whole records were taken out of them,
+//!              and databases that were set aside (`set_aside.rs`)
 //! incoming/    parts of views that are being received; emptied by each start
 //! ```
 //!
@@ -31,6 +33,7 @@ const INCOMING: &str = "incoming";
 const SYNCED: &str = "synced";
 const ASIDE: &str = "damaged";
 const POLICY: &str = "damage-policy";
+const FACTS: &str = "facts";
 
 /// Time that an opening waits for the lock of a directory that somebody else holds. A process that
 /// was killed holds it until its memory is given back, and a child that a process has begun holds
@@ -52,6 +55,8 @@ pub(crate) struct Directory {
     pub aside: PathBuf,
     /// The file that says what to do with replicas that have lost rows.
     pub policy: PathBuf,
+    /// The file with a copy of the node's facts.
+    pub facts: PathBuf,
     /// Which store this is.
     pub store_id: [u8; 16],
     /// Held as long as this file is open.
@@ -89,10 +94,29 @@ impl Directory {
             }
             Ok(()) | Err(_) => {}
         }
-        let (synced, policy) = (dir.join(SYNCED), dir.join(POLICY));
-        let aside = dir.join(ASIDE);
-        Ok(Directory { database, incoming, synced, aside, policy, store_id, lock, direct_io })
+        Ok(Directory {
+            database,
+            incoming,
+            synced: dir.join(SYNCED),
+            aside: dir.join(ASIDE),
+            policy: dir.join(POLICY),
+            facts: dir.join(FACTS),
+            store_id,
+            lock,
+            direct_io,
+        })
     }
+}
+
+/// Replaces a small file's content as a whole, durably: after a crash it holds the old bytes or the
+/// new ones.
+pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let unfinished = path.with_extension("new");
+    let mut file = File::create(&unfinished)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&unfinished, path)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 fn holds_other_files(dir: &Path) -> Result<bool, Error> {

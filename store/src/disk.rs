@@ -81,9 +81,11 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Not joined: whoever wants to wait calls `Store::close`.
-        self.commit.stop();
+        // Joined: a thread that closes the database while the process exits would use what RocksDB
+        // has destroyed by then.
+        self.commit.close();
         self.commit.stop_books();
+        self.watch.close();
     }
 }
 

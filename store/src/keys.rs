@@ -350,6 +350,11 @@ pub(crate) fn node(name: &str) -> Vec<u8> {
     [b"node/", name.as_bytes()].concat()
 }
 
+/// The name of a fact of the node, by its row.
+pub(crate) fn name_of_fact(row: &[u8]) -> Option<&str> {
+    std::str::from_utf8(row.strip_prefix(b"node/")?).ok()
+}
+
 /// All facts of the node.
 pub(crate) fn facts() -> (Vec<u8>, Vec<u8>) {
     (b"node/".to_vec(), b"node0".to_vec())

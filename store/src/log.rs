@@ -118,7 +118,7 @@ impl Log {
             }
             range.start..range.end.min(log.tail_first())
         };
-        let all = self.read_stored(stored.clone(), &mut room, &mut entries);
+        let all = self.read_stored(stored.clone(), &mut room, &mut entries, Look::Disk);
         if self.disk.seen(self.replica.id, all)? {
             let log = self.replica.log.lock();
             log.read(stored.end..range.end, &mut room, &mut entries);
@@ -252,12 +252,15 @@ impl Log {
         Ok(found)
     }
 
-    /// Reads entries off the disk from an index on, with their payloads, and keeps none.
+    /// Reads entries off the disk from an index on, with their payloads, and keeps nothing of them
+    /// in memory.
     pub(crate) fn check_stored(&self, from: u64, bytes_max: u64) -> Result<Stored, Error> {
         let last = self.replica.log.lock().last.index;
         let (mut entries, mut room) = (Vec::new(), bytes_max);
         if from <= last {
-            self.read_stored(from..last + 1, &mut room, &mut entries)?;
+            let view = self.disk.db.view();
+            let look = Look::Passing(&view);
+            self.read_stored(from..last + 1, &mut room, &mut entries, look)?;
         }
         let bytes = entries.iter().map(|entry| entry.bytes() as u64).sum();
         Ok(Stored { entries: entries.len() as u64, bytes })
@@ -269,18 +272,23 @@ impl Log {
         range: Range<u64>,
         room: &mut u64,
         entries: &mut Vec<Arc<Entry>>,
+        look: Look<'_>,
     ) -> Result<bool, Error> {
         let id = self.replica.id;
+        let walk = match look {
+            Look::Passing(_) => Walk::Ahead { keep: false },
+            Look::Cached | Look::Disk | Look::View(_) => Walk::Few,
+        };
         let rows = (keys::entry(id, range.start), keys::entry(id, range.end));
         let mut next = range.start;
-        self.disk.db.walk(&self.disk.log, rows, Walk::Few, &mut |key, value| {
+        self.disk.db.walk_at(look, &self.disk.log, rows, walk, &mut |key, value| {
             if keys::index_of_entry(key) != Some(next) {
                 return Ok(ControlFlow::Break(()));
             }
             let mut bytes = (key.len() + value.len()) as u64;
             let entry = Entry::decode_row(Bytes::copy_from_slice(value), |payload| {
                 bytes += payload.len;
-                self.payload(&payload)
+                self.payload(&payload, look)
             });
             let entry = match entry {
                 Ok(entry) => entry,
@@ -301,10 +309,10 @@ impl Log {
         Ok(next == range.end)
     }
 
-    fn payload(&self, payload: &PayloadRef) -> Result<Bytes, Error> {
+    fn payload(&self, payload: &PayloadRef, look: Look<'_>) -> Result<Bytes, Error> {
         let chunks = |number| {
             let key = keys::chunk(payload.collection, payload.extent().blob, number);
-            self.disk.db.get(&self.replica.generation().family, &key, Look::Disk)
+            self.disk.db.get(&self.replica.generation().family, &key, look)
         };
         blob::read_extent(&payload.extent(), chunks)?
             .into_option()

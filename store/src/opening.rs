@@ -14,14 +14,13 @@
 //! Where the log alone does not tell, the database is opened read-only and looked at.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::Config;
 use crate::damage::{Damage, DamageLog, DamagePolicy};
 use crate::db::{Db, Opening, Recovery};
-use crate::directory::Directory;
+use crate::directory::{Directory, replace_file};
 use crate::error::Error;
 use crate::ids::ReplicaId;
 use crate::keys;
@@ -392,14 +391,8 @@ impl DamagePolicy {
             DamagePolicy::Refuse => "refuse\n",
             DamagePolicy::Quarantine => Self::QUARANTINE,
         };
-        let unfinished = path.with_extension("new");
-        let written = File::create(&unfinished).and_then(|mut file| {
-            std::io::Write::write_all(&mut file, text.as_bytes())?;
-            file.sync_all()?;
-            std::fs::rename(&unfinished, path)?;
-            File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
-        });
-        written.map_err(|error| Error::io("keep the damage policy", error))
+        replace_file(path, text.as_bytes())
+            .map_err(|error| Error::io("keep the damage policy", error))
     }
 }
 

@@ -90,10 +90,12 @@ impl<'a> Scrub<'a> {
         Ok(self.report)
     }
 
-    /// Returns the bytes of the live files.
+    /// Returns the bytes that a scrub reads: of files once as such and once as rows, of rows that
+    /// are in memory only as rows.
     pub fn bytes(&self) -> Result<u64, Error> {
-        let bytes = |list: Manifest| list.files().iter().map(|live| live.bytes).sum();
-        Ok(self.list()?.map_or(0, bytes))
+        let files = self.list()?.map_or_else(Vec::new, |list| list.files());
+        let files: u64 = files.iter().map(|live| live.bytes).sum();
+        Ok(2 * files + self.disk.db.memory_use().memtable_bytes)
     }
 
     fn read(&mut self, bytes: u64) -> ControlFlow<()> {

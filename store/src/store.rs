@@ -4,6 +4,7 @@
 //! `create_replica` or `drop_replica` left, and starts the commit and read threads.
 
 mod damaged;
+mod facts;
 mod replicas;
 
 use std::collections::{BTreeMap, HashSet};
@@ -11,20 +12,20 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
 use crate::batch::ApplyBatch;
 use crate::cache::RecordCache;
-use crate::commit::{Books, Callback, Commit, Job};
+use crate::commit::{Books, Commit};
 use crate::config::Config;
-use crate::damage::DamageLog;
-use crate::db::Mutation;
+use crate::damage::{DamageLog, DamagePolicy};
 use crate::directory::Directory;
 use crate::disk::{Disk, Replica};
 use crate::error::{Error, ReplicaProblem};
 use crate::export::Export;
+use crate::facts::{FactsFile, read as read_facts};
 use crate::failure::{Failure, FailureHook};
 use crate::ids::{CollectionId, ReplicaId};
 use crate::keys;
@@ -37,12 +38,16 @@ use crate::read::Reader;
 use crate::receive::Incoming;
 use crate::reclaim::Reclaimer;
 use crate::scrub::{Pace, Scrub, ScrubReport};
+use crate::set_aside::set_aside;
 use crate::shard::Shard;
 use crate::space::{DiskLevel, Space};
 use crate::stats::{MemoryStats, Stats, WrittenStats};
 use crate::tables;
 use crate::watch::Watch;
 use crate::witness::Witness;
+
+/// Time between two looks at whether a database is closed.
+const CLOSE_POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A node's disk. Cheap to clone. The directory is free again after [`Store::close`], when every
 /// clone, every handle made from it and every `Bytes` read through it is gone.
@@ -60,6 +65,9 @@ pub(crate) struct Inner {
     id: [u8; 16],
     pub(crate) database: PathBuf,
     policy: PathBuf,
+    facts: FactsFile,
+    /// Where damaged files are kept.
+    aside: PathBuf,
     config: Config,
     incoming: PathBuf,
     receiving: AtomicU64,
@@ -67,20 +75,42 @@ pub(crate) struct Inner {
 
 impl Store {
     /// Opens the store in a directory, or makes one in an empty or missing directory. Blocks.
+    ///
+    /// `Damaged` if acknowledged rows are lost and no other node is known to hold them. If one is,
+    /// a database that can't be opened at all is set aside, and the store has no replicas: see
+    /// [`Store::was_set_aside`].
     pub fn open(dir: impl AsRef<Path>, config: Config) -> Result<Store, Error> {
-        let dir = dir.as_ref();
-        let directory = Directory::open(dir)?;
+        let directory = Directory::open(dir.as_ref())?;
+        let damages = match Store::open_database(&directory, config.clone()) {
+            Err(Error::Damaged { damages }) => damages,
+            opened => return opened,
+        };
+        let elsewhere = DamagePolicy::read(&directory.policy) == DamagePolicy::Quarantine;
+        if !elsewhere || read_facts(&directory.facts)?.is_none() {
+            return Err(Error::Damaged { damages });
+        }
+        let kept = set_aside(&directory)?;
+        tracing::error!(
+            target: "audit",
+            kept = %kept.display(),
+            "a database that can't be opened was set aside: its replicas are to be rebuilt"
+        );
+        let store = Store::open_database(&directory, config)?;
+        damages.iter().for_each(|damage| store.report_damage(damage));
+        Ok(store)
+    }
+
+    fn open_database(directory: &Directory, config: Config) -> Result<Store, Error> {
         let damage = Arc::<DamageLog>::default();
-        let opened = opening::open(&directory, &config, &damage)?;
+        let opened = opening::open(directory, &config, &damage)?;
         let restored = opened.restore_families()?;
-        let (id, database, policy) = (directory.store_id, directory.database, directory.policy);
         let db = opened.db;
         let missing = |what| Error::corrupt("database", format!("it has no family {what:?}"));
         let log = db.family(keys::LOG_FAMILY).ok_or(missing(keys::LOG_FAMILY))?;
         let meta = db.family(keys::META_FAMILY).ok_or(missing(keys::META_FAMILY))?;
         let failure = Arc::new(Failure::default());
         let held = Ledger { commit: opened.held_commit, ..opened.ledger.clone() };
-        let witness = Witness::start(directory.synced, &held, failure.clone())?;
+        let witness = Witness::start(directory.synced.clone(), &held, failure.clone())?;
         let (ledger, synced) = (opened.ledger, opened.held_commit);
         let books = Books { ledger, witness, meta: meta.clone(), synced };
         let disk = Arc::new(Disk {
@@ -107,36 +137,34 @@ impl Store {
         let (threads, queue_max) = (config.stream_threads, config.stream_queue_max);
         let stream_pool = Arc::new(ReadPool::new("stream", threads, queue_max));
         let (reserve, freeing) = (config.disk_reserve_bytes, config.disk_freeing_reserve_bytes);
+        let dir = directory.database.parent().unwrap_or(Path::new("."));
         let space = Arc::new(Space::new(dir, reserve, freeing));
         let reclaimer = Reclaimer::start(&disk, space.clone())?;
-        let (incoming, receiving) = (directory.incoming, AtomicU64::new(0));
         let inner = Inner {
             disk,
             pool,
             stream_pool,
             space,
             reclaimer,
-            id,
-            database,
-            policy,
+            id: directory.store_id,
+            database: directory.database.clone(),
+            policy: directory.policy.clone(),
+            facts: FactsFile::new(directory.facts.clone()),
+            aside: directory.aside.clone(),
             config,
-            incoming,
-            receiving,
+            incoming: directory.incoming.clone(),
+            receiving: AtomicU64::new(0),
         };
         opened.damages.iter().for_each(|damage| inner.disk.damage.report(damage));
         let opened = inner
             .check_identity()
             .and_then(|()| inner.restore(&restored))
-            .and_then(|()| inner.open_replicas(&opened.quarantined));
-        if let Err(error) = opened {
-            inner.disk.commit.close();
-            let _ = inner.disk.commit.close_books(false);
-            inner.disk.watch.close();
-            inner.disk.closed.store(true, Ordering::Release);
-            inner.reclaimer.close();
-            return Err(tables::as_damage(error, &inner.disk.damage));
+            .and_then(|()| inner.open_replicas(&opened.quarantined))
+            .and_then(|()| inner.facts.copy(&inner.disk));
+        match opened {
+            Ok(()) => Ok(Store { inner: Arc::new(inner) }),
+            Err(error) => Err(inner.fail(error)),
         }
-        Ok(Store { inner: Arc::new(inner) })
     }
 
     pub(crate) fn inner(&self) -> &Inner {
@@ -208,18 +236,6 @@ impl Store {
         Incoming::new(self.inner.disk.clone(), id, dir)
     }
 
-    /// A fact of the node, if it was put.
-    pub fn meta_get(&self, name: &str) -> Result<Option<Bytes>, Error> {
-        self.inner.disk.db.fetch(&self.inner.disk.meta, &keys::node(name))
-    }
-
-    /// Keeps a small fact of the node; `done` fires when it is synced.
-    pub fn meta_put(&self, name: &str, value: Bytes, done: Callback) -> Result<(), Error> {
-        let family = self.inner.disk.meta.clone();
-        let mutations = vec![Mutation::Put { family, key: keys::node(name), value }];
-        self.inner.disk.commit.push(Job::synced(mutations, done))
-    }
-
     /// Writes what some replicas have applied to files, so that their logs can be purged: see
     /// [`crate::Log::flushed`]. Blocks; other threads go on. Replicas that do not exist or are in
     /// quarantine are left out.
@@ -279,8 +295,8 @@ impl Store {
         Scrub::new(&self.inner.disk, &self.inner.database, pace).run()
     }
 
-    /// Bytes of the live files: what a scrub reads of them.
-    pub fn live_bytes(&self) -> Result<u64, Error> {
+    /// Returns the bytes that a scrub would read now, before decompression.
+    pub fn scrub_bytes(&self) -> Result<u64, Error> {
         Scrub::new(&self.inner.disk, &self.inner.database, &mut |_| ControlFlow::Break(())).bytes()
     }
 
@@ -384,7 +400,31 @@ impl Store {
     }
 }
 
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.reclaimer.close();
+    }
+}
+
 impl Inner {
+    /// Closes what an opening that failed has opened. Returns its error when the database is
+    /// closed: its files may be moved then.
+    fn fail(self, error: Error) -> Error {
+        self.disk.commit.close();
+        let _ = self.disk.commit.close_books(false);
+        self.disk.watch.close();
+        self.disk.closed.store(true, Ordering::Release);
+        self.reclaimer.close();
+        let error = tables::as_damage(error, &self.disk.damage);
+        let db = Arc::downgrade(&self.disk.db);
+        drop(self);
+        // Threads that were told to end let go of it as they do.
+        while db.strong_count() > 0 {
+            std::thread::sleep(CLOSE_POLL_INTERVAL);
+        }
+        error
+    }
+
     fn replica(&self, id: ReplicaId) -> Result<Arc<Replica>, Error> {
         self.disk.replicas.read().get(&id).cloned().ok_or(Error::missing(id))
     }

@@ -15,6 +15,7 @@ use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
 
 use crate::harness::cluster::{Cluster, Shape};
 use crate::harness::condition::{await_some, await_some_for};
+use crate::harness::harm;
 use crate::harness::{bytes_field, create, field_bytes, get, http_get, put, report, seed};
 
 /// A failed replica is replaced within this time.
@@ -99,6 +100,52 @@ async fn a_replica_that_can_not_apply_is_replaced_and_its_node_goes_on() {
         "with the new replica the shard outlives another node"
     );
     report("a dead replica", &format!("node {ill}: replica {old} replaced by {new}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_whose_manifest_is_damaged_begins_anew_and_its_replicas_are_rebuilt() {
+    let mut cluster = Cluster::of(Shape { shards: 2, ..Shape::default() }).await;
+    let client = cluster.client(1).await;
+    create(&client, "c").await;
+    for n in 0..20 {
+        client
+            .put(put("c", &format!("k{n}"), vec![bytes_field("f", format!("{n}"))]))
+            .await
+            .unwrap();
+    }
+    cluster.level().await;
+    let ill = 2;
+    let mut before = Vec::new();
+    for shard in 0..3 {
+        before.push(voters(&cluster, shard).await[&ill]);
+    }
+    let policy = cluster.data(ill).join("damage-policy");
+    await_some("the node knows that others have its rows", async || {
+        let found = std::fs::read_to_string(&policy).unwrap_or_default();
+        (found == "quarantine\n").then_some(()).ok_or(found)
+    })
+    .await;
+    cluster.kill(ill);
+    for file in harm::files(&cluster.data(ill), "MANIFEST") {
+        std::fs::write(file, b"not a list of files").unwrap();
+    }
+    cluster.start_node(ill).await;
+    for (shard, old) in (0..).zip(before) {
+        replaced(&cluster, (shard, ill), old).await;
+    }
+    assert!(cluster.log_says(ill, "was set aside"), "an audit line says so");
+    // What was set aside is not needed any more.
+    let kept = cluster.data(ill).join("damaged/db-1");
+    await_some("its old files are removed", async || {
+        (!kept.exists()).then_some(()).ok_or_else(|| "they are there".to_owned())
+    })
+    .await;
+    cluster.kill(1);
+    let other = cluster.client(ill).await;
+    for n in 0..20 {
+        let state = other.get(get("c", &format!("k{n}"))).await.unwrap();
+        assert_eq!(field_bytes(&state, "f"), format!("{n}"), "state {n}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

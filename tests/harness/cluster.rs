@@ -8,7 +8,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::ExitStatus;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
@@ -209,15 +208,6 @@ impl Cluster {
             if ready.is_err() { "it still runs" } else { "it ended" },
             tail(&self.log(node), TAIL_LINES)
         );
-    }
-
-    /// Waits until a node that was launched is ready: `None`. If it ends instead: how.
-    pub async fn ready_or_ended(&mut self, node: u64) -> Option<ExitStatus> {
-        let process = self.member(node).process.as_mut().expect("the node was launched");
-        match timeout(PATIENCE, process.ready()).await.expect("it is ready or ends in time") {
-            Some(_) => None,
-            None => Some(self.take(node).ended()),
-        }
     }
 
     fn member(&mut self, node: u64) -> &mut Member {

@@ -10,22 +10,6 @@ use rand::rngs::StdRng;
 /// Kinds of files that a node keeps, by how their names begin or end.
 pub const KINDS: [&str; 7] = [".sst", ".blob", ".log", "MANIFEST", "CURRENT", "OPTIONS", "synced"];
 
-/// A file that was damaged.
-pub struct Harmed {
-    pub path: PathBuf,
-    /// What was done, for a failed test's message.
-    pub done: String,
-    /// The file as it was.
-    before: Vec<u8>,
-}
-
-impl Harmed {
-    /// Puts the file back as it was.
-    pub fn undo(&self) {
-        fs::write(&self.path, &self.before).unwrap();
-    }
-}
-
 /// Returns the files of one kind in a data directory, in order.
 pub fn files(data: &Path, kind: &str) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -42,8 +26,9 @@ pub fn files(data: &Path, kind: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Damages one file of a kind at a random place. `None` if there is none, or nothing changed.
-pub fn harm(data: &Path, kind: &str, random: &mut StdRng) -> Option<Harmed> {
+/// Damages one file of a kind at a random place. Returns what was done, `None` if there is no such
+/// file or nothing changed.
+pub fn harm(data: &Path, kind: &str, random: &mut StdRng) -> Option<String> {
     let candidates = files(data, kind);
     let path = candidates.get(random.random_range(0..candidates.len().max(1)))?.clone();
     let before = fs::read(&path).ok()?;
@@ -71,5 +56,5 @@ pub fn harm(data: &Path, kind: &str, random: &mut StdRng) -> Option<Harmed> {
         }
     };
     let name = path.file_name().unwrap().to_str().unwrap();
-    Some(Harmed { done: format!("{name}: {done}"), path, before })
+    Some(format!("{name}: {done}"))
 }

@@ -32,8 +32,23 @@ pub(super) enum Descriptor {
     Quarantined(ShardId, String),
 }
 
+/// What the names of descriptors begin with.
+const PREFIX: &str = "replica/";
+
 fn name(replica: ReplicaId) -> String {
-    format!("replica/{replica}")
+    format!("{PREFIX}{replica}")
+}
+
+/// Returns the replicas that have a descriptor, with it: also those that the store does not have.
+pub(super) fn all(store: &Store) -> Result<Vec<(ReplicaId, Descriptor)>, Error> {
+    let mut found = Vec::new();
+    for name in store.meta_names(PREFIX)? {
+        let id = name.strip_prefix(PREFIX).and_then(|id| id.parse().ok());
+        let id = id.ok_or_else(|| Error::Invalid(format!("{name:?} names no replica")))?;
+        let replica = ReplicaId(id);
+        found.extend(read(store, replica)?.map(|descriptor| (replica, descriptor)));
+    }
+    Ok(found)
 }
 
 pub(super) fn read(store: &Store, replica: ReplicaId) -> Result<Option<Descriptor>, Error> {
@@ -80,7 +95,7 @@ pub(super) async fn write(
     put(store, &name(replica), Bytes::from(row)).await
 }
 
-/// Puts a row and waits until it is synced.
+/// Puts a row and waits until it is synced, and in the copy that outlives the database.
 pub(crate) async fn put(store: &Store, name: &str, row: Bytes) -> Result<(), Error> {
     let (sender, synced) = oneshot::channel();
     let done = Box::new(move |result| {
@@ -89,5 +104,8 @@ pub(crate) async fn put(store: &Store, name: &str, row: Bytes) -> Result<(), Err
     });
     store.meta_put(name, row, done)?;
     synced.await.map_err(|_| Error::Closed { reason: "the commit thread is gone".into() })??;
+    let store = store.clone();
+    let copied = tokio::task::spawn_blocking(move || store.copy_facts()).await;
+    copied.map_err(|error| Error::Closed { reason: error.to_string() })??;
     Ok(())
 }

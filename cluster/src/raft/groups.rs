@@ -97,6 +97,9 @@ impl Groups {
         for replica in groups.store.replicas() {
             groups.open_replica(replica).await?;
         }
+        if groups.store.was_set_aside()? {
+            groups.keep_out_lost().await?;
+        }
         let ward = groups.ward.clone();
         groups.store.on_damage(Box::new(move |damage| {
             if let Some(replica) = damage.replica {

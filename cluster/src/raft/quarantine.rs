@@ -43,6 +43,9 @@ const ASK_MAX: Duration = Duration::from_millis(500);
 /// How long a reader that found damage waits to learn whether it is to go elsewhere.
 const DECIDED_MAX: Duration = Duration::from_secs(5);
 
+/// The reason of replicas whose database is gone.
+const LOST_WITH_DATABASE: &str = "its database could not be opened and was set aside";
+
 /// A replica of this node that takes no part any more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stopped {
@@ -321,6 +324,27 @@ impl Groups {
         self.store().quarantine(replica)?;
         let stopped = Stopped { shard, replica, reason, quarantined: true };
         self.ward().admit(stopped, Voters::new());
+        Ok(())
+    }
+
+    /// Quarantines the replicas that went with a database that was set aside: their votes and logs
+    /// are lost, so nothing may be made under their ids again.
+    pub(super) async fn keep_out_lost(&self) -> Result<(), Error> {
+        let here: BTreeSet<ReplicaId> = self.store().replicas().into_iter().collect();
+        for (replica, descriptor) in descriptor::all(self.store())? {
+            let (shard, reason) = match descriptor {
+                Descriptor::Live(shard) => (shard, LOST_WITH_DATABASE.to_owned()),
+                Descriptor::Quarantined(shard, reason) => (shard, reason),
+                Descriptor::Destroyed(_) => continue,
+            };
+            if here.contains(&replica) {
+                continue;
+            }
+            let descriptor = Descriptor::Quarantined(shard, reason.clone());
+            descriptor::write(self.store(), replica, descriptor).await?;
+            let stopped = Stopped { shard, replica, reason, quarantined: true };
+            self.ward().admit(stopped, Voters::new());
+        }
         Ok(())
     }
 

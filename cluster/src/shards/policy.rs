@@ -4,6 +4,9 @@
 //! it: as long as the other voters of every shard that this node has a replica of are a quorum
 //! without it, such replicas are put in quarantine and rebuilt from the others. A node that
 //! somebody's data depends on refuses to start: a person may accept the loss there.
+//!
+//! Where a start has set a whole database aside, its files are removed once every replica that was
+//! in it is rebuilt.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,13 +24,17 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn run(shards: Weak<Shards>) {
     let mut ticks = interval(LOOK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut told = None;
+    let (mut told, mut tidied) = (None, false);
     loop {
         ticks.tick().await;
         let Some(shards) = shards.upgrade() else { return };
-        let Some(policy) = policy(&shards.groups()).filter(|policy| told != Some(*policy)) else {
+        let Some(policy) = policy(&shards.groups()) else { continue };
+        if !tidied && policy == DamagePolicy::Quarantine && shards.groups.stopped().is_empty() {
+            tidied = remove_set_aside(&shards).await;
+        }
+        if told == Some(policy) {
             continue;
-        };
+        }
         let store = shards.store().clone();
         let set = tokio::task::spawn_blocking(move || store.set_damage_policy(policy)).await;
         match set {
@@ -37,6 +44,28 @@ pub(super) async fn run(shards: Weak<Shards>) {
             }
             Ok(Err(error)) => tracing::warn!(%error, "the policy for damage is not written down"),
             Err(error) => tracing::warn!(%error, "the policy for damage is not written down"),
+        }
+    }
+}
+
+/// Removes databases that were set aside, since nothing of them is missing any more. Returns
+/// whether that is done.
+async fn remove_set_aside(shards: &Shards) -> bool {
+    let store = shards.store().clone();
+    let removed = tokio::task::spawn_blocking(move || store.remove_set_aside()).await;
+    match removed {
+        Ok(Ok(0)) => true,
+        Ok(Ok(count)) => {
+            tracing::info!(target: "audit", count, "databases that were set aside are removed");
+            true
+        }
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "a database that was set aside stays");
+            false
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a database that was set aside stays");
+            false
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::disk::{Replica, decode_descriptor};
 use crate::error::Error;
 use crate::ids::ReplicaId;
 use crate::keys::{self, STORE_FORMAT};
-use crate::tables;
+use crate::{set_aside, tables};
 
 impl Inner {
     /// The database must be of our format and belong to this directory.
@@ -30,7 +30,14 @@ impl Inner {
                 key: key.to_vec(),
                 value: Bytes::copy_from_slice(value),
             };
-            let rows = vec![put(keys::FORMAT, &[STORE_FORMAT]), put(keys::STORE_ID, &self.id)];
+            let mut rows = vec![put(keys::FORMAT, &[STORE_FORMAT]), put(keys::STORE_ID, &self.id)];
+            if self.damage_policy() == DamagePolicy::Quarantine
+                && let Some(facts) = self.facts.read()?
+            {
+                // It takes the place of a database that was set aside.
+                rows.extend(facts.iter().map(|(key, value)| put(key, value)));
+                rows.push(put(&keys::node(set_aside::FACT), b"1"));
+            }
             return self.disk.commit.write_and_wait(rows);
         };
         let found = u32::from(format.first().copied().unwrap_or_default());

@@ -22,6 +22,7 @@ mod reclaimed;
 mod retry;
 mod salvage;
 mod scripts;
+mod set_aside;
 mod size;
 mod support;
 mod transfer;
