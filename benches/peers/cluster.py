@@ -429,6 +429,7 @@ def main():
     text = "\n".join([head, *lines])
     print(text)
     if arguments.only is None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
         (arguments.out / "cluster.md").write_text(text)
         (arguments.out / "cluster.json").write_text(json.dumps(taken, indent=1) + "\n")
 

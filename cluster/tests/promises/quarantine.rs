@@ -1,5 +1,7 @@
 //! Replicas that fail: who stops, who goes on, who may be destroyed.
 
+use std::time::Duration;
+
 use statehouse_cluster::raft::{Config, Role};
 use statehouse_cluster::{Error, MembersProblem, NodeId};
 use statehouse_store::{ReplicaId, Tamper};
@@ -43,6 +45,31 @@ async fn a_damaged_leader_hands_over_and_never_takes_part_again_under_its_id() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_database_is_lost_is_never_made_again_under_its_id() {
+    let mut cluster = Cluster::of_three().await;
+    cluster.put(SHARD, "key", "value").await;
+    let ill = NodeId(cluster.leader(SHARD).await.0 % 3 + 1);
+    let node = cluster.take(ill);
+    let dir = node.dir.clone();
+    node.stop().await;
+    std::fs::write(dir.join("damage-policy"), "quarantine\n").unwrap();
+    for file in std::fs::read_dir(dir.join("db")).unwrap() {
+        let file = file.unwrap();
+        if file.file_name().to_str().unwrap().starts_with("MANIFEST") {
+            std::fs::write(file.path(), b"not a list of files").unwrap();
+        }
+    }
+    cluster.start(ill).await;
+    let lost = replica_of(SHARD, ill);
+    assert_eq!(stopped(&cluster, ill).await.replica, lost);
+    // An order to make it that is under way since before would be the same.
+    let refused = cluster.node(ill).groups.create(SHARD, lost).await;
+    assert!(refused.err().unwrap().to_string().contains("used already"));
+    cluster.node(ill).groups.create(SHARD, ReplicaId(77)).await.unwrap();
+    cluster.put(SHARD, "key", "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_replica_makes_room_for_a_new_one_on_its_node() {
     let cluster = Cluster::of_three().await;
     cluster.put(SHARD, "key", "before").await;
@@ -83,6 +110,33 @@ async fn a_damaged_replica_that_the_others_need_goes_on() {
     group.report_damage("corrupt block").await;
     assert!(!group.has_failed());
     cluster.put(SHARD, "key", "value").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_replicas_that_are_damaged_at_once_one_goes_on() {
+    let cluster = Cluster::of_three().await;
+    cluster.put(SHARD, "key", "before").await;
+    let [first, second] = [NodeId(1), NodeId(2)].map(|node| cluster.node(node).group(SHARD));
+    tokio::join!(first.report_damage("corrupt block"), second.report_damage("corrupt block"));
+    assert!(!(first.has_failed() && second.has_failed()), "the third alone is no quorum");
+    cluster.put(SHARD, "key", "after").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lead_of_a_damaged_replica_is_taken_over_without_an_election_timeout() {
+    let lease = Duration::from_secs(8);
+    let config = Config {
+        election_timeout_min: lease,
+        election_timeout_max: lease + Duration::from_secs(1),
+        ..Config::default()
+    };
+    let mut cluster = Cluster::of(3, config).await;
+    let leader = cluster.form(SHARD, &node_ids(3)).await;
+    cluster.node(leader).group(SHARD).report_damage("corrupt block").await;
+    let others = node_ids(3).into_iter().filter(|node| *node != leader);
+    let others: Vec<_> = others.map(|node| cluster.node(node).group(SHARD)).collect();
+    let led = eventually(|| others.iter().any(|group| group.leads()));
+    timeout(lease / 2, led).await.expect("nobody had to wait for the lease to run out");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -269,7 +269,61 @@ fn a_lost_vote_is_seen() {
     assert_eq!(votes.len(), 1, "{damages:?}");
     assert_eq!(votes[0].replica, Some(ReplicaId(2)));
     copy.set_policy("quarantine\n");
-    assert_eq!(copy.open().unwrap().quarantined(), [ReplicaId(2)]);
+    for start in 1..=2 {
+        let store = copy.open().unwrap();
+        assert_eq!(store.quarantined(), [ReplicaId(2)], "start {start}");
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_damaged_current_of_which_there_is_no_doubt_is_written_again() {
+    let written = Written::new();
+    let harms: [(&str, Option<&[u8]>); 4] = [
+        ("removed", None),
+        ("emptied", Some(b"")),
+        ("another name", Some(b"MANIFEST-999999\n")),
+        ("no name", Some(b"\x00\x01\x02")),
+    ];
+    for (what, bytes) in harms {
+        let copy = written.killed();
+        let current = copy.path().join("db/CURRENT");
+        let before = std::fs::read(&current).unwrap();
+        match bytes {
+            None => std::fs::remove_file(&current).unwrap(),
+            Some(bytes) => std::fs::write(&current, bytes).unwrap(),
+        }
+        assert_eq!(inspect_damage(copy.path()).unwrap(), [], "{what}");
+        assert_eq!(std::fs::read(&current).unwrap(), before, "{what}");
+        let store = copy.open().unwrap();
+        (1..=REPLICAS).for_each(|id| assert_whole(&store, id));
+        store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_blob_file_that_is_missing_or_short_is_named_by_the_start() {
+    for cut in [None, Some(1_000)] {
+        let dir = TempDir::new().unwrap();
+        let mut node = Node::open(dir.path());
+        node.run(vec![put("large", noise(1, 300 << 10))]);
+        node.purge_all();
+        node.store.close().unwrap();
+        drop(node);
+        let files = std::fs::read_dir(dir.path().join("db")).unwrap();
+        let mut files = files.map(|file| file.unwrap().path());
+        let blob = files.find(|path| path.extension().is_some_and(|kind| kind == "blob")).unwrap();
+        match cut {
+            None => std::fs::remove_file(&blob).unwrap(),
+            Some(bytes) => {
+                std::fs::OpenOptions::new().write(true).open(&blob).unwrap().set_len(bytes).unwrap()
+            }
+        }
+        let refused = Store::open(dir.path(), Config::default()).err().unwrap();
+        let Error::Damaged { damages } = &refused else { panic!("{refused}") };
+        assert_eq!(damages[0].file.as_ref(), Some(&blob), "{refused}");
+        assert_eq!(damages[0].replica, Some(REPLICA), "{refused}");
+    }
 }
 
 #[test]
@@ -295,6 +349,7 @@ fn a_database_that_is_gone_is_not_replaced_by_an_empty_one() {
     let copy = written.killed();
     std::fs::remove_dir_all(copy.path().join("db")).unwrap();
     assert!(matches!(copy.open().err(), Some(Error::Damaged { .. })));
+    assert!(!copy.path().join("db").exists(), "RocksDB has made none");
 }
 
 #[test]
