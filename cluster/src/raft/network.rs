@@ -213,8 +213,11 @@ impl RaftNetworkV2<TypeConfig> for Link {
             if !self.beats {
                 // Where openraft waits after an error is in here: a session refused before the
                 // first request was asked for would be tried again at once, for ever.
-                let first = input.next().await;
-                let input = Box::pin(futures::stream::iter(first).chain(input));
+                let Some(first) = input.next().await else {
+                    // It ended while it waited. Such a stream must not be polled once more.
+                    return Ok(futures::stream::empty().boxed());
+                };
+                let input = Box::pin(futures::stream::once(ready(first)).chain(input));
                 let session = self.peers.peer(self.node).appends.session().map_err(lost)?;
                 let patience = self.peers.append_answer_timeout();
                 return Ok(replicate(input, session, self.follower(), patience));
@@ -294,5 +297,27 @@ impl RaftNetworkV2<TypeConfig> for Link {
     fn backoff(&self) -> Option<Backoff> {
         let last = BACKOFF[BACKOFF.len() - 1];
         Some(Backoff::new(BACKOFF.into_iter().chain(std::iter::repeat(last))))
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::raft::Config;
+    use crate::{ClusterId, transport};
+
+    #[tokio::test]
+    async fn a_session_that_ends_before_its_first_request_asks_nobody() {
+        let peers = Peers::new(ClusterId([1; 16]), NodeId(1), transport::Config::default());
+        let transfers = Transfers::new(&Config::default());
+        let exchanged = Arc::<Exchanged>::default();
+        let network = Network::new((peers, transfers), ShardId(1), ReplicaId(1), exchanged);
+        let mut link = network.link(2, &Member { node: 2 }, false);
+        // As openraft's streams are: polled again behind its end, it panics.
+        let ended = Box::pin(futures::stream::unfold((), |()| ready(None::<(Append, ())>)));
+        let option = RPCOption::new(Config::default().heartbeat_interval);
+        let mut answers = link.stream_append(ended, option).await.unwrap();
+        assert!(answers.next().await.is_none(), "nothing was asked, so nothing is answered");
     }
 }

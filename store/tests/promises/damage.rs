@@ -316,7 +316,12 @@ fn a_blob_file_that_is_missing_or_short_is_named_by_the_start() {
         match cut {
             None => std::fs::remove_file(&blob).unwrap(),
             Some(bytes) => {
-                std::fs::OpenOptions::new().write(true).open(&blob).unwrap().set_len(bytes).unwrap()
+                std::fs::OpenOptions::new()
+                    .write(true)
+                    .open(&blob)
+                    .unwrap()
+                    .set_len(bytes)
+                    .unwrap();
             }
         }
         let refused = Store::open(dir.path(), Config::default()).err().unwrap();
