@@ -19,8 +19,10 @@ const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 /// The longest wait before a scrub that could not be carried out is tried again.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
-/// How often in an interval, at least, the rate is fitted to the size of the store.
+/// The number of times in an interval, at least, that the rate is fitted to the store's size.
 const RATES_PER_INTERVAL: u32 = 10;
+
+/// The longest time between two fittings of the rate.
 const RATE_INTERVAL_MAX: Duration = Duration::from_secs(60);
 
 /// How a node's disk is scrubbed.
@@ -97,8 +99,9 @@ struct Pacer<'a> {
     store: &'a Store,
     config: Config,
     ended: &'a Receiver<()>,
-    /// Bytes per second.
+    /// The rate, in bytes per second.
     rate: u64,
+    /// The time when the rate was fitted.
     fitted: Instant,
 }
 

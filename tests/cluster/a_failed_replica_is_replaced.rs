@@ -119,12 +119,7 @@ async fn a_node_whose_manifest_is_damaged_begins_anew_and_its_replicas_are_rebui
     for shard in 0..3 {
         before.push(voters(&cluster, shard).await[&ill]);
     }
-    let policy = cluster.data(ill).join("damage-policy");
-    await_some("the node knows that others have its rows", async || {
-        let found = std::fs::read_to_string(&policy).unwrap_or_default();
-        (found == "quarantine\n").then_some(()).ok_or(found)
-    })
-    .await;
+    cluster.spared(ill).await;
     cluster.kill(ill);
     for file in harm::files(&cluster.data(ill), "MANIFEST") {
         std::fs::write(file, b"not a list of files").unwrap();

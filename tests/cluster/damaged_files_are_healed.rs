@@ -50,18 +50,6 @@ async fn at_rest(cluster: &mut Cluster, node: u64, random: &mut StdRng) -> Optio
     done
 }
 
-/// Waits until each node knows that the others can rebuild what it may lose.
-async fn spared(cluster: &Cluster) {
-    for node in cluster.nodes() {
-        let file = cluster.data(node).join("damage-policy");
-        await_some("the node knows that others have its rows", async || {
-            let found = std::fs::read_to_string(&file).unwrap_or_default();
-            (found == "quarantine\n").then_some(()).ok_or(found)
-        })
-        .await;
-    }
-}
-
 /// Damages a file under a node that runs, and waits until two scrubs of it have ended.
 async fn live(cluster: &Cluster, node: u64, random: &mut StdRng) -> Option<String> {
     let kind = [".sst", ".blob"][random.random_range(0..2)];
@@ -90,7 +78,9 @@ async fn a_damaged_file_of_one_of_three_nodes_is_seen_and_healed_and_nothing_is_
     let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
     let mut cluster = Cluster::of(Shape { shards: 4, env, ..Shape::default() }).await;
     create(&cluster.client(1).await, COLLECTION).await;
-    spared(&cluster).await;
+    for node in cluster.nodes() {
+        cluster.spared(node).await;
+    }
     let ledger = Ledger::default();
     let rounds = scale("DAMAGED_FILES", DAMAGED_FILES);
     let mut damaged = 0;

@@ -167,6 +167,16 @@ impl Cluster {
         std::fs::read_to_string(self.log(node)).unwrap().contains(words)
     }
 
+    /// Waits until a node knows that the others can rebuild what it may lose.
+    pub async fn spared(&self, node: u64) {
+        let file = self.data(node).join("damage-policy");
+        await_some("the node knows that others have its rows", async || {
+            let found = std::fs::read_to_string(&file).unwrap_or_default();
+            (found == "quarantine\n").then_some(()).ok_or(found)
+        })
+        .await;
+    }
+
     /// Starts the process of a node that has none, and waits until it's ready.
     pub async fn start_node(&mut self, node: u64) {
         self.launch(node).await;

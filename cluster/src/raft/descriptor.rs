@@ -32,7 +32,7 @@ pub(super) enum Descriptor {
     Quarantined(ShardId, String),
 }
 
-/// What the names of descriptors begin with.
+/// The prefix of descriptors' names.
 const PREFIX: &str = "replica/";
 
 fn name(replica: ReplicaId) -> String {

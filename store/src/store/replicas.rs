@@ -31,10 +31,11 @@ impl Inner {
                 value: Bytes::copy_from_slice(value),
             };
             let mut rows = vec![put(keys::FORMAT, &[STORE_FORMAT]), put(keys::STORE_ID, &self.id)];
-            if self.damage_policy() == DamagePolicy::Quarantine
-                && let Some(facts) = self.facts.read()?
-            {
-                // It takes the place of a database that was set aside.
+            if self.damage_policy() == DamagePolicy::Quarantine {
+                // It takes the place of a database that was set aside. Without the facts the node
+                // would take itself for the first of a new cluster.
+                let missing = "its database is gone, and the copy of its facts is not whole";
+                let facts = self.facts.read()?.ok_or_else(|| Error::corrupt("store", missing))?;
                 rows.extend(facts.iter().map(|(key, value)| put(key, value)));
                 rows.push(put(&keys::node(set_aside::FACT), b"1"));
             }

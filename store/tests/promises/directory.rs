@@ -28,16 +28,19 @@ fn a_lock_that_outlives_its_store_for_a_moment_is_waited_for() {
     let dir = TempDir::new().unwrap();
     open(&dir).unwrap().close().unwrap();
     let lock = std::fs::File::open(dir.path().join("LOCK")).unwrap();
-    lock.lock().unwrap();
-    let (opening, opened) = std::sync::mpsc::channel();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            opening.send(()).unwrap();
-            open(&dir).unwrap().close().unwrap();
+    // Now and then the opening comes too late to find it locked.
+    for _ in 0..20 {
+        lock.lock().unwrap();
+        let (opening, opened) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                opening.send(()).unwrap();
+                open(&dir).unwrap().close().unwrap();
+            });
+            opened.recv().unwrap();
+            lock.unlock().unwrap();
         });
-        opened.recv().unwrap();
-        lock.unlock().unwrap();
-    });
+    }
 }
 
 #[test]

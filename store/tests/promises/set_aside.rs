@@ -136,6 +136,20 @@ fn without_others_or_without_its_facts_a_store_is_refused_and_left_as_it_is() {
 }
 
 #[test]
+fn a_store_that_has_lost_its_database_and_its_facts_is_not_taken_for_a_fresh_one() {
+    for harm in [flip_middle, |file: &Path| std::fs::remove_file(file).unwrap()] {
+        let dir = closed("quarantine\n");
+        std::fs::remove_file(dir.path().join("synced")).unwrap();
+        std::fs::remove_dir_all(dir.path().join("db")).unwrap();
+        harm(&dir.path().join("facts"));
+        for _ in 0..2 {
+            let refused = open(dir.path()).err().unwrap();
+            assert!(matches!(refused, Error::Corrupt { .. }), "{refused}");
+        }
+    }
+}
+
+#[test]
 fn a_damaged_copy_of_the_facts_is_written_again_by_the_next_start() {
     let dir = closed("quarantine\n");
     let file = dir.path().join("facts");
