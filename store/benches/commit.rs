@@ -1,5 +1,8 @@
 //! Appends through the commit thread: 64 appenders of 1 KiB over 16 replicas, each waiting for
 //! its sync, beside a bare loop of `fdatasync` on the same disk.
+//!
+//! Rates are the disk's and those of whoever else uses the machine; the processor time and the
+//! bytes of an append and of a sync are the store's.
 
 #![allow(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -9,6 +12,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
 use statehouse_store::{
     Body, CollectionId, Command, CommandBatch, Condition, Config, Entry, Expiry, Field, Log, Put,
     ReplicaId, Store, Target, Value, Write, WriteLimits,
@@ -50,6 +54,12 @@ fn append(log: &Log, index: u64, commands: u64, landed: &mpsc::Sender<u64>) {
     log.append(vec![entry(index, commands)], done).unwrap();
 }
 
+/// User and system time of this process and all its threads, in microseconds.
+fn cpu_micros() -> f64 {
+    let spent = clock_gettime(ClockId::ProcessCPUTime);
+    spent.tv_sec as f64 * 1e6 + spent.tv_nsec as f64 / 1e3
+}
+
 fn run(replicas: u64, commands: u64) {
     let dir = TempDir::new().unwrap();
     let store = Store::open(dir.path(), Config::default()).unwrap();
@@ -59,8 +69,8 @@ fn run(replicas: u64, commands: u64) {
             store.log(ReplicaId(id)).unwrap()
         })
         .collect();
-    let before = store.stats().commit;
-    let started = Instant::now();
+    let (before, written_before) = (store.stats().commit, store.stats().written.wal_bytes);
+    let (started, cpu_before) = (Instant::now(), cpu_micros());
     let mut next = vec![1; logs.len()];
     let (sender, receiver) = mpsc::channel();
     let mut landed = 0u64;
@@ -77,7 +87,8 @@ fn run(replicas: u64, commands: u64) {
         push(&mut next);
     }
     let seconds = started.elapsed().as_secs_f64();
-    let after = store.stats().commit;
+    let cpu = cpu_micros() - cpu_before;
+    let (after, written) = (store.stats().commit, store.stats().written.wal_bytes);
     let syncs = after.syncs - before.syncs;
     println!(
         "{replicas:>2} replicas, {commands:>2} x 1 KiB an entry: {:>6.0} appends/s, \
@@ -89,6 +100,12 @@ fn run(replicas: u64, commands: u64) {
         (after.jobs - before.jobs) as f64 / syncs as f64,
         after.sync_micros.quantile(0.5),
         after.sync_micros.quantile(0.99),
+    );
+    println!(
+        "             an append: {:>6.1} us of processor, {:>6.0} bytes of log; a sync: {:>6.0} us",
+        cpu / landed as f64,
+        (written - written_before) as f64 / landed as f64,
+        cpu / syncs as f64,
     );
     store.close().unwrap();
 }

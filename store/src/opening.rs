@@ -90,6 +90,13 @@ pub(crate) fn open(
         }
         opened => opened?,
     };
+    if policy == DamagePolicy::Quarantine
+        && let Some(damage) = tables::damage_of_log(&directory.database, &db)?
+    {
+        // No replica could be rebuilt beside those that are quarantined.
+        diagnosis.take(vec![damage]);
+        return Err(diagnosis.refusal());
+    }
     let depth = if diagnosis.damages.is_empty() { Depth::Ends } else { Depth::Entries };
     let held = Held::read(&db, depth)?;
     let losses = held.losses(&diagnosis.claimed, &diagnosis.survey.changed);

@@ -141,11 +141,9 @@ impl<'a> Scrub<'a> {
             Ok(file) => file,
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 // A compaction may have replaced it.
-                let list = self.list()?;
-                let lost = list.is_some_and(|now| now.files().iter().any(|it| it == live));
-                if lost {
+                if self.is_live(live)? {
                     let detail = format!("is missing: expected {} bytes", live.bytes);
-                    self.broken(live, manifest, 0, detail);
+                    self.broken(live, manifest, 0, detail)?;
                 }
                 return Ok(ControlFlow::Continue(()));
             }
@@ -155,20 +153,35 @@ impl<'a> Scrub<'a> {
         match files::verify(&file, live, &mut |bytes| self.read(bytes))? {
             Reading::Whole => {}
             Reading::Stopped => return Ok(ControlFlow::Break(())),
-            Reading::Broken(broken) => self.broken(live, manifest, broken.offset, broken.detail),
+            Reading::Broken(broken) => self.broken(live, manifest, broken.offset, broken.detail)?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    fn broken(&self, live: &LiveFile, manifest: &Manifest, offset: u64, detail: String) {
+    fn is_live(&self, live: &LiveFile) -> Result<bool, Error> {
+        Ok(self.list()?.is_some_and(|list| list.files().contains(live)))
+    }
+
+    fn broken(
+        &self,
+        live: &LiveFile,
+        manifest: &Manifest,
+        offset: u64,
+        detail: String,
+    ) -> Result<(), Error> {
         let file = Some(self.database.join(live.name()));
         let damage = Damage { replica: None, file, offset: Some(offset), detail };
-        if live.family == keys::LOG_FAMILY && self.disk.db.rewrite_log_if_whole(live) {
-            // Nothing is lost: what is damaged is what nobody reads, an old row or a filter.
+        if live.family != keys::LOG_FAMILY || !self.disk.db.rewrite_log_if_whole(live) {
+            let blamed = blamed(&damage, live, manifest);
+            blamed.iter().for_each(|damage| self.disk.damage.report(damage));
+        } else if self.is_live(live)? {
+            let detail = format!("{}; no entry is lost, but the table stays", damage.detail);
+            self.disk.damage.report(&Damage { detail, ..damage });
+        } else {
+            // Nothing is lost: what is damaged is what nobody reads, such as a filter.
             tracing::warn!(target: "audit", %damage, "the log was written again from whole rows");
-            return;
         }
-        blamed(&damage, live, manifest).iter().for_each(|damage| self.disk.damage.report(damage));
+        Ok(())
     }
 
     fn replicas(&mut self, start: u64) -> Step {

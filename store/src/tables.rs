@@ -7,11 +7,12 @@
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::damage::{Damage, DamageLog};
-use crate::db::{Family, Mutation, Walk};
+use crate::db::{Db, Family, Mutation, Walk};
 use crate::disk::{Disk, decode_applied, decode_purged, encode_purged};
 use crate::encoding::id_of_row;
 use crate::error::Error;
@@ -127,6 +128,22 @@ pub(crate) fn check_log(disk: &Disk, id: ReplicaId, family: &Family) -> Result<(
     let through = applied.index;
     tracing::warn!(target: "audit", replica = %id, %broken, through, "purged a log of it");
     Ok(())
+}
+
+/// Returns what keeps a replica to come from having a log: a table that can't be opened at all,
+/// such as one that is missing, fails every reading of the log, whosever entries it holds.
+pub(crate) fn damage_of_log(database: &Path, db: &Arc<Db>) -> Result<Option<Damage>, Error> {
+    let missing = || Error::corrupt("database", "it has no family for the log");
+    let log = db.family(keys::LOG_FAMILY).ok_or_else(missing)?;
+    let nobody = ReplicaId(u64::MAX);
+    let range = (keys::entry(nobody, 0), keys::entry(nobody, u64::MAX));
+    let all = Walk::Ahead { keep: false };
+    match db.walk(&log, range, all, &mut |_, _| Ok(ControlFlow::Continue(()))) {
+        Err(error @ Error::Corrupt { .. }) => {
+            Ok(Some(Damage::of_node(database, &error.to_string())))
+        }
+        walked => walked.map(|()| None),
+    }
 }
 
 /// Reads the entries from an index on: each there, and each with a head that makes sense.

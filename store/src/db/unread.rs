@@ -42,17 +42,20 @@ impl Db {
     }
 
     /// Finds out whose entries can't be read any more: reading them reports it. Those that no
-    /// replica has any more are nobody's loss.
+    /// replica has any more are nobody's loss; that the log is not compacted is the node's.
     fn blame_for_log(self: &Arc<Self>, lost: &message::Lost) {
         tracing::warn!(detail = lost.detail, "a compaction of the log met a damaged block");
         let whole = (Vec::new(), vec![u8::MAX]);
         match self.unreadable_logs(whole) {
-            Ok(ids) => tracing::warn!(?ids, "logs of these replicas can't be read to their ends"),
-            Err(_) => self.report(keys::META_FAMILY, &[], lost),
+            Ok(ids) if !ids.is_empty() => {
+                tracing::warn!(?ids, "logs of these replicas can't be read to their ends");
+            }
+            Ok(_) | Err(_) => self.report(keys::META_FAMILY, &[], lost),
         }
     }
 
-    /// Writes the log's tables anew if every row of a damaged one can be read; answers whether.
+    /// Has the log's tables written anew if every row of a damaged one can be read; answers whether
+    /// they can. The table stays if a compaction meets what is damaged: rows that nobody has.
     pub fn rewrite_log_if_whole(self: &Arc<Self>, live: &LiveFile) -> bool {
         let Some((first, last)) = live.keys.clone() else { return false };
         if self.unreadable_logs((first.clone(), last.clone())).is_ok_and(|ids| ids.is_empty())

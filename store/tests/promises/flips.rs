@@ -43,7 +43,7 @@ impl Driven {
         Driven { id, log, shard, reader: store.reader(id).unwrap() }
     }
 
-    fn run(&mut self, store: &Store, commands: Vec<Command>) {
+    pub fn run(&mut self, store: &Store, commands: Vec<Command>) {
         let index = self.log.last().map_or(0, |last| last.index) + 1;
         let body = Body::Commands(CommandBatch { time_ms: 1_000, commands });
         wait(|done| self.log.append(vec![Entry::new(index, 1, body)], done)).unwrap();

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod blobs;
+mod compactions;
 mod crash;
 mod damage;
 mod directory;
@@ -16,6 +17,8 @@ mod fields;
 mod flips;
 mod flush;
 mod log;
+mod log_tables;
+mod parts;
 mod power;
 mod read;
 mod reclaimed;

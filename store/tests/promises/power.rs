@@ -10,7 +10,6 @@ use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command as Process};
-use std::time::{Duration, Instant};
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -18,7 +17,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::crash::{index_of, model_hash, start};
-use crate::support::{Node, pick, seed};
+use crate::support::{Node, pick, seed, until};
 
 const LOSSES: usize = 6;
 /// `EXT4_IOC_SHUTDOWN`, `_IOR('X', 125, u32)`.
@@ -79,14 +78,6 @@ impl Drop for LossyDisk {
 
 fn run(program: &str, args: &[&str]) -> bool {
     Process::new(program).args(args).output().is_ok_and(|output| output.status.success())
-}
-
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !done() {
-        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
-        std::thread::yield_now();
-    }
 }
 
 /// Whether no thread of a process runs or waits for the disk.

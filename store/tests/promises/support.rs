@@ -1,8 +1,11 @@
 //! A node of one replica for tests, and short ways to say commands.
 
+use std::fs::OpenOptions;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -226,6 +229,35 @@ pub fn disk_bytes(dir: &Path) -> u64 {
         };
     }
     bytes
+}
+
+/// Waits until something holds, on a machine that has others to serve.
+pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// The file of a store's database with such an extension that has these bytes, and where in it.
+pub fn find(dir: &Path, extension: &str, bytes: &[u8]) -> Option<(PathBuf, u64)> {
+    let files = std::fs::read_dir(dir.join("db")).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|found| found == extension)).find_map(|path| {
+        // A file may go while it is looked at.
+        let found = std::fs::read(&path).unwrap_or_default();
+        let at = found.windows(bytes.len()).position(|window| window == bytes)?;
+        Some((path, at as u64))
+    })
+}
+
+/// Flips a bit of a file.
+pub fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 16], at).unwrap();
+    file.sync_all().unwrap();
 }
 
 /// The seed of a random test: printed, and taken from `SEED` if that is set.

@@ -27,11 +27,11 @@ fn run_through(node: &mut Node, seed: u64, last: u64) {
     }
 }
 
-fn blocks(export: &mut Export, bytes_max: usize) -> Vec<Bytes> {
+pub fn blocks(export: &mut Export, bytes_max: usize) -> Vec<Bytes> {
     std::iter::from_fn(|| export.next(bytes_max).unwrap()).collect()
 }
 
-fn receive(store: &Store, blocks: &[Bytes]) -> Result<Received, Error> {
+pub fn receive(store: &Store, blocks: &[Bytes]) -> Result<Received, Error> {
     let mut incoming = store.receive(REPLICA)?;
     for block in blocks {
         incoming.add(block.clone())?;
