@@ -178,8 +178,12 @@ impl Task {
         }
     }
 
-    /// The current step went wrong: it's tried again, or the task is undone.
+    /// The current step went wrong: it's tried again, or the task is undone. One that is over stays
+    /// as it is: whoever took the step was late.
     pub fn failed(&mut self, error: String, now_ms: u64) {
+        if self.is_over() {
+            return;
+        }
         self.tries += 1;
         self.changed_at_ms = now_ms;
         if self.tries >= TRIES_MAX && self.can_cancel() {

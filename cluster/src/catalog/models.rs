@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use statehouse_store as store;
 use statehouse_store::{Condition, Field, Selection, Value};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -93,7 +94,10 @@ impl Catalog {
         );
         let digest = digest(files);
         if let Some(same) = row.versions.iter().find(|found| found.digest == digest).cloned() {
-            // Perhaps a repeat: the answer may have got lost.
+            // Perhaps a repeat: the answer may have got lost. Or the files have, with a disk.
+            if !self.has_files(name, same.version).await? {
+                self.put_files(name, same.version, files).await?;
+            }
             if activate && row.active != Some(same.version) {
                 row.active = Some(same.version);
                 self.write_model(name, &row, condition).await?;
@@ -107,12 +111,7 @@ impl Catalog {
             digest,
         };
         // The files first: a version that is listed can be loaded.
-        let fields = files
-            .iter()
-            .map(|(file, data)| Field::new(file.clone(), Value::Bytes(data.clone())))
-            .collect();
-        let key = files_key(name, pushed.version);
-        rows::put_fields(&self.shards, MODEL_FILES, &key, fields, Condition::Any).await?;
+        self.put_files(name, pushed.version, files).await?;
         row.next_version += 1;
         row.versions.push(pushed.clone());
         if activate {
@@ -120,6 +119,30 @@ impl Catalog {
         }
         self.write_model(name, &row, condition).await?;
         Ok(pushed)
+    }
+
+    async fn put_files(&self, name: &str, version: u64, files: &ModelFiles) -> Result<(), Error> {
+        let fields = files
+            .iter()
+            .map(|(file, data)| Field::new(file.clone(), Value::Bytes(data.clone())))
+            .collect();
+        let key = files_key(name, version);
+        rows::put_fields(&self.shards, MODEL_FILES, &key, fields, Condition::Any).await?;
+        Ok(())
+    }
+
+    /// Whether a version's files are whole here: not damaged on disk, nor given up for that.
+    async fn has_files(&self, name: &str, version: u64) -> Result<bool, Error> {
+        let (reader, key) = (self.shards.meta()?.reader().clone(), files_key(name, version));
+        let (all, now_ms) = (Selection::all(), unix_now_ms());
+        let read = tokio::task::spawn_blocking(move || {
+            reader.get_whole(MODEL_FILES, key.as_bytes(), &all, now_ms)
+        });
+        match read.await.map_err(|error| Error::Closed { reason: error.to_string() })? {
+            Ok(state) => Ok(state.is_some()),
+            Err(store::Error::Corrupt { .. }) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Makes a version the active one.

@@ -1,7 +1,8 @@
 //! Carries a task out, step by step, and writes down each step before the next is taken.
 //!
 //! Whoever takes over after the controller dies takes the step written last once more: each may
-//! be taken twice.
+//! be taken twice. A controller that was out of touch may take it long after the task is over: what
+//! it writes down holds only while the shard is the task's.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use statehouse_store::ReplicaId;
 
 use super::observe::{Observed, observe};
 use crate::clock::unix_now_ms;
-use crate::control::Change;
-use crate::meta::{self, NodeState};
+use crate::control::{Change, GroupReport};
+use crate::meta::{self, NodeState, PlacementRow};
 use crate::placement::Refusal;
 use crate::task::{Side, State, Step, Task, TaskId};
 use crate::{Error, MembersProblem, NodeId, ShardId, Shards};
@@ -101,6 +102,10 @@ async fn turn(shards: &Arc<Shards>, id: TaskId) -> Result<Turn, Error> {
         let reason = "another change of the shard came first".to_owned();
         meta::change_task(shards, id, |task| {
             let mut task = task.ok_or_else(|| unknown(id))?;
+            // Somebody else may have brought it to its end meanwhile.
+            if task.is_over() {
+                return Ok(None);
+            }
             (task.state, task.step, task.error) = (State::Failed, Step::End, Some(reason.clone()));
             Ok(Some(task))
         })
@@ -130,15 +135,20 @@ async fn claim(shards: &Shards, task: &Task) -> Result<bool, Error> {
     if task.step > Step::Record {
         return Ok(true);
     }
-    let claimed = meta::change_placement(shards, ShardId(task.shard), |row| {
-        let mut row = row.ok_or_else(|| unknown_shard(task.shard))?;
-        if row.task.is_some() {
-            return Ok(None);
-        }
-        row.task = Some(task.id);
-        Ok(Some(row))
+    let changed = meta::change_placement(shards, ShardId(task.shard), |row| {
+        let row = row.ok_or_else(|| unknown_shard(task.shard))?;
+        Ok(claimed(row, meta::tasks(shards)?.get(&task.id)))
     });
-    Ok(claimed.await?.is_some_and(|row| row.task == Some(task.id)))
+    Ok(changed.await?.is_some_and(|row| row.task == Some(task.id)))
+}
+
+/// The row once a task, as it is known by now, has claimed its shard; `None` if it leaves it as it
+/// is. A controller that was out of touch may take a task for running that another one has ended:
+/// nobody would give up the claim of such a task.
+fn claimed(mut row: PlacementRow, task: Option<&Task>) -> Option<PlacementRow> {
+    let task = task.filter(|task| row.task.is_none() && !task.is_over())?;
+    row.task = Some(task.id);
+    Some(row)
 }
 
 fn unknown_shard(shard: u16) -> Error {
@@ -177,25 +187,20 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
     loop {
         let seen = observe(shards, task.bytes == 0).await?;
         let (_, leader) = seen.leader(shard).ok_or(Error::NotLeader { shard, leader: None })?;
-        let matched = leader.matched.get(&replica(add)).copied().unwrap_or(0);
         let there = seen.replica(node(add), shard);
-        let has_state = there.is_some_and(|group| group.applied + BEHIND_MAX >= leader.committed);
         if let Some(reason) = seen.stopped(node(add), replica(add)) {
             give_up(shards, task, &reason).await?;
             return Ok(());
         }
-        // By the entry that made it a learner it knows that it belongs to the group, and refuses
-        // to be destroyed by whoever knows less.
-        let belongs = matched >= leader.membership_at.index;
-        // One that was never reached has nothing, however short the log is.
-        if belongs && matched > 0 && matched + BEHIND_MAX >= leader.last_index && has_state {
+        if has_caught_up(leader, there, replica(add)) {
             return Ok(());
         }
         seen_bytes = seen_bytes.max(leader.bytes);
         if written.elapsed() > PROGRESS_INTERVAL {
             written = tokio::time::Instant::now();
             let applied = there.map_or(0, |group| group.applied);
-            let (have, all) = (matched.min(applied), leader.last_index);
+            let have = matched(leader, replica(add)).min(applied);
+            let all = leader.last_index;
             let now = meta::change_task(shards, task.id, |now| {
                 let mut now = now.ok_or_else(|| unknown(task.id))?;
                 (now.entries, now.bytes, now.error) = ((have, all), seen_bytes, None);
@@ -213,6 +218,22 @@ async fn catch_up(shards: &Arc<Shards>, task: &Task, add: Side) -> Result<(), Er
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
     }
+}
+
+/// Up to which index a leader knows a replica's log to be like its own.
+fn matched(leader: &GroupReport, replica: ReplicaId) -> u64 {
+    leader.matched.get(&replica).copied().unwrap_or(0)
+}
+
+/// Whether a new replica lacks next to nothing, by what the leader and its own node say.
+fn has_caught_up(leader: &GroupReport, there: Option<&GroupReport>, new: ReplicaId) -> bool {
+    let matched = matched(leader, new);
+    let has_state = there.is_some_and(|group| group.applied + BEHIND_MAX >= leader.committed);
+    // By the entry that made it a learner it knows that it belongs to the group, and refuses to be
+    // destroyed by whoever knows less.
+    let belongs = matched >= leader.membership_at.index;
+    // One that was never reached has nothing, however short the log is.
+    belongs && matched > 0 && matched + BEHIND_MAX >= leader.last_index && has_state
 }
 
 /// The new replica will never catch up: the task is undone, and the shard mended by another.
@@ -252,19 +273,28 @@ async fn join(shards: &Arc<Shards>, task: &Task) -> Result<(), Error> {
 /// Writes down where the shard's replicas are now, and lets the next change come.
 async fn record(shards: &Shards, task: &Task) -> Result<(), Error> {
     meta::change_placement(shards, ShardId(task.shard), |row| {
-        let mut row = row.ok_or_else(|| unknown_shard(task.shard))?;
-        let gone = task.remove.map(|side| side.replica);
-        row.replicas.retain(|(replica, _)| Some(*replica) != gone);
-        if let Some(add) = task.add
-            && !row.replicas.contains(&(add.replica, add.node))
-        {
-            row.replicas.push((add.replica, add.node));
-        }
-        row.task = None;
-        Ok(Some(row))
+        let row = row.ok_or_else(|| unknown_shard(task.shard))?;
+        Ok(recorded(row, task))
     })
     .await
     .map(|_| ())
+}
+
+/// The row once a task has changed its shard; `None` if the shard is not the task's any more:
+/// another controller has recorded it, and what came later stands.
+fn recorded(mut row: PlacementRow, task: &Task) -> Option<PlacementRow> {
+    if row.task != Some(task.id) {
+        return None;
+    }
+    let gone = task.remove.map(|side| side.replica);
+    row.replicas.retain(|(replica, _)| Some(*replica) != gone);
+    if let Some(add) = task.add
+        && !row.replicas.contains(&(add.replica, add.node))
+    {
+        row.replicas.push((add.replica, add.node));
+    }
+    row.task = None;
+    Some(row)
 }
 
 /// Ends the replica that left. One on a node that does not answer is ended when that is back: the
@@ -308,4 +338,96 @@ async fn undo(shards: &Arc<Shards>, task: &Task) -> Result<(), Error> {
     })
     .await
     .map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use statehouse_store::EntryId;
+
+    use super::*;
+    use crate::raft::Role;
+    use crate::task::Purpose;
+
+    const NEW: ReplicaId = ReplicaId(9);
+    const OLD: ReplicaId = ReplicaId(1);
+
+    fn report(replica: ReplicaId, applied: u64) -> GroupReport {
+        GroupReport {
+            shard: ShardId(3),
+            replica,
+            role: Role::Leader,
+            term: 1,
+            leader: None,
+            last_index: 100,
+            committed: 100,
+            applied,
+            voters: BTreeMap::new(),
+            learners: BTreeMap::new(),
+            joint: false,
+            matched: BTreeMap::new(),
+            bytes: 0,
+            commands: 0,
+            receiving: 0,
+            membership_at: EntryId { index: 98, term: 1 },
+            membership_committed: true,
+        }
+    }
+
+    fn task(id: TaskId, (add, remove): (ReplicaId, ReplicaId), to: u64) -> Task {
+        let add = Side { replica: add.0, node: to };
+        let remove = Side { replica: remove.0, node: 5 - to };
+        Task::new(id, 3, (Some(add), Some(remove)), Purpose::Asked, 100)
+    }
+
+    #[test]
+    fn a_replica_gets_no_vote_before_it_has_the_entry_that_made_it_a_learner() {
+        let there = report(NEW, 97);
+        let caught_up = |matched| {
+            let leader = GroupReport { matched, ..report(OLD, 100) };
+            has_caught_up(&leader, Some(&there), NEW)
+        };
+        assert!(!caught_up(BTreeMap::new()), "it was never reached");
+        // It lacks three entries of a hundred, and does not know that it belongs to the group.
+        assert!(!caught_up(BTreeMap::from([(NEW, 97)])));
+        assert!(caught_up(BTreeMap::from([(NEW, 98)])));
+        let empty = GroupReport { matched: BTreeMap::from([(NEW, 98)]), ..report(OLD, 100) };
+        assert!(!has_caught_up(&empty, Some(&report(NEW, 0)), NEW), "it has applied nothing");
+        assert!(!has_caught_up(&empty, None, NEW), "its node does not answer");
+    }
+
+    #[test]
+    fn a_change_that_another_controller_has_recorded_is_not_recorded_again_over_later_ones() {
+        let others = [(ReplicaId(2), NodeId(1)), (ReplicaId(3), NodeId(4))];
+        let row = PlacementRow::new([&[(OLD, NodeId(2))], &others[..]].concat());
+        let first = task(7, (NEW, OLD), 3);
+        let claimed_row = claimed(row, Some(&first)).unwrap();
+        let recorded_row = recorded(claimed_row, &first).unwrap();
+        let placed = |row: &PlacementRow| row.replicas().map(|(id, _)| id).collect::<Vec<_>>();
+        assert_eq!(placed(&recorded_row), [ReplicaId(2), ReplicaId(3), NEW]);
+        assert_eq!(recorded_row.task, None);
+        assert_eq!(recorded(recorded_row.clone(), &first), None);
+
+        // The new replica goes again, by another task: the first one must neither bring it back
+        // nor take the claim from the other.
+        let second = task(8, (ReplicaId(10), NEW), 2);
+        let claimed_row = claimed(recorded_row, Some(&second)).unwrap();
+        assert_eq!(recorded(claimed_row.clone(), &first), None);
+        let recorded_row = recorded(claimed_row, &second).unwrap();
+        assert_eq!(placed(&recorded_row), [ReplicaId(2), ReplicaId(3), ReplicaId(10)]);
+        assert_eq!(recorded(recorded_row, &first), None);
+    }
+
+    #[test]
+    fn a_task_that_is_over_claims_nothing() {
+        let free = PlacementRow::new(vec![(OLD, NodeId(2))]);
+        let mut task = task(7, (NEW, OLD), 3);
+        let taken = claimed(free.clone(), Some(&task)).unwrap();
+        assert_eq!(taken.task, Some(7));
+        assert_eq!(claimed(taken, Some(&task)), None, "it has it already");
+        task.state = State::Done;
+        assert_eq!(claimed(free.clone(), Some(&task)), None);
+        assert_eq!(claimed(free, None), None, "it is forgotten");
+    }
 }

@@ -35,10 +35,20 @@ type Machine = Arc<Mutex<StateMachine>>;
 #[test]
 fn the_log_and_the_state_machine_do_what_openraft_expects() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    runtime.block_on(Suite::test_all(Builder)).unwrap();
+    runtime.block_on(Suite::test_all(Builder { config: Config::default() })).unwrap();
 }
 
-struct Builder;
+#[test]
+fn a_full_commit_queue_is_waited_for_and_changes_nothing() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    // With one job in it the queue is full.
+    let config = Config { commit_queue_entries_max: 1, ..Config::default() };
+    runtime.block_on(Suite::test_all(Builder { config })).unwrap();
+}
+
+struct Builder {
+    config: Config,
+}
 
 /// Stops what was built, in order.
 struct Built {
@@ -57,7 +67,7 @@ impl Drop for Built {
 impl StoreBuilder<TypeConfig, Filling, FillingMachine, Built> for Builder {
     async fn build(&self) -> Result<(Built, Filling, FillingMachine), StorageError<TypeConfig>> {
         let dir = TempDir::new().unwrap();
-        let store = Store::open(dir.path(), Config::default()).unwrap();
+        let store = Store::open(dir.path(), self.config.clone()).unwrap();
         store.create_replica(REPLICA).unwrap();
         let applier = Applier::start(store.clone()).unwrap();
         let (applied_sender, applied) = watch::channel(statehouse_store::EntryId::default());

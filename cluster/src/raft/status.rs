@@ -78,6 +78,19 @@ impl Role {
     }
 }
 
+impl GroupStatus {
+    /// Whether the voters other than `replica` are a quorum without it; `None` as long as that is
+    /// not sure: the replica is so new that it knows of no voters yet, or the last change of voters
+    /// may still be undone.
+    pub fn can_do_without(&self, replica: ReplicaId) -> Option<bool> {
+        if self.voters.is_empty() || !self.membership_committed {
+            return None;
+        }
+        let others = self.voters.keys().filter(|voter| **voter != replica).count();
+        Some(others * 2 > self.voters.len())
+    }
+}
+
 impl Group {
     /// What the group says of itself now.
     pub fn status(&self) -> GroupStatus {
@@ -183,5 +196,32 @@ pub(super) async fn publish(group: Weak<Group>) {
         if ended {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_voters(voters: &[u64]) -> GroupStatus {
+        let placed = |replica: &u64| (ReplicaId(*replica), NodeId(*replica));
+        let voters = voters.iter().map(placed).collect();
+        GroupStatus { voters, membership_committed: true, ..GroupStatus::default() }
+    }
+
+    #[test]
+    fn a_group_can_do_without_a_replica_if_its_other_voters_are_a_quorum() {
+        let asked = ReplicaId(1);
+        assert_eq!(with_voters(&[1]).can_do_without(asked), Some(false));
+        assert_eq!(with_voters(&[1, 2]).can_do_without(asked), Some(false));
+        assert_eq!(with_voters(&[1, 2, 3]).can_do_without(asked), Some(true));
+        assert_eq!(with_voters(&[2, 3]).can_do_without(asked), Some(true), "it has no vote");
+    }
+
+    #[test]
+    fn a_replica_that_knows_of_no_voters_yet_can_not_say_who_can_do_without_it() {
+        assert_eq!(with_voters(&[]).can_do_without(ReplicaId(1)), None);
+        let open = GroupStatus { membership_committed: false, ..with_voters(&[1, 2, 3]) };
+        assert_eq!(open.can_do_without(ReplicaId(1)), None);
     }
 }

@@ -15,7 +15,7 @@ use statehouse_store::DamagePolicy;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Shards;
-use crate::raft::{Group, GroupStatus};
+use crate::raft::Group;
 
 /// How often memberships are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
@@ -72,16 +72,12 @@ async fn remove_set_aside(shards: &Shards) -> bool {
 
 /// The policy that the groups' members allow; `None` as long as that is not sure.
 fn policy(groups: &[Arc<Group>]) -> Option<DamagePolicy> {
-    let statuses: Vec<_> = groups.iter().map(|group| (group, group.status())).collect();
-    if statuses.is_empty() || statuses.iter().any(|(_, status)| !status.membership_committed) {
+    if groups.is_empty() {
         return None;
     }
-    let spared = statuses.iter().all(|(group, status)| can_do_without(status, group));
+    let mut spared = true;
+    for group in groups {
+        spared &= group.status().can_do_without(group.replica())?;
+    }
     Some(if spared { DamagePolicy::Quarantine } else { DamagePolicy::Refuse })
-}
-
-/// Whether the group's other voters are a quorum without this node's replica.
-fn can_do_without(status: &GroupStatus, group: &Group) -> bool {
-    let others = status.voters.keys().filter(|replica| **replica != group.replica()).count();
-    others * 2 > status.voters.len()
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use statehouse_cluster::{Error, NodeId};
 
 use crate::support::{
-    Cluster, PATIENCE, SHARD, eventually, get, node_ids, put, replica_of, until, until_caught_up,
+    Cluster, PATIENCE, SHARD, copy_files, eventually, get, node_ids, put, replica_of, until,
+    until_caught_up,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,19 +149,6 @@ async fn a_follower_that_lost_what_it_acknowledged_is_noticed_and_not_counted() 
     let outcome = tokio::time::timeout(PATIENCE, put(&lead, "key", "by two of three")).await;
     let error = outcome.expect("it is refused").expect_err("one of two has a false log");
     assert!(matches!(error, Error::OutcomeUnknown { .. } | Error::NotLeader { .. }), "{error}");
-}
-
-fn copy_files(from: &std::path::Path, to: &std::path::Path) {
-    std::fs::create_dir_all(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_files(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

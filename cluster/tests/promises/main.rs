@@ -4,9 +4,12 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it unwraps")]
 
 mod faults;
+mod freshness;
 mod members;
+mod played;
 mod quarantine;
 mod reads;
+mod silence;
 mod snapshots;
 mod strangers;
 mod support;

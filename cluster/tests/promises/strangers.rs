@@ -16,14 +16,14 @@ use tonic::transport::Channel;
 use crate::support::{CLUSTER, Cluster, SHARD, get, put, replica_of, until_caught_up};
 
 /// A connection to a node's peer listener by somebody who says that it is another node.
-struct Stranger {
+pub struct Stranger {
     peer: PeerClient<Channel>,
     hello: v1::PeerHello,
-    route: v1::PeerRoute,
+    pub route: v1::PeerRoute,
 }
 
 impl Stranger {
-    async fn connect(cluster: &Cluster, to: NodeId, pretends: NodeId) -> Stranger {
+    pub async fn connect(cluster: &Cluster, to: NodeId, pretends: NodeId) -> Stranger {
         let endpoint = format!("http://{}", cluster.address(to));
         let hello = v1::PeerHello {
             format: 1,
@@ -39,7 +39,7 @@ impl Stranger {
         Stranger { peer: PeerClient::connect(endpoint).await.unwrap(), hello, route }
     }
 
-    async fn ask(&mut self, ask: Ask) -> Answer {
+    pub async fn ask(&mut self, ask: Ask) -> Answer {
         let (asks, outgoing) = mpsc::channel(2);
         let hello = Some(self.hello.clone());
         asks.send(v1::PeerAsks { hello, asks: Vec::new() }).await.unwrap();

@@ -1,7 +1,7 @@
 //! A cluster in one process, and short ways to say things to it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -250,4 +250,18 @@ pub async fn until_caught_up(behind: &Group, ahead: &Group) {
 
 pub async fn until_leads(group: &Group) {
     until(group, |status| status.role == Role::Leader).await;
+}
+
+/// Copies a directory with all that is in it.
+pub fn copy_files(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_files(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
 }
