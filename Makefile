@@ -56,8 +56,7 @@ bench: needs
 	cargo bench --profile release --locked --workspace
 
 # The promises of a cluster, for long: kill -9, power losses (as root, with loop devices), damaged
-# files, clock steps, pauses,
-# cuts, moves, restarts, repeated requests.
+# files, clock steps, pauses, cuts, moves, restarts, repeated requests. Runs what `make unit` builds.
 # Writes benches/results/soak.md. SEED=N repeats a run's choices.
 SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
 SOAK := KILLS=200 PAUSES=60 ROUNDS=12 MOVES=60 UPLOADS=60 POWER_LOSSES=100 CLOCK_STEPS=20 DAMAGED_FILES=60 FLIPS=10000 SALVAGES=100
@@ -66,5 +65,5 @@ soak: needs
 	@{ echo '# Soak'; echo; \
 	  echo "Commit $$(git rev-parse --short HEAD), $$(date -u +%Y-%m-%d), $$(nproc) cores: \`$(SOAK)\`."; \
 	  echo; echo '| promise | what was done to it, and came of it |'; echo '|---|---|'; } > $(SOAK_RESULTS)
-	$(SOAK) SOAK_RESULTS=$(SOAK_RESULTS) cargo test $(CARGO_FLAGS) --test cluster -- --nocapture --test-threads 1
-	$(SOAK) SOAK_RESULTS=$(SOAK_RESULTS) cargo test $(CARGO_FLAGS) -p statehouse-store --test promises -- damage_in_any_file salvage_keeps --nocapture
+	$(SOAK) SOAK_RESULTS=$(SOAK_RESULTS) cargo test $(CARGO_FLAGS) --workspace --test cluster -- --nocapture --test-threads 1
+	$(SOAK) SOAK_RESULTS=$(SOAK_RESULTS) cargo test $(CARGO_FLAGS) --workspace --test promises -- damage_in_any_file salvage_keeps --nocapture

@@ -142,8 +142,8 @@ impl Models {
     }
 
     async fn load(&self, name: &str, version: u64) -> Result<LoadedModel, Failure> {
-        if let Some(done) = self.loaded(name, version) {
-            return done;
+        if let Some(Ok(loaded)) = self.loaded(name, version) {
+            return Ok(loaded);
         }
         let (catalog, worker, room) = (self.catalog.clone(), self.worker.clone(), self.room);
         let model_name = name.to_owned();

@@ -166,6 +166,22 @@ mod tests {
     }
 
     #[test]
+    fn a_scrub_takes_the_time_that_its_rate_says_and_ends_when_it_should() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = Store::open(dir.path(), statehouse_store::Config::default()).unwrap();
+        let config = Config { interval: Duration::from_secs(3_600), bytes_per_second_max: 1 << 20 };
+        let (end, ended) = channel();
+        let mut pacer = Pacer::new(&store, config, &ended).unwrap();
+        assert_eq!(pacer.rate, BYTES_PER_SECOND_MIN);
+        let begun = Instant::now();
+        assert!(pacer.wait(BYTES_PER_SECOND_MIN / 4).is_continue());
+        assert!(begun.elapsed() >= Duration::from_millis(240), "{:?}", begun.elapsed());
+        drop(end);
+        assert!(pacer.wait(u64::MAX).is_break());
+        store.close().unwrap();
+    }
+
+    #[test]
     fn a_scrub_begun_when_the_store_was_small_keeps_its_interval_when_it_has_grown() {
         let dir = tempfile::TempDir::new().unwrap();
         let store = Store::open(dir.path(), statehouse_store::Config::default()).unwrap();

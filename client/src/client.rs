@@ -5,11 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use statehouse_proto::v1;
-use statehouse_proto::v1::models_client::ModelsClient;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
-use statehouse_proto::v1::state_client::StateClient;
-use tonic::transport::Channel;
 
 use crate::Error;
 use crate::batch::Batch;
@@ -17,12 +14,9 @@ use crate::budget::Budget;
 use crate::nodes::{Nodes, Target};
 use crate::pipeline::Pending;
 use crate::request_ids::identified;
-use crate::retry::{Effect, Fate};
+use crate::retry::{Attempts, Effect, Fate};
 use crate::scatter::Scatter;
 use crate::trip::{Road, Trip};
-
-/// Bytes of one part of a pushed model's file.
-const PUSH_PART_BYTES: usize = 256 << 10;
 
 /// How a client speaks to a cluster.
 #[derive(Debug, Clone)]
@@ -64,7 +58,7 @@ impl Config {
 /// Speaks to a cluster, or to a node that stands alone. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
-    road: Arc<Road>,
+    pub(crate) road: Arc<Road>,
 }
 
 /// A call that was sent.
@@ -143,7 +137,10 @@ impl Client {
                 if Fate::of(&error).allows(effect) =>
             {
                 nodes.leave(nodes.home().endpoint());
-                self.attempt(again).await
+                let mut attempts = Attempts::default();
+                attempts.failed(Fate::of(&error), effect, error);
+                let last = self.attempt(again).await;
+                last.map_err(|last| attempts.end(Fate::of(&last), last))
             }
             (first, _) => first,
         }
@@ -266,99 +263,6 @@ impl Client {
 
     pub(crate) fn message_bytes_max(&self) -> usize {
         self.road.nodes.config.message_bytes_max
-    }
-
-    /// The unary service of states and collections, at the endpoint that answered last.
-    pub fn state(&self) -> StateClient<Channel> {
-        let max = self.road.nodes.config.message_bytes_max;
-        StateClient::new(self.road.nodes.home().channel())
-            .max_decoding_message_size(max)
-            .max_encoding_message_size(max)
-    }
-
-    /// The unary service of models, at the endpoint that answered last.
-    pub fn models(&self) -> ModelsClient<Channel> {
-        ModelsClient::new(self.road.nodes.home().channel())
-            .max_encoding_message_size(self.road.nodes.config.message_bytes_max)
-    }
-
-    /// Turns a unary call's status into the same error that pipelined calls give. After a lost
-    /// connection the next unary call goes to another endpoint, if there is one.
-    pub fn error(&self, status: &tonic::Status) -> Error {
-        let endpoint = self.road.nodes.home().endpoint();
-        let error = Error::from_status(endpoint, status);
-        if matches!(error, Error::Unreachable { .. }) {
-            self.road.nodes.leave(endpoint);
-        }
-        error
-    }
-
-    /// Makes a unary call, at each endpoint in turn as long as it certainly had no effect.
-    async fn unary<T, F>(&self, call: impl Fn() -> F) -> Result<T, Error>
-    where
-        F: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-    {
-        let mut left = self.road.nodes.config.endpoints.len();
-        loop {
-            let error = match call().await {
-                Ok(answer) => return Ok(answer.into_inner()),
-                Err(status) => self.error(&status),
-            };
-            left -= 1;
-            if left == 0 || !matches!(error, Error::Unreachable { reached: false, .. }) {
-                return Err(error);
-            }
-        }
-    }
-
-    /// Creates a collection.
-    pub async fn create_collection(
-        &self,
-        request: v1::CreateCollectionRequest,
-    ) -> Result<v1::Collection, Error> {
-        let create = || {
-            let (mut state, request) = (self.state(), request.clone());
-            async move { state.create_collection(request).await }
-        };
-        self.unary(create).await
-    }
-
-    /// Changes some of a collection's settings.
-    pub async fn update_collection(
-        &self,
-        request: v1::UpdateCollectionRequest,
-    ) -> Result<v1::Collection, Error> {
-        let update = || {
-            let (mut state, request) = (self.state(), request.clone());
-            async move { state.update_collection(request).await }
-        };
-        self.unary(update).await
-    }
-
-    /// Pushes a model's files.
-    pub async fn push_model(
-        &self,
-        files: Vec<(String, Bytes)>,
-        activate: bool,
-    ) -> Result<v1::PushModelResponse, Error> {
-        use v1::push_model_request::{FilePart, Header, Part};
-        let header = Part::Header(Header { activate });
-        let mut parts = vec![v1::PushModelRequest { part: Some(header) }];
-        for (file, mut data) in files {
-            loop {
-                let part = data.split_to(data.len().min(PUSH_PART_BYTES));
-                let part = Part::File(FilePart { file: file.clone(), data: part });
-                parts.push(v1::PushModelRequest { part: Some(part) });
-                if data.is_empty() {
-                    break;
-                }
-            }
-        }
-        let push = || {
-            let (mut models, parts) = (self.models(), parts.clone());
-            async move { models.push(tokio_stream::iter(parts)).await }
-        };
-        self.unary(push).await
     }
 }
 

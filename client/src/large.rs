@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::nodes::Target;
-use crate::retry::{Backoff, Effect, Fate};
+use crate::retry::{Attempts, Backoff, Effect, Fate};
 use crate::{Client, Error};
 
 /// Bytes of one chunk that is sent: what a node makes one part of.
@@ -100,6 +100,8 @@ impl Client {
             header.upload_id = Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         }
         let (mut summed, mut backoff) = (Summed::default(), Backoff::default());
+        let mut attempts = Attempts::default();
+        let expected: u64 = header.fields.iter().map(|field| field.bytes).sum();
         let mut latest = Instant::now() + STUCK_AFTER;
         if continues {
             header.offset = self.uploaded(&header).await.unwrap_or(0);
@@ -112,13 +114,18 @@ impl Client {
                 done => return done,
             };
             let offset = error_offset(&error);
+            let fate = Fate::of(&error);
             let again = offset.is_some()
-                || Fate::of(&error).allows(Effect::Repeatable)
+                || fate.allows(Effect::Repeatable)
                 || error.reason() == Some("OVERLOADED");
             if !again || Instant::now() > latest {
-                return Err(error.into());
+                return Err(attempts.end(fate, error).into());
             }
             self.learn_from(&header.key, &error, &target).await;
+            // Before all of it was sent, there is no state.
+            if summed.bytes >= expected {
+                attempts.failed(fate, Effect::Repeatable, error);
+            }
             tokio::time::sleep(backoff.next(rand::random())).await;
             let there = match offset {
                 Some(offset) => offset,

@@ -9,6 +9,7 @@
 //! | file | concept |
 //! |---|---|
 //! | `client.rs` | the front door: typed calls |
+//! | `catalog.rs` | calls about collections and models |
 //! | `large.rs` | states of any size, written and read in chunks |
 //! | `trip.rs`, `scatter.rs` | one call's, one batch's way to those who lead |
 //! | `nodes.rs` | the nodes there are, and whom to ask |
@@ -27,6 +28,7 @@
 mod alone;
 pub mod batch;
 mod budget;
+mod catalog;
 mod client;
 mod error;
 pub mod lanes;

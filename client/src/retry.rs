@@ -2,7 +2,7 @@
 //!
 //! A call that certainly had no effect may go again whatever it is. One that may have had one goes
 //! again only if a repeat does no harm: a read, or a write whose request id makes the shard answer
-//! a repeat as it answered the first.
+//! a repeat as it answered the first. What one attempt may have done, no later one denies.
 
 use std::time::Duration;
 
@@ -75,6 +75,8 @@ impl Effect {
 pub enum Fate {
     /// It had no effect, and may have one elsewhere or later.
     Nothing,
+    /// It had no effect, and would have none if it went again at once.
+    Refused,
     /// It may have had its effect.
     Unknown,
     /// The error is its answer: another attempt would end the same, or is the caller's choice.
@@ -96,6 +98,7 @@ impl Fate {
     pub fn of_reason(reason: &str) -> Fate {
         match reason {
             "NOT_LEADER" | "UNAVAILABLE" => Fate::Nothing,
+            "OVERLOADED" | "DISK_FULL" => Fate::Refused,
             "OUTCOME_UNKNOWN" => Fate::Unknown,
             _ => Fate::Settled,
         }
@@ -106,7 +109,36 @@ impl Fate {
         match self {
             Fate::Nothing => true,
             Fate::Unknown => effect != Effect::Once,
-            Fate::Settled => false,
+            Fate::Refused | Fate::Settled => false,
+        }
+    }
+}
+
+/// What the attempts of one call came to so far: why one of them failed that may have had its
+/// effect, if one did.
+#[derive(Debug, Clone)]
+pub struct Attempts<E>(Option<E>);
+
+impl<E> Default for Attempts<E> {
+    fn default() -> Self {
+        Attempts(None)
+    }
+}
+
+impl<E> Attempts<E> {
+    /// Takes why an attempt failed that is followed by another one.
+    pub fn failed(&mut self, fate: Fate, effect: Effect, error: E) {
+        if fate == Fate::Unknown && effect != Effect::None {
+            self.0 = Some(error);
+        }
+    }
+
+    /// Why the call failed, after its last attempt. That one speaks for itself alone when it says
+    /// that nothing happened.
+    pub fn end(self, fate: Fate, last: E) -> E {
+        match fate {
+            Fate::Nothing | Fate::Refused => self.0.unwrap_or(last),
+            Fate::Unknown | Fate::Settled => last,
         }
     }
 }
@@ -159,6 +191,30 @@ mod tests {
         assert_eq!(goes(&refused("OUTCOME_UNKNOWN")), [true, true, false]);
         assert_eq!(goes(&refused("VERSION_CONFLICT")), [false, false, false]);
         assert_eq!(goes(&refused("OVERLOADED")), [false, false, false]);
+    }
+
+    #[test]
+    fn what_one_attempt_may_have_done_is_not_denied_by_a_later_one() {
+        let ends = |first: Error, effect, last: Error| {
+            let mut attempts = Attempts::default();
+            attempts.failed(Fate::of(&first), effect, first);
+            attempts.failed(Fate::Nothing, effect, refused("NOT_LEADER"));
+            attempts.end(Fate::of(&last), last)
+        };
+        let unknown = || refused("OUTCOME_UNKNOWN");
+        for last in ["NOT_LEADER", "UNAVAILABLE", "OVERLOADED", "DISK_FULL"] {
+            let end = ends(unknown(), Effect::Repeatable, refused(last));
+            assert_eq!(end.reason(), Some("OUTCOME_UNKNOWN"), "{last}");
+            let end = ends(refused("UNAVAILABLE"), Effect::Repeatable, refused(last));
+            assert_eq!(end.reason(), Some(last), "nothing happened at any attempt");
+        }
+        let end = ends(unreachable(true), Effect::Repeatable, unreachable(false));
+        assert_eq!(Fate::of(&end), Fate::Unknown);
+        let end = ends(unreachable(true), Effect::None, unreachable(false));
+        assert_eq!(Fate::of(&end), Fate::Nothing, "a read has no effect");
+        // The shard knows a repeat: what it answers is what happened.
+        let end = ends(unknown(), Effect::Repeatable, refused("VERSION_CONFLICT"));
+        assert_eq!(end.reason(), Some("VERSION_CONFLICT"));
     }
 
     #[test]

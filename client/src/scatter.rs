@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 
 use crate::Error;
@@ -12,7 +13,7 @@ use crate::batch::{Batch, Item};
 use crate::map::Map;
 use crate::nodes::Target;
 use crate::pipeline::Pending;
-use crate::retry::{Backoff, Effect, Fate};
+use crate::retry::{Attempts, Backoff, Effect, Fate};
 use crate::trip::{Road, Until, pause, wait};
 
 /// A batch under way.
@@ -23,11 +24,20 @@ pub struct Scatter {
     until: Until,
     map: Arc<Map>,
     parts: Vec<Part>,
-    items: Vec<Option<Item>>,
+    items: Vec<Tried>,
     lag_ms: u64,
+    /// What became of whole parts.
+    attempts: Attempts<Error>,
     /// Why a whole part was refused, if any was.
     refused: Option<Error>,
     answered: bool,
+}
+
+/// An item, as far as it is answered.
+#[derive(Default)]
+struct Tried {
+    item: Option<Item>,
+    attempts: Attempts<v1::Error>,
 }
 
 /// What goes to one node together.
@@ -43,7 +53,7 @@ impl Scatter {
     pub async fn begin(road: Arc<Road>, batch: Batch, lane: u64) -> Scatter {
         let until = Until::of(road.nodes.config.timeout);
         let map = road.nodes.map();
-        let items = vec![None; batch.items()];
+        let items = (0..batch.items()).map(|_| Tried::default()).collect();
         let mut scatter = Scatter {
             road,
             lane,
@@ -52,6 +62,7 @@ impl Scatter {
             parts: Vec::new(),
             items,
             lag_ms: 0,
+            attempts: Attempts::default(),
             refused: None,
             answered: false,
             batch,
@@ -92,9 +103,9 @@ impl Scatter {
             self.send(again).await;
         }
         if let (Some(error), false) = (self.refused, self.answered) {
-            return Err(error);
+            return Err(self.attempts.end(Fate::of(&error), error));
         }
-        let items = self.items.into_iter().flatten().collect();
+        let items = self.items.into_iter().filter_map(|tried| tried.item).collect();
         Ok(self.batch.put_together((items, self.lag_ms)))
     }
 
@@ -131,24 +142,26 @@ impl Scatter {
                     self.road.budget.earn();
                     self.answered = true;
                     self.lag_ms = self.lag_ms.max(lag_ms);
-                    for (at, item) in part.at.iter().zip(items) {
-                        match goes_again(&item, batch.effect(*at)) && !over {
-                            true => again.push((*at, Some(node))),
-                            false => self.items[*at] = Some(item),
+                    for (at, item) in part.at.into_iter().zip(items) {
+                        if self.items[at].answered(item, batch.effect(at), over) {
+                            again.push((at, Some(node)));
                         }
                     }
                 }
                 Err(error) => {
                     nodes.learn_from(map, part.place, &error, &part.target).await;
                     let fate = Fate::of(&error);
+                    let writes = part.at.iter().any(|at| batch.effect(*at) != Effect::None);
                     for at in part.at {
-                        match fate.allows(batch.effect(at)) && !over {
-                            true => again.push((at, Some(node))),
-                            false => self.items[at] = Some(Item::Error(error.clone().into())),
+                        let item = Item::Error(error.clone().into());
+                        if self.items[at].answered(item, batch.effect(at), over) {
+                            again.push((at, Some(node)));
                         }
                     }
-                    if fate == Fate::Settled || over {
+                    if matches!(fate, Fate::Refused | Fate::Settled) || over {
                         self.refused.get_or_insert(error);
+                    } else if writes {
+                        self.attempts.failed(fate, Effect::Repeatable, error);
                     }
                 }
             }
@@ -158,6 +171,22 @@ impl Scatter {
     }
 }
 
-fn goes_again(item: &Item, effect: Effect) -> bool {
-    matches!(item, Item::Error(error) if Fate::of_reason(&error.reason).allows(effect))
+impl Tried {
+    /// Takes what an attempt came to. Answers whether the item goes again.
+    fn answered(&mut self, item: Item, effect: Effect, over: bool) -> bool {
+        let Item::Error(error) = item else {
+            self.item = Some(item);
+            return false;
+        };
+        let fate = Fate::of_reason(&error.reason);
+        let again = fate.allows(effect) && !over;
+        match again {
+            true => self.attempts.failed(fate, effect, error),
+            false => {
+                let error = std::mem::take(&mut self.attempts).end(fate, error);
+                self.item = Some(Item::Error(error));
+            }
+        }
+        again
+    }
 }

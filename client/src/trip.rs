@@ -15,7 +15,7 @@ use crate::lanes::Lanes;
 use crate::map::Map;
 use crate::nodes::{Nodes, Target};
 use crate::pipeline::{Answered, Pending};
-use crate::retry::{Backoff, Effect, Fate};
+use crate::retry::{Attempts, Backoff, Effect, Fate};
 
 /// How long retries go on for a caller that names no timeout.
 const RETRY_FOR_DEFAULT: Duration = Duration::from_secs(10);
@@ -82,7 +82,7 @@ impl Trip {
 
     /// Waits for the answer, and sends the call again while that is safe and may help.
     pub async fn end(mut self) -> Result<Answer, Error> {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut attempts) = (Backoff::default(), Attempts::default());
         loop {
             let outcome = match &mut self.attempt {
                 Ok(pending) => {
@@ -102,11 +102,13 @@ impl Trip {
                 }
                 Err(error) => error,
             };
-            if !Fate::of(&error).allows(self.effect) || self.until.is_over() {
-                return Err(error);
+            let fate = Fate::of(&error);
+            if !fate.allows(self.effect) || self.until.is_over() {
+                return Err(attempts.end(fate, error));
             }
             let nodes = &self.road.nodes;
             nodes.learn_from(&self.map, self.place, &error, &self.target).await;
+            attempts.failed(fate, self.effect, error);
             pause(&self.road.budget, &mut backoff, self.until).await;
             self.map = nodes.map();
             self.target = nodes.target(&self.map, self.place, Some(self.target.node));

@@ -120,4 +120,18 @@ mod tests {
         assert!(greedy.may_take((800, 10), 20), "what the call has itself does not count");
         assert!(new.may_take((0, 200), 200));
     }
+
+    #[test]
+    fn connections_of_one_address_share_what_it_may_have() {
+        let owners = Owners::default();
+        let of = |host, port| owners.of(SocketAddr::from(([10, 0, 0, host], port)));
+        for port in 0..9 {
+            of(1, port).took(100);
+        }
+        assert!(!of(1, 9).may_take((0, 10), 100), "none of them has much, and all have");
+        assert!(of(2, 9).may_take((0, 10), 100));
+        assert!(!of(1, 9).may_take((0, 10), 110));
+        of(1, 0).gave_back(100);
+        assert!(of(1, 9).may_take((0, 10), 110));
+    }
 }

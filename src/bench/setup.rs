@@ -15,11 +15,32 @@ use super::workload::{self, Kind, Payload, key};
 /// The collection that loads use.
 pub const COLLECTION: &str = "bench";
 
-/// States written in one call while loading.
-const LOAD_BATCH: u64 = 64;
+/// Most states written by one call while loading.
+const LOAD_BATCH_MAX: usize = 64;
 
-/// Loading calls under way.
-const LOAD_IN_FLIGHT: usize = 16;
+/// Most loading calls under way.
+const LOAD_CALLS_MAX: usize = 16;
+
+/// Most bytes of states under way while loading, if one state is not more: a node keeps a part of
+/// its `memory_max` for calls and refuses what is beyond it.
+const LOAD_BYTES_MAX: usize = 16 << 20;
+
+/// How a load is cut into calls.
+#[derive(Debug, PartialEq)]
+struct LoadPlan {
+    /// Calls under way at a time.
+    calls: usize,
+    /// States written by each.
+    batch: u64,
+}
+
+impl LoadPlan {
+    fn of(state_bytes: usize) -> LoadPlan {
+        let states = LOAD_BYTES_MAX / state_bytes.max(1);
+        let calls = states.clamp(1, LOAD_CALLS_MAX);
+        LoadPlan { calls, batch: (states / calls).clamp(1, LOAD_BATCH_MAX) as u64 }
+    }
+}
 
 /// Payloads of `state_bytes`, with the state fields and inputs of `model` if one is named.
 pub async fn prepare(
@@ -60,9 +81,7 @@ pub async fn prepare(
 }
 
 async fn describe(client: &Client, name: &str) -> anyhow::Result<v1::ModelVersion> {
-    let request = v1::DescribeModelRequest { name: name.to_owned() };
-    let model = client.models().describe(request).await;
-    let model = model.map_err(|status| client.error(&status))?.into_inner();
+    let model = client.describe_model(name).await?;
     let active = model.versions.into_iter().find(|v| v.version == model.active_version && v.loaded);
     active.with_context(|| format!("model {name:?} has no active version that is loaded"))
 }
@@ -124,11 +143,12 @@ pub async fn connect(endpoint: &str) -> anyhow::Result<Client> {
 
 /// Puts a state under every key of a node.
 pub async fn load(client: &Client, payload: &Payload, keys: u64) -> anyhow::Result<()> {
+    let plan = LoadPlan::of(payload.value.len());
     let mut under_way = std::collections::VecDeque::new();
     let mut next = 1;
     while next <= keys || !under_way.is_empty() {
-        if next <= keys && under_way.len() < LOAD_IN_FLIGHT {
-            let until = (next + LOAD_BATCH).min(keys + 1);
+        if next <= keys && under_way.len() < plan.calls {
+            let until = (next + plan.batch).min(keys + 1);
             let put = |rank| v1::PutRequest {
                 collection: COLLECTION.to_owned(),
                 key: key(rank),
@@ -159,15 +179,16 @@ pub async fn load_peer(
     payload: &Payload,
     keys: u64,
 ) -> anyhow::Result<()> {
-    let mut lane = Lane::connect(target, endpoint, LOAD_IN_FLIGHT, payload.clone()).await?;
+    let plan = LoadPlan::of(payload.value.len());
+    let mut lane = Lane::connect(target, endpoint, plan.calls, payload.clone()).await?;
     // etcd has no call for many keys of any size.
     let (kind, batch) = match target {
         Target::Etcd => (Kind::Put, 1),
-        _ => (Kind::BatchPut, LOAD_BATCH),
+        _ => (Kind::BatchPut, plan.batch),
     };
     let (mut next, mut under_way) = (1, 0);
     while next <= keys || under_way > 0 {
-        if next <= keys && under_way < LOAD_IN_FLIGHT {
+        if next <= keys && under_way < plan.calls {
             let until = (next + batch).min(keys + 1);
             let keys = (next..until).map(key).collect();
             lane.start(next, workload::Call { kind, keys }).await?;
@@ -180,4 +201,18 @@ pub async fn load_peer(
         under_way -= 1;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_load_of_large_states_has_few_bytes_under_way() {
+        assert_eq!(LoadPlan::of(0), LoadPlan { calls: 16, batch: 64 });
+        assert_eq!(LoadPlan::of(1 << 10), LoadPlan { calls: 16, batch: 64 });
+        assert_eq!(LoadPlan::of(256 << 10), LoadPlan { calls: 16, batch: 4 });
+        assert_eq!(LoadPlan::of(5 << 20), LoadPlan { calls: 3, batch: 1 });
+        assert_eq!(LoadPlan::of(64 << 20), LoadPlan { calls: 1, batch: 1 });
+    }
 }

@@ -152,8 +152,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Action::List { remote } => {
             let client = remote.connect().await?;
-            let listed = client.state().list_collections(v1::ListCollectionsRequest {}).await;
-            let listed = listed.map_err(|status| client.error(&status))?.into_inner().collections;
+            let listed = client.list_collections().await?;
             if remote.json {
                 print_json(&listed.iter().map(collection_json).collect());
             } else {
@@ -162,20 +161,12 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Action::Describe { name, remote } => {
             let client = remote.connect().await?;
-            let request = v1::DescribeCollectionRequest { name };
-            let found = client.state().describe_collection(request).await;
-            let found = found.map_err(|status| client.error(&status))?;
-            print(&remote, found.get_ref());
+            print(&remote, &client.describe_collection(&name).await?);
         }
         Action::Update(args) => update(args).await?,
         Action::Drop { name, remote } => {
             let client = remote.connect().await?;
-            let request = v1::DropCollectionRequest { name: name.clone() };
-            client
-                .state()
-                .drop_collection(request)
-                .await
-                .map_err(|status| client.error(&status))?;
+            client.drop_collection(&name).await?;
             if remote.json {
                 print_json(&json!({ "dropped": name }));
             } else {

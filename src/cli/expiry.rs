@@ -66,3 +66,15 @@ impl FieldTtls {
 fn none_of_that_name(name: &str) -> String {
     format!("--field-ttl names {name:?}, which is none of the fields")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_equals_signs() {
+        assert_eq!(parse("x=y=30s"), Ok(("x=y".to_owned(), Some(Duration::from_secs(30)))));
+        assert_eq!(parse("onnx::h=never"), Ok(("onnx::h".to_owned(), None)));
+        assert!(parse("30s").unwrap_err().contains("NAME=30s"));
+    }
+}

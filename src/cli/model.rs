@@ -85,8 +85,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Action::List { remote } => {
             let client = remote.connect().await?;
-            let listed = client.models().list(v1::ListModelsRequest {}).await;
-            let listed = listed.map_err(|status| client.error(&status))?.into_inner().models;
+            let listed = client.list_models().await?;
             if remote.json {
                 print_json(&listed.iter().map(model_json).collect());
             } else {
@@ -95,20 +94,17 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
         Action::Describe { name, remote } => {
             let client = remote.connect().await?;
-            let found = client.models().describe(v1::DescribeModelRequest { name }).await;
-            show(&remote, found.map_err(|status| client.error(&status))?.get_ref());
+            show(&remote, &client.describe_model(&name).await?);
         }
         Action::Activate { model, remote } => {
             let (name, version) = name_and_version(&model)?;
             let client = remote.connect().await?;
-            let active = client.models().activate(v1::ActivateModelRequest { name, version }).await;
-            show(&remote, active.map_err(|status| client.error(&status))?.get_ref());
+            show(&remote, &client.activate_model(&name, version).await?);
         }
         Action::Delete { model, remote } => {
             let (name, version) = name_and_version(&model)?;
             let client = remote.connect().await?;
-            let deleted = client.models().delete(v1::DeleteModelRequest { name, version }).await;
-            deleted.map_err(|status| client.error(&status))?;
+            client.delete_model(&name, version).await?;
             if remote.json {
                 print_json(&json!({ "deleted": model }));
             } else {

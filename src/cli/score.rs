@@ -68,9 +68,7 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
 
 /// The names of a model's inputs; none if nobody knows, which the score itself will tell.
 async fn input_names(client: &Client, model: &str, version: u64) -> Vec<String> {
-    let request = v1::DescribeModelRequest { name: model.to_owned() };
-    let Ok(found) = client.models().describe(request).await else { return Vec::new() };
-    let found = found.into_inner();
+    let Ok(found) = client.describe_model(model).await else { return Vec::new() };
     let wanted = if version == 0 { found.active_version } else { version };
     let inputs = found.versions.into_iter().filter(|one| one.version == wanted);
     inputs.flat_map(|one| one.inputs).map(|input| input.name).collect()

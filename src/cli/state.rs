@@ -245,22 +245,21 @@ fn edits(args: &PatchArgs) -> anyhow::Result<Vec<v1::Edit>> {
         let (place, value) = text.split_once('=').context("expected NAME@OFFSET=VALUE")?;
         let (name, offset) = place.rsplit_once('@').context("expected NAME@OFFSET=VALUE")?;
         let offset = offset.parse().context("OFFSET")?;
-        let data = bytes_of(&format!("{name}={value}"))?;
-        let name = name.split(':').next().unwrap_or(name).to_owned();
-        edits.push(edit::Edit::WriteRange(edit::WriteRange { field: name, offset, data }));
+        let (field, data) = named_bytes(&format!("{name}={value}"))?;
+        edits.push(edit::Edit::WriteRange(edit::WriteRange { field, offset, data }));
     }
     for text in &args.append {
-        let name = text.split(['=', ':']).next().unwrap_or_default().to_owned();
-        let (data, max_bytes) = (bytes_of(text)?, args.max_bytes);
-        edits.push(edit::Edit::Append(edit::Append { field: name, data, max_bytes }));
+        let ((field, data), max_bytes) = (named_bytes(text)?, args.max_bytes);
+        edits.push(edit::Edit::Append(edit::Append { field, data, max_bytes }));
     }
     edits.extend(args.field_ttls.edits());
     Ok(edits.into_iter().map(|edit| v1::Edit { edit: Some(edit) }).collect())
 }
 
-fn bytes_of(text: &str) -> anyhow::Result<Bytes> {
-    let value = field::parse(text)?.value.context("a value")?;
-    Ok(field::raw_bytes(value))
+/// A field's name without its type, and its bytes.
+fn named_bytes(text: &str) -> anyhow::Result<(String, Bytes)> {
+    let v1::Field { name, value, .. } = field::parse(text)?;
+    Ok((name, field::raw_bytes(value.context("a value")?)))
 }
 
 /// What `delete` takes.

@@ -215,6 +215,24 @@ impl Messages {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::{Chosen, Plan};
+    use crate::size::ByteSize;
+
+    #[test]
+    fn a_call_is_of_its_connection_and_what_a_node_passes_on_is_of_nobody() {
+        let admission = Admission::new(&Plan::new(ByteSize::mib(512), &Chosen::default()).unwrap());
+        let owner = |hop: bool| {
+            let mut request = http::Request::new(());
+            let remote_addr = Some("10.0.0.1:1".parse().unwrap());
+            request.extensions_mut().insert(TcpConnectInfo { local_addr: None, remote_addr });
+            if hop {
+                request.headers_mut().insert(HOP, http::HeaderValue::from_static("1"));
+            }
+            owner_of(&request.into_parts().0, &admission)
+        };
+        assert!(owner(false).is_some());
+        assert!(owner(true).is_none(), "it is of as many as call that node");
+    }
 
     fn message(bytes: u32) -> Vec<u8> {
         let mut message = vec![0];

@@ -250,3 +250,48 @@ impl HttpBody for Outgoing {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::Admission;
+    use crate::memory::{Chosen, Plan};
+    use crate::size::ByteSize;
+
+    fn shared() -> Shared {
+        let (stall_after, threads) = (Duration::from_secs(30), tokio::runtime::Handle::current());
+        let transfers = Transfers::new(1 << 20, stall_after, threads);
+        Shared { transfers, watched: Mutex::default(), searched: Mutex::default() }
+    }
+
+    /// An answer of which nothing was taken for so many seconds.
+    fn untaken(shared: &Shared, now: Instant, seconds: u64, owned: bool) -> Arc<Mutex<Answer>> {
+        let plan = Plan::new(ByteSize::mib(512), &Chosen::default()).unwrap();
+        let going = Going::On(Body::empty(), Admission::new(&plan).charge(None));
+        let since = Some(now - Duration::from_secs(seconds));
+        let answer = Arc::new(Mutex::new(Answer { going, owned, rest: Bytes::new(), since }));
+        shared.watched.lock().push(Arc::downgrade(&answer));
+        answer
+    }
+
+    #[tokio::test]
+    async fn the_longest_untaken_give_way_and_no_more_than_make_room() {
+        let (shared, now) = (shared(), Instant::now() + Duration::from_secs(60));
+        let ages = [1, 9, 3, 8, 2, 0];
+        let answers = ages.map(|seconds| untaken(&shared, now, seconds, true));
+        // One that another node forwards is of many, who do take theirs.
+        let forwarded = untaken(&shared, now, 20, false);
+        let left = || answers.iter().filter(|answer| answer.lock().is_on()).count();
+        shared.make_room(now, &|| left() <= 4);
+        let on = answers.each_ref().map(|answer| answer.lock().is_on());
+        assert_eq!(on, [true, false, true, false, true, true]);
+        // However little room there is, what is being taken stays.
+        shared.make_room(now, &|| false);
+        let on = answers.each_ref().map(|answer| answer.lock().is_on());
+        assert_eq!(on, [false, false, false, false, false, true]);
+        assert!(forwarded.lock().is_on());
+        // It may be as slow as anybody's.
+        shared.look(now + Duration::from_secs(11));
+        assert!(!forwarded.lock().is_on() && answers[5].lock().is_on());
+    }
+}

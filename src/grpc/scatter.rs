@@ -12,7 +12,7 @@ use std::time::Duration;
 use futures::future::{join, join_all};
 use statehouse_client::batch::{Batch, Item};
 use statehouse_client::lanes::Lanes;
-use statehouse_client::retry::Effect;
+use statehouse_client::retry::{Attempts, Effect};
 use statehouse_cluster::raft::Group;
 use statehouse_cluster::{NodeId, ShardId};
 use statehouse_proto::v1;
@@ -57,6 +57,8 @@ struct Scatter<'a> {
     /// How fresh a state must be that is read; of scores each says so itself.
     freshness: Option<Freshness>,
     routes: BTreeMap<ShardId, Route>,
+    /// Of the items that failed.
+    attempts: BTreeMap<usize, Attempts<Failure>>,
 }
 
 impl Calls {
@@ -72,8 +74,9 @@ impl Calls {
             Batch::Put(_) => Some(Freshness::Linearizable),
             Batch::Score(_) => None,
         };
-        let routes = BTreeMap::new();
-        let mut scatter = Scatter { calls: self, batch: &batch, caller, freshness, routes };
+        let (routes, attempts) = (BTreeMap::new(), BTreeMap::new());
+        let mut scatter =
+            Scatter { calls: self, batch: &batch, caller, freshness, routes, attempts };
         let mut items: Vec<Option<Item>> = vec![None; batch.items()];
         let mut left: Vec<usize> = (0..batch.items()).collect();
         let mut lag_ms = 0;
@@ -271,7 +274,8 @@ impl Scatter<'_> {
             return error(if refused { self.calls.router().refusal(shard) } else { failure });
         }
         let Some(route) = self.routes.get_mut(&shard) else { return error(failure) };
-        match route.failed_with(failure, self.batch.effect(at)) {
+        let attempts = self.attempts.entry(at).or_default();
+        match route.failed_with(failure, self.batch.effect(at), attempts) {
             Ok(again) => {
                 *wait = (*wait).max(again);
                 Err(Again)

@@ -180,6 +180,12 @@ mod tests {
         let refused = bytes(Number::Whole((1 << 24) + 1), DataType::F32, Precision::Units);
         assert!(refused.unwrap_err().contains("16777217 would become 16777216 as f32"));
         assert!(bytes(Number::Whole(1 << 25), DataType::F32, Precision::Units).is_ok());
+        // f64 has room for it, and who computes it has not.
+        let refused = bytes(Number::Whole((1 << 24) + 1), DataType::F64, Precision::Units);
+        let refused = refused.unwrap_err();
+        assert!(refused.contains("16777217 would become 16777216 as f64, which is"), "{refused}");
+        let tenth = bytes(Number::Real(0.1), DataType::F64, Precision::Units).unwrap();
+        assert_eq!(tenth, 0.1_f64.to_le_bytes(), "what the caller wrote is sent");
         assert!(bytes(Number::Whole(i64::MAX), DataType::F64, Precision::Units).is_err());
         assert!(bytes(Number::Whole(300), DataType::U8, Precision::Units).is_err());
         assert!(bytes(Number::Real(2.5), DataType::I32, Precision::Units).is_err());

@@ -143,3 +143,36 @@ fn surprises(out: &mut String, outcome: &Outcome) -> std::fmt::Result {
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use hdrhistogram::Histogram;
+
+    use super::*;
+
+    #[test]
+    fn a_page_has_a_gap_where_nothing_was_answered_and_marks_what_happened() {
+        let slice = |events| Slice { events, p50_us: 100 * events, p99_us: 900 * events };
+        let outcome = Outcome {
+            events: 30,
+            repeated: 0,
+            elapsed: Duration::from_secs(1),
+            latency: Histogram::new(3).unwrap(),
+            batch_rows: Histogram::new(3).unwrap(),
+            slices: [10, 10, 0, 0, 5, 5].map(slice).to_vec(),
+            slice: Duration::from_millis(250),
+            started: Instant::now(),
+            moments: vec![(Duration::from_millis(500), "node <1> killed".to_owned())],
+            score_mean: f64::NAN,
+            surprises: Vec::new(),
+        };
+        let chart = latency_chart(&outcome);
+        assert_eq!(chart.matches("<polyline").count(), 4, "of each line two parts: {chart}");
+        for chart in [chart, throughput_chart(&outcome)] {
+            assert!(chart.contains(">node &lt;1&gt; killed</text>"), "{chart}");
+        }
+        assert_eq!(throughput_chart(&outcome).matches("<polyline").count(), 1, "0 is a number");
+    }
+}

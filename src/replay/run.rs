@@ -206,9 +206,7 @@ fn first_number(tensor: &v1::Tensor) -> Option<f64> {
 
 /// The inputs that the model declares.
 async fn declared(client: &Client, map: &Map) -> anyhow::Result<Vec<v1::TensorSpec>> {
-    let name = map.model.clone();
-    let found = client.models().describe(v1::DescribeModelRequest { name }).await;
-    let found = found.map_err(|status| client.error(&status))?.into_inner();
+    let found = client.describe_model(&map.model).await?;
     let active = found.versions.into_iter().find(|found_version| {
         found_version.version == found.active_version && found_version.loaded
     });
@@ -303,5 +301,40 @@ impl Meter {
         self.outcome.surprises =
             self.surprises.into_sorted_vec().into_iter().map(|Reverse(found)| found).collect();
         self.outcome
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replay_that_took_less_than_a_slice_has_one() {
+        let options = Options {
+            in_flight: 1,
+            peek: false,
+            run_id: String::new(),
+            top: 0,
+            unlisted: 0,
+            limit: None,
+        };
+        let mut meter = Meter::new(&options).unwrap();
+        meter.record(Duration::from_millis(2), &v1::ScoreResponse::default(), 1.0, None);
+        let slices = meter.finish().slices;
+        assert_eq!(slices.iter().map(|slice| slice.events).sum::<u64>(), 1, "it is in a chart");
+    }
+
+    #[test]
+    fn a_score_of_any_type_is_read() {
+        let tensor = |dtype: v1::DataType, data: &[u8]| v1::Tensor {
+            dtype: dtype as i32,
+            shape: vec![1],
+            data: Bytes::copy_from_slice(data),
+        };
+        let read = |dtype, data: &[u8]| first_number(&tensor(dtype, data));
+        assert_eq!(read(v1::DataType::I64, &(-3_i64).to_le_bytes()), Some(-3.0));
+        assert_eq!(read(v1::DataType::F64, &2.5_f64.to_le_bytes()), Some(2.5));
+        assert_eq!(read(v1::DataType::F32, &0.1_f32.to_le_bytes()), Some(0.1), "as it is written");
+        assert_eq!(read(v1::DataType::I64, &[0; 4]), None);
     }
 }

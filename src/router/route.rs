@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use statehouse_client::lanes::Lanes;
-use statehouse_client::retry::{Backoff, Effect, Fate};
+use statehouse_client::retry::{Attempts, Backoff, Effect, Fate};
 use statehouse_cluster::raft::Group;
 use statehouse_cluster::{NodeId, ShardId};
 
@@ -29,6 +29,7 @@ pub struct Route {
     until: Instant,
     effect: Effect,
     backoff: Backoff,
+    attempts: Attempts<Failure>,
     /// Who was tried last.
     at: Option<NodeId>,
     /// That one did not serve the call.
@@ -53,9 +54,9 @@ struct Known<'a> {
 
 impl Route {
     pub(super) fn new(router: Router, shard: ShardId, until: Instant, effect: Effect) -> Self {
-        let backoff = Backoff::default();
+        let (backoff, attempts) = (Backoff::default(), Attempts::default());
         let (at, failed, hint, turns) = (None, false, None, 0);
-        Route { router, shard, until, effect, backoff, at, failed, hint, turns }
+        Route { router, shard, until, effect, backoff, attempts, at, failed, hint, turns }
     }
 
     /// For a call that goes to a node chosen already.
@@ -133,18 +134,33 @@ impl Route {
     /// Takes why the call was not served: answers how long to wait before the next attempt, or the
     /// failure if there shall be none.
     pub fn failed(&mut self, failure: Failure) -> Result<Duration, Failure> {
-        self.failed_with(failure, self.effect)
+        let mut attempts = std::mem::take(&mut self.attempts);
+        let again = self.failed_with(failure, self.effect, &mut attempts);
+        self.attempts = attempts;
+        again
     }
 
-    /// The same for one of many calls that went the same way. After the first of them there's
-    /// nothing more to learn, or to wait for.
-    pub fn failed_with(&mut self, failure: Failure, effect: Effect) -> Result<Duration, Failure> {
+    /// The same for one of many calls that went the same way, each with attempts of its own. After
+    /// the first of them there's nothing more to learn, or to wait for.
+    pub fn failed_with(
+        &mut self,
+        failure: Failure,
+        effect: Effect,
+        attempts: &mut Attempts<Failure>,
+    ) -> Result<Duration, Failure> {
         let fate = Fate::of_reason(failure.reason.name());
         if !fate.allows(effect) || self.left().is_zero() {
-            return Err(failure);
+            return Err(std::mem::take(attempts).end(fate, failure));
         }
+        let wait = self.learn(&failure);
+        attempts.failed(fate, effect, failure);
+        Ok(wait)
+    }
+
+    /// Takes what a failure says of who leads. Answers how long to wait before the next attempt.
+    fn learn(&mut self, failure: &Failure) -> Duration {
         if std::mem::replace(&mut self.failed, true) {
-            return Ok(Duration::ZERO);
+            return Duration::ZERO;
         }
         self.router.counted().retries.inc();
         // The catalog's shard may be without a leader too: that says nothing of this one.
@@ -158,9 +174,9 @@ impl Route {
         {
             // News: worth an attempt at once.
             self.router.hear(self.shard, node);
-            return Ok(Duration::ZERO);
+            return Duration::ZERO;
         }
-        Ok(wait.min(self.left()))
+        wait.min(self.left())
     }
 }
 
