@@ -250,6 +250,15 @@ async fn a_reserve_that_is_larger_than_what_is_free() {
         v1::DeleteRequest { collection: "c".into(), key: "k".into(), ..Default::default() };
     client.delete(delete).await.unwrap();
     assert_eq!(reason(client.get(get("c", "k")).await), "STATE_NOT_FOUND");
+    // And a way out: states that expire, and smaller ones.
+    let brief = v1::UpdateCollectionRequest {
+        name: "c".into(),
+        state_bytes_max: Some(1_000),
+        default_ttl_ms: Some(60_000),
+        ..Default::default()
+    };
+    let updated = client.update_collection(brief).await.unwrap();
+    assert_eq!(updated.settings.unwrap().default_ttl_ms, 60_000);
     node.stop();
     house.env.push(("STATEHOUSE_DISK_FREEING_RESERVE_BYTES".into(), i64::MAX.to_string()));
     let node = house.start();

@@ -76,6 +76,15 @@ async fn a_flipped_bit_in_the_log_of_a_node_alone_is_refused_named_and_repaired_
     assert!(first["offset"].as_u64().unwrap() > 0, "{report:#}");
     assert_eq!(report["loss_accepted"], false);
 
+    // As people read it, of a copy.
+    let copy = house.path("copy");
+    let copied = std::process::Command::new("cp").arg("-a").args([&house.data(), &copy]).status();
+    assert!(copied.unwrap().success());
+    let out = statehouse().args(["repair", "--accept-loss", "--data"]).arg(&copy).output().unwrap();
+    let said = String::from_utf8(out.stdout).unwrap();
+    let lost = "collection \"sessions\": 1 keys from \"key-300\" to \"key-300\"";
+    assert!(said.contains("accepted") && said.contains(lost), "{said}");
+
     let report = repair(&house.data(), &["--accept-loss"]);
     println!("{report:#}");
     assert_eq!(report["loss_accepted"], true);

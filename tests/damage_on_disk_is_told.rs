@@ -10,7 +10,13 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use bytes::Bytes;
-use harness::{House, bytes_field, create, field_bytes, get, put, reason, statehouse};
+use harness::condition::await_some;
+use harness::{
+    House, bank_model, bank_score, bytes_field, create, field_bytes, get, push, put, reason,
+    statehouse,
+};
+use statehouse_client::v1::ScoreMode;
+use statehouse_store::{CollectionId, ReplicaId, Store, Tamper};
 
 const STATES: usize = 160;
 
@@ -212,4 +218,72 @@ async fn a_start_that_fails_late_ends_in_an_exit_code_and_not_in_a_signal() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{:?}: {said}", output.status);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_nobody_can_rebuild_makes_its_node_not_ready_and_is_told() {
+    let mut house = House::new();
+    house.flags = vec!["--shards".into(), "1".into()];
+    let node = house.start();
+    let client = node.client().await;
+    let collection = CollectionId(create(&client, "c").await.id);
+    client.put(put("c", "k", vec![bytes_field("f", "1")])).await.unwrap();
+    let replica = node.json(&["admin", "shards"])[1]["replicas"][0]["id"].as_u64().unwrap();
+    assert_eq!(node.stop().0, Some(0));
+    let store = Store::open(house.data(), statehouse_store::Config::default()).unwrap();
+    store.shard(ReplicaId(replica)).unwrap().tamper(collection, b"k", Tamper::Cut).unwrap();
+    store.close().unwrap();
+    drop(store);
+    let node = house.start();
+    // Its row can't be read: the entry can't be applied.
+    let client = node.client().await;
+    client.put(put("c", "k", vec![bytes_field("f", "2")])).await.unwrap_err();
+    let said = "not ready for shard 1: replica";
+    await_some("the node is not ready", async || match node.http_get("/readyz") {
+        (503, body) if body.contains(said) && body.contains("no other node can") => Ok(()),
+        (code, body) => Err(format!("{code}: {body}")),
+    })
+    .await;
+    assert_eq!(node.http_get("/livez").0, 200);
+    let (_, metrics) = node.http_get("/metrics");
+    assert!(metrics.contains("statehouse_replicas_stopped 1\n"), "{metrics}");
+    let status = node.json(&["admin", "status"]);
+    assert_eq!(status["stopped"][0]["replica"], replica, "{status}");
+    assert_eq!(status["healthy"], false, "{status}");
+    // Shard 0 is as it was.
+    create(&client, "d").await;
+}
+
+/// Where some bytes lie in the blob files of a node.
+fn in_blob_files(house: &House, bytes: &[u8]) -> Option<(PathBuf, u64)> {
+    let files = std::fs::read_dir(house.data().join("db")).unwrap();
+    files.map(|file| file.unwrap().path()).find_map(|path| {
+        let found = std::fs::read(&path).unwrap();
+        let at = found.windows(bytes.len()).position(|window| window == bytes)?;
+        (path.extension()? == "blob").then_some((path, at as u64))
+    })
+}
+
+#[tokio::test]
+async fn a_model_whose_bytes_are_damaged_scores_nothing_until_it_is_pushed_again() {
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "accounts").await;
+    push(&client, &bank_model()).await.unwrap();
+    let step = || bank_score("a", 5.0, ScoreMode::Step);
+    let first = client.score(step()).await.unwrap();
+    assert_eq!(node.stop().0, Some(0));
+    let weights = std::fs::read(bank_model().join("model.onnx")).unwrap();
+    let middle = &weights[weights.len() / 2..][..64];
+    let (file, at) = in_blob_files(&house, middle).expect("it is too long for a row");
+    flip(&file, at);
+
+    let node = house.start();
+    let client = node.client().await;
+    assert_eq!(reason(client.score(step()).await), "CORRUPT");
+    client.get(get("accounts", "a")).await.unwrap();
+    assert_eq!(push(&client, &bank_model()).await.unwrap().version, first.model_version);
+    client.score(step()).await.unwrap();
+    assert_eq!(node.stop().0, Some(0));
 }

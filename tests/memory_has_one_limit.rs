@@ -11,17 +11,13 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use harness::untaken::{get_untaken, narrow, refusal};
 use harness::{House, Node, PATIENCE, bytes_field, create, field_bytes, get, put, reason, seed};
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 use statehouse_client::v1::pipeline_client::PipelineClient;
 use statehouse_client::{Client, Error, v1};
 use tokio_stream::StreamExt as _;
-use tonic::Streaming;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
-use tonic_prost::ProstCodec;
 use tonic_types::StatusExt as _;
 
 const MIB: usize = 1 << 20;
@@ -269,23 +265,6 @@ async fn an_answer_that_no_message_holds_is_refused_by_name_and_can_be_read() {
     assert_eq!(read, data);
 }
 
-/// A channel whose other end may send little that is not taken.
-async fn narrow(node: &Node) -> Channel {
-    let endpoint = Endpoint::new(node.endpoint()).unwrap();
-    endpoint.initial_stream_window_size(64 << 10).connect().await.unwrap()
-}
-
-/// Takes an answer to its end, which is a refusal.
-async fn refusal<T>(client: &Client, answer: &mut Streaming<T>) -> Error {
-    loop {
-        match answer.message().await {
-            Ok(Some(_)) => {}
-            Ok(None) => panic!("it was answered to its end"),
-            Err(status) => return client.error(&status),
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_that_nobody_takes_give_their_room_back() {
     const CUT: &str = "statehouse_streams_cut_total";
@@ -307,18 +286,13 @@ async fn answers_that_nobody_takes_give_their_room_back() {
         v1::PipelineRequest { id, timeout_ms: 0, call }
     });
     let requests = tokio_stream::iter(gets).chain(tokio_stream::pending());
-    let mut pipeline = PipelineClient::new(narrow(&node).await);
+    let mut pipeline = PipelineClient::new(narrow(node.endpoint()).await);
     let mut answers = pipeline.run(requests).await.unwrap().into_inner();
     until(&node, CUT, 1).await;
     until_nothing_is_held(&node).await;
     assert_eq!(refusal(&client, &mut answers).await.reason(), Some("STREAM_STALLED"));
     // Of one call.
-    let mut call = Grpc::new(narrow(&node).await).max_decoding_message_size(8 * MIB);
-    call.ready().await.unwrap();
-    let codec = ProstCodec::<v1::GetRequest, v1::GetResponse>::default();
-    let path = PathAndQuery::from_static("/statehouse.v1.State/Get");
-    let request = tonic::Request::new(get("c", "large"));
-    let mut answer = call.server_streaming(request, path, codec).await.unwrap().into_inner();
+    let mut answer = get_untaken(narrow(node.endpoint()).await, get("c", "large")).await;
     until(&node, CUT, 2).await;
     until_nothing_is_held(&node).await;
     assert_eq!(refusal(&client, &mut answer).await.reason(), Some("STREAM_STALLED"));

@@ -5,9 +5,13 @@
 mod harness;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
-use harness::{House, bank_model, bank_score, create, push, reason};
+use harness::condition::await_some;
+use harness::{House, Node, bank_model, bank_score, create, push, reason, seed};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 use statehouse_client::v1::{self, ScoreMode};
 use statehouse_client::{Client, Error};
 
@@ -122,4 +126,59 @@ async fn exported_models_are_served_as_they_are() {
         assert!(describe(&client, &name).await.unwrap().versions[0].loaded);
     }
     assert!(pushed >= 30, "{pushed} models");
+}
+
+/// The bank's model as a version of its own.
+fn variant(number: usize) -> Vec<(String, Bytes)> {
+    let manifest = std::fs::read_to_string(bank_model().join("model.toml")).unwrap();
+    let onnx = std::fs::read(bank_model().join("model.onnx")).unwrap();
+    let manifest = format!("{manifest}\n# Variant {number}.\n");
+    vec![("model.toml".into(), manifest.into()), ("model.onnx".into(), onnx.into())]
+}
+
+/// Models that are loaded on the device, whoever knows of them.
+fn loaded(node: &Node) -> usize {
+    let (_, metrics) = node.http_get("/metrics");
+    metrics.lines().filter(|line| line.starts_with("statehouse_model_rows_total{")).count()
+}
+
+/// Waits until exactly the versions that are listed are loaded.
+async fn all_are_known(node: &Node, client: &Client) {
+    await_some("what is loaded is what is listed", async || {
+        let versions = match describe(client, "bank-gru").await {
+            Ok(model) => model.versions.len(),
+            Err(error) if error.reason() == Some("MODEL_NOT_FOUND") => 0,
+            Err(error) => return Err(error.to_string()),
+        };
+        match loaded(node) {
+            found if found == versions => Ok(()),
+            found => Err(format!("{found} are loaded, {versions} are listed")),
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leaves_a_push_or_a_delete_leaves_nothing_unknown_on_the_device() {
+    let mut random = StdRng::seed_from_u64(seed());
+    let house = House::new();
+    let node = house.start();
+    let client = node.client().await;
+    let begun = std::time::Instant::now();
+    client.push_model(variant(0), true).await.unwrap();
+    let whole = begun.elapsed();
+    for number in 1..=8 {
+        let leaves = random.random_range(Duration::ZERO..whole);
+        // Whether it was in time is no matter.
+        let _ = tokio::time::timeout(leaves, client.push_model(variant(number), false)).await;
+    }
+    // The device loads one after the other: those before are loaded by then, too.
+    client.push_model(variant(9), true).await.unwrap();
+    all_are_known(&node, &client).await;
+    for _ in 0..8 {
+        let leaves = random.random_range(Duration::ZERO..Duration::from_millis(4));
+        let _ = tokio::time::timeout(leaves, delete(&client, "bank-gru", 0)).await;
+        all_are_known(&node, &client).await;
+        client.push_model(variant(10), true).await.unwrap();
+    }
 }

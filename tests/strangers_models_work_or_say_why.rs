@@ -106,6 +106,47 @@ fn large_states_stay_within_the_nodes_memory() {
     assert_eq!(again["outputs"]["y"]["data"], serde_json::json!([4.0]));
 }
 
+/// Pushes a model that pairs all numbers of a row, to be tried with a row of so many.
+fn push_pairs(house: &House, node: &Node, numbers: u32) -> Result<String, String> {
+    let trial = format!("{{ value = 1, shape = [{numbers}] }}");
+    let manifest = format!("[[input]]\nname = \"x\"\ntrial = {trial}\n");
+    push(node, &model(house, "pairs", &manifest))
+}
+
+#[test]
+fn a_row_that_grows_beyond_the_nodes_memory_is_refused_when_its_model_is_pushed() {
+    let mut house = House::new();
+    house.env.push(("STATEHOUSE_MEMORY_MAX".into(), "256MiB".into()));
+    let node = house.start();
+    node.ok(&["collection", "create", "c"]);
+    // Between its 8 KiB and a number lie 16 MiB: more than a batch has, and less than all calls.
+    push_pairs(&house, &node, 2_048).unwrap();
+    for _ in 0..2 {
+        let refused = push_pairs(&house, &node, 3_200).unwrap_err();
+        assert!(refused.contains("TOO_LARGE_FOR_MEMORY"), "{refused}");
+        assert!(refused.contains("a row needs "), "{refused}");
+        assert!(refused.contains("batch_bytes_max, or request_bytes_max"), "{refused}");
+        // Nothing is kept of it: neither a version, nor what was loaded to try it.
+        let models = node.json(&["model", "list"]);
+        assert_eq!(models[0]["versions"].as_array().unwrap().len(), 1, "{models}");
+        let (_, metrics) = node.http_get("/metrics");
+        let loaded = metrics.lines().filter(|line| line.starts_with("statehouse_model_batches_t"));
+        assert_eq!(loaded.count(), 1, "{metrics}");
+    }
+    let pairs = ["score", "pairs", "c", "k", "x=[1, 3, 2]"];
+    let scored = node.json(&pairs);
+    assert_eq!(scored["outputs"]["y"]["data"], serde_json::json!([9.0]));
+    node.stop();
+
+    // Where there is less memory, a model that others push is not loaded either.
+    house.env.push(("STATEHOUSE_REQUEST_BYTES_MAX".into(), "8MiB".into()));
+    let node = house.start();
+    let refused = refusal(&node, &pairs);
+    assert!(refused.contains("TOO_LARGE_FOR_MEMORY"), "{refused}");
+    let (_, metrics) = node.http_get("/metrics");
+    assert!(!metrics.contains("statehouse_model_batches_total{"), "{metrics}");
+}
+
 #[test]
 fn an_id_past_its_table_is_an_invalid_input() {
     let house = House::new();
@@ -189,7 +230,8 @@ fn times_and_ids_reach_a_model_as_they_are_or_not_at_all() {
     let house = House::new();
     let node = house.start();
     let last = state("last", "last", "last_out");
-    for graph in ["since_last_i64", "since_last_i64_row", "since_last_f32_row"] {
+    let floats = ["since_last_f32_row", "since_last_f64_row"];
+    for graph in ["since_last_i64", "since_last_i64_row"].into_iter().chain(floats) {
         push(&node, &model(&house, graph, &last)).unwrap();
     }
     let date = |unit: &str, more: &str| {
@@ -206,17 +248,45 @@ fn times_and_ids_reach_a_model_as_they_are_or_not_at_all() {
         let fraction = replay(&house, &node, graph, &date("days", "")).unwrap_err();
         assert!(fraction.contains("column \"at\": expected a whole number"), "{fraction}");
     }
-    let float = "since_last_f32_row";
-    for column in [date("seconds", ""), date("days", ""), epoch, "{ column = \"item\" }".into()] {
-        let refused = replay(&house, &node, float, &column).unwrap_err();
-        assert!(refused.contains("line 2") && refused.contains("column \""), "{refused}");
-        assert!(refused.contains("`since`") && refused.contains("as f32"), "{refused}");
+    // Of f64, which is computed as f32, the same is refused.
+    for (float, held) in [("since_last_f32_row", "as f32:"), ("since_last_f64_row", "as f64, wh")] {
+        let id = "{ column = \"item\" }".to_owned();
+        for column in [date("seconds", ""), date("days", ""), epoch.clone(), id] {
+            let refused = replay(&house, &node, float, &column).unwrap_err();
+            assert!(refused.contains("line 2") && refused.contains("column \""), "{refused}");
+            assert!(refused.contains("`since`") && refused.contains(held), "{refused}");
+        }
+        let since = date("seconds", ", since = \"2026-11-29 00:00:00\"");
+        assert_eq!(gaps(&replay(&house, &node, float, &since).unwrap()), [60.0; 7]);
+        // The model's own difference of gaps that are all alike.
+        let gap = replay(&house, &node, float, "{ column = \"epoch\", gap = true }").unwrap();
+        assert_eq!(gaps(&gap), [60.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
+        let wide = replay(&house, &node, float, "{ column = \"at\" }, { column = \"item\" }");
+        assert!(wide.unwrap_err().contains("has the shape [1], and the map gives it 2 columns"));
     }
-    let since = date("seconds", ", since = \"2026-11-29 00:00:00\"");
-    assert_eq!(gaps(&replay(&house, &node, float, &since).unwrap()), [60.0; 7]);
-    // The model's own difference of gaps that are all alike.
-    let gap = replay(&house, &node, float, "{ column = \"epoch\", gap = true }").unwrap();
-    assert_eq!(gaps(&gap), [60.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]);
-    let wide = replay(&house, &node, float, "{ column = \"at\" }, { column = \"item\" }");
-    assert!(wide.unwrap_err().contains("has the shape [1], and the map gives it 2 columns"));
+}
+
+#[test]
+fn what_f64_would_lose_is_said_when_a_model_is_pushed() {
+    let house = House::new();
+    let node = house.start();
+    node.ok(&["collection", "create", "c"]);
+    let last = state("last", "last", "last_out");
+    assert_eq!(push(&node, &model(&house, "since_last_f32_row", &last)).unwrap(), "");
+    let said = push(&node, &model(&house, "since_last_f64_row", &last)).unwrap();
+    for expected in [
+        "input 'item' is f64, and computed as f32: above 16,777,216 units are lost",
+        "input 'last' is f64, and computed as f32: above 16,777,216 units are lost",
+        "output 'score' is f64, and computed as f32: 7 digits of it at most",
+    ] {
+        assert!(said.contains(&format!("warning: {expected}")), "{expected}: {said}");
+    }
+    assert_eq!(said.lines().count(), 3, "{said}");
+    // And that is what becomes of it.
+    let score = |item: &str| format!("item:f64=[{item}]");
+    let scored = node.json(&["score", "since-last-f64-row", "c", "k", &score("16777217")]);
+    assert_eq!(scored["outputs"]["score"]["data"], serde_json::json!([16_777_216.0]));
+    // What f32 has no number for is no infinity unseen.
+    let refused = refusal(&node, &["score", "since-last-f64-row", "c", "k", &score("1e39")]);
+    assert!(refused.contains("NOT_FINITE") && refused.contains("'item'"), "{refused}");
 }

@@ -25,6 +25,11 @@ fn a_quick_tour() {
     node.ok(&["patch", "users", "ada", "--set", "n:i64=[1, 2]", "--if-version", &version]);
     node.ok(&["patch", "users", "ada", "--write", "note@0=text:J", "--append", "note=text:!"]);
     assert_eq!(node.json(&["get", "users", "ada"])["fields"]["note"]["text"], "Jello!");
+    // A name is whatever stands before the last type or value.
+    node.ok(&["patch", "users", "ada", "--set", "odd:a@b=text:hello"]);
+    let changes = ["--write", "odd:a@b@0=text:J", "--append", "odd:a@b=text:!"];
+    node.ok(&[&["patch", "users", "ada"], &changes[..]].concat());
+    assert_eq!(node.json(&["get", "users", "ada"])["fields"]["odd:a@b"]["text"], "Jello!");
     let part = node.json(&["get", "users", "ada", "--field", "note@1+2"]);
     assert_eq!(part["fields"]["note"]["text"], "el");
     assert!(node.ok(&["delete", "users", "ada"]).contains("deleted"));
@@ -178,7 +183,10 @@ fn a_demo_says_what_it_did_and_found() {
     let found = said.lines().find_map(|line| line.strip_prefix("anomalies  ")).unwrap();
     let found: u32 = found.split(' ').next().unwrap().parse().unwrap();
     assert!(found >= 5, "{said}");
-    assert!(report.exists());
+    let page = std::fs::read_to_string(report).unwrap();
+    let killed = said.lines().find_map(|line| line.strip_prefix("killed     node ")).unwrap();
+    let mark = format!(">node {} killed</text>", killed.split(',').next().unwrap());
+    assert_eq!(page.matches(&mark).count(), 2, "in both charts over time: {mark}");
 }
 
 #[test]

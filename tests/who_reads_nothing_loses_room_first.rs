@@ -8,10 +8,12 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use harness::{House, Node, bytes_field, create, get, put};
+use futures::StreamExt as _;
+use futures::stream::FuturesUnordered;
+use harness::{House, Node, bytes_field, create, f32_tensor, get, put};
 use statehouse_client::v1::pipeline_client::PipelineClient;
+use statehouse_client::v1::{NamedTensor, ScoreMode};
 use statehouse_client::{Client, v1};
-use tokio_stream::StreamExt as _;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,7 +53,7 @@ async fn ask_and_take_nothing(node: &Node) -> Vec<Untaken> {
                 let call = Some(v1::pipeline_request::Call::Get(get("c", "large")));
                 v1::PipelineRequest { id, timeout_ms: 0, call }
             });
-            let requests = tokio_stream::iter(gets).chain(tokio_stream::pending());
+            let requests = futures::stream::iter(gets).chain(futures::stream::pending());
             let mut pipeline = PipelineClient::new(channel.clone());
             untaken.push(pipeline.run(requests).await.unwrap().into_inner());
         }
@@ -125,4 +127,52 @@ async fn pipelines_that_are_never_read_keep_nobody_from_being_served() {
     let p99 = small.micros[small.micros.len() * 99 / 100];
     assert!(p99 < 500_000, "{p99} us");
     drop(untaken);
+}
+
+/// The room that calls have, and how much of it one score takes: four times its state.
+const ROOM: &str = "256MiB";
+
+/// Scores that wait for company: more than the room holds.
+const SCORES: usize = 20;
+
+/// A score of a model with a state of 4 MiB, which holds its room until the batch is run.
+fn score(key: usize) -> v1::ScoreRequest {
+    let x = NamedTensor { name: "x".into(), tensor: Some(f32_tensor(&[1], &[1.0])) };
+    v1::ScoreRequest {
+        model: "m".into(),
+        collection: "c".into(),
+        key: format!("k{key}").into(),
+        inputs: vec![x],
+        mode: ScoreMode::Peek as i32,
+        ..Default::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_asks_for_much_leaves_room_for_others() {
+    let mut house = House::new();
+    for (name, value) in [
+        ("STATEHOUSE_MEMORY_MAX", "4GiB"),
+        ("STATEHOUSE_REQUEST_BYTES_MAX", ROOM),
+        ("STATEHOUSE_BATCH_BYTES_MAX", "512MiB"),
+    ] {
+        house.env.push((name.into(), value.into()));
+    }
+    let node = house.start();
+    let client = node.client().await;
+    create(&client, "c").await;
+    // Its rows wait for others, as long as they may, and are too few for a batch.
+    let manifest = "name = \"m\"\nformat = \"onnx\"\n\
+         [batch]\nrows_max = 32\nwait_max_us = 1000000\n\
+         [[state]]\nfield = \"h\"\ninput = \"h\"\noutput = \"h_out\"\n";
+    let onnx = std::fs::read("inference/testdata/rows/state_of_4_mib.onnx").unwrap();
+    let files = vec![("model.toml".into(), manifest.into()), ("model.onnx".into(), onnx.into())];
+    client.push_model(files, true).await.unwrap();
+    let other = node.client().await;
+    let mut asked: FuturesUnordered<_> = (0..SCORES).map(|key| client.score(score(key))).collect();
+    let refused = asked.next().await.unwrap().expect_err("there is not room for all");
+    assert_eq!(refused.reason(), Some("OVERLOADED"), "{refused}");
+    other.score(score(SCORES)).await.expect("a part of the room is free");
+    let answered = asked.filter(|answer| futures::future::ready(answer.is_ok())).count().await;
+    assert!(answered > SCORES / 2, "a connection alone gets most of it: {answered}");
 }

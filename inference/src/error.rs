@@ -192,3 +192,27 @@ impl Error {
         Error::Internal { reason: reason.into() }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_every_operator_and_fits_a_header() {
+        let operator = |at: usize| Unsupported {
+            op: format!("Operator{at}"),
+            domain: "com.example".into(),
+            opset: 1,
+            nodes: 1 + at,
+            node: format!("/encoder/layers.{at}/attention/projection"),
+        };
+        let others = (0..50).map(|at| Error::onnx(format!("node {at} is wrong"))).collect();
+        let all = (0..200).map(operator).collect();
+        let said = Error::of_graph(all, others).unwrap().to_string();
+        for at in 0..200 {
+            assert!(said.contains(&format!("Operator{at}")), "{at} in {said}");
+        }
+        assert!(said.contains("node 7 is wrong; also: and 42 more"), "{said}");
+        assert!(said.len() < 6 << 10, "{} bytes", said.len());
+    }
+}

@@ -7,11 +7,15 @@ mod rows;
 
 use bytes::Bytes;
 use rows::{Answers, submit};
+use statehouse_inference::onnx::graph::{Axis, Graph};
+use statehouse_inference::onnx::plan::Port;
 use statehouse_inference::{
-    Answer, Config, DType, Error, Handle, InputError, LoadedModel, Model, Tensor, Worker, flex,
+    Answer, Config, DType, Error, Handle, InputError, LoadedModel, Model, Program, Tensor, Worker,
+    flex,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 /// Rows of the table, and numbers in each.
@@ -181,6 +185,30 @@ fn an_empty_sequence_is_answered_or_the_callers_fault() {
         "{error}"
     );
     handle.shutdown();
+}
+
+/// What a processor traps at has no result either.
+#[test]
+fn a_division_that_overflows_is_the_rows_fault() {
+    let onnx = Bytes::from(std::fs::read("testdata/ops/div_int64.onnx").unwrap());
+    let program = Arc::new(Program::plan(Graph::parse(onnx).unwrap()).unwrap());
+    let filled = |port: &Port, number: i64| {
+        let axes = port.shape.as_ref().unwrap().iter();
+        let shape = axes.map(|axis| if let Axis::Fixed(length) = axis { *length } else { 1 });
+        let shape: Vec<usize> = shape.collect();
+        let numbers = vec![number; shape.iter().product()];
+        Tensor::from_i64(shape, &numbers).unwrap()
+    };
+    let run = |dividend, divisor| {
+        let inputs = [(0, dividend), (1, divisor)];
+        let inputs = inputs.map(|(at, number)| filled(&program.inputs[at], number)).to_vec();
+        flex().unwrap().load(program.clone()).unwrap().run(inputs)
+    };
+    let quotient = run(i64::MIN + 1, -1).unwrap().remove(0);
+    assert_eq!(quotient.data[..8], i64::MAX.to_le_bytes());
+    let error = run(i64::MIN, -1).unwrap_err();
+    assert!(matches!(&error, Error::Run { fault, .. } if fault.is_of_one_row()), "{error}");
+    assert!(error.to_string().contains("integer division overflows"), "{error}");
 }
 
 #[test]

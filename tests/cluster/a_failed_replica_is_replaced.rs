@@ -25,14 +25,14 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(60);
 const LARGE_BYTES: usize = 300 << 10;
 
 /// The replicas of a shard that vote: id and node.
-async fn voters(cluster: &Cluster, shard: u32) -> BTreeMap<u64, u64> {
+pub async fn voters(cluster: &Cluster, shard: u32) -> BTreeMap<u64, u64> {
     let shards = cluster.shards().await.unwrap();
     let found = shards.into_iter().find(|found| found.id == shard).unwrap();
     found.replicas.into_iter().map(|replica| (replica.node, replica.id)).collect()
 }
 
 /// Waits until a node has another replica of a shard than the one it had, and all is well.
-async fn replaced(cluster: &Cluster, (shard, node): (u32, u64), old: u64) -> u64 {
+pub async fn replaced(cluster: &Cluster, (shard, node): (u32, u64), old: u64) -> u64 {
     let what = format!("node {node} has a new replica of shard {shard}");
     let new = await_some_for(REPLACED_WITHIN, &what, async || {
         let shards = cluster.shards().await?;
@@ -64,6 +64,17 @@ fn with_store(dir: &Path, work: impl FnOnce(&Store)) {
     let store = Store::open(dir, statehouse_store::Config::default()).unwrap();
     work(&store);
     store.close().unwrap();
+}
+
+/// Has a node that does not run take its replica of shard 0 for damaged at its next start.
+pub fn quarantine(dir: &Path, replica: u64) {
+    with_store(dir, |store| {
+        let row = [&[1, 0, 0, 3][..], b"its rows were lost"].concat();
+        let (sender, synced) = std::sync::mpsc::channel();
+        let done = Box::new(move |result| sender.send(result).unwrap());
+        store.meta_put(&format!("replica/{replica}"), row.into(), done).unwrap();
+        synced.recv().unwrap().unwrap();
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -274,13 +285,7 @@ async fn a_node_whose_replica_of_shard_0_is_quarantined_gets_a_new_one() {
     // The founder: nobody has told it where the others are.
     let old = voters(&cluster, 0).await[&1];
     cluster.stop(1).await;
-    with_store(&cluster.data(1), |store| {
-        let row = [&[1, 0, 0, 3][..], b"its rows were lost"].concat();
-        let (sender, synced) = std::sync::mpsc::channel();
-        let done = Box::new(move |result| sender.send(result).unwrap());
-        store.meta_put(&format!("replica/{old}"), row.into(), done).unwrap();
-        synced.recv().unwrap().unwrap();
-    });
+    quarantine(&cluster.data(1), old);
     cluster.start_node(1).await;
     let new = replaced(&cluster, (0, 1), old).await;
     let (code, body) = http_get(cluster.http(1), "/readyz");

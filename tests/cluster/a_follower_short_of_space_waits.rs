@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::harness::cluster::{Cluster, await_some};
-use crate::harness::{bytes_field, create_with, field_bytes, get, put};
+use crate::harness::{bytes_field, create_with, field_bytes, get, http_get, put};
 
 /// A small file system of memory; needs root.
 struct SmallDisk(PathBuf);
@@ -55,6 +55,15 @@ impl Drop for SmallDisk {
 const RESERVE: u64 = 64 << 20;
 const STATE_BYTES: usize = 8 << 20;
 const STATES: usize = 10;
+
+/// Asserts that a node's metrics say that it is short of space, before its disk is full.
+fn assert_short(cluster: &Cluster, node: u64, disk: &SmallDisk) {
+    assert!(disk.free() > 8 << 20, "{} MiB are free", disk.free() >> 20);
+    let (_, metrics) = http_get(cluster.http(node), "/metrics");
+    let figure = |name: &str| metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    assert_eq!(figure("statehouse_disk_short "), "1");
+    assert_ne!(figure("statehouse_replicas_out_of_room "), "0");
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_below_its_reserve_takes_no_large_entries_and_catches_up() {
@@ -114,7 +123,7 @@ async fn a_follower_below_its_reserve_takes_no_large_entries_and_catches_up() {
         if said { Ok(()) } else { Err(status.to_string()) }
     })
     .await;
-    assert!(disk.free() > 8 << 20, "{} MiB are free", disk.free() >> 20);
+    assert_short(&cluster, full, &disk);
     // It starts on a disk like that, and serves.
     cluster.stop(full).await;
     cluster.start_node(full).await;

@@ -7,7 +7,8 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::harness::cluster::{free_addresses, turn};
+use crate::harness::addresses::free_addresses;
+use crate::harness::cluster::turn;
 
 struct Script {
     dir: TempDir,

@@ -65,9 +65,13 @@ async fn live(cluster: &Cluster, node: u64, random: &mut StdRng) -> Option<Strin
 
 fn scrubs_finished(cluster: &Cluster, node: u64) -> u64 {
     let (_, metrics) = http_get(cluster.http(node), "/metrics");
-    let found =
-        metrics.lines().find_map(|line| line.strip_prefix("statehouse_scrubs_finished_total "));
-    found.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+    let found = |name: &str| -> u64 {
+        let found = metrics.lines().find_map(|line| line.strip_prefix(name));
+        found.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+    };
+    let finished = found("statehouse_scrubs_finished_total ");
+    assert!(finished == 0 || found("statehouse_scrub_bytes_total ") > 0, "{metrics}");
+    finished
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,7 +18,7 @@ use crate::harness::{PATIENCE, report, scale, seed};
 const MOVES: u64 = 4;
 
 /// Steps of a change at which somebody is killed.
-const STEPS: [&str; 6] = ["create", "learn", "catch_up", "join", "record", "destroy"];
+pub const STEPS: [&str; 6] = ["create", "learn", "catch_up", "join", "record", "destroy"];
 
 #[derive(Debug, Clone, Copy)]
 enum Victim {
@@ -128,7 +128,7 @@ async fn way(cluster: &Cluster, shard: u32, random: &mut StdRng) -> (u64, u64) {
     (*sources.choose(random).unwrap(), *targets.choose(random).unwrap())
 }
 
-async fn ask_to_move(cluster: &Cluster, shard: u32, from: u64, to: u64) -> u64 {
+pub async fn ask_to_move(cluster: &Cluster, shard: u32, from: u64, to: u64) -> u64 {
     let request = v1::MoveShardRequest { shard, from, to };
     await_some("the move is written down", async || {
         cluster
@@ -138,7 +138,7 @@ async fn ask_to_move(cluster: &Cluster, shard: u32, from: u64, to: u64) -> u64 {
     .await
 }
 
-async fn controller(cluster: &Cluster) -> u64 {
+pub async fn controller(cluster: &Cluster) -> u64 {
     await_some("somebody leads shard 0", async || {
         let status =
             cluster.ask(async |admin| admin.get_cluster(v1::GetClusterRequest {}).await).await?;
@@ -150,22 +150,27 @@ async fn controller(cluster: &Cluster) -> u64 {
     .await
 }
 
-async fn fetch(cluster: &Cluster, id: u64) -> Result<v1::Task, String> {
+pub async fn fetch(cluster: &Cluster, id: u64) -> Result<v1::Task, String> {
     let request = v1::GetTaskRequest { id };
     cluster.ask(async |admin| admin.get_task(request).await.map(tonic::Response::into_inner)).await
 }
 
 /// Waits until a task has come to a step, or past it.
 async fn reach(cluster: &Cluster, id: u64, step: &str) {
-    let place = |step: &str| STEPS.iter().position(|known| *known == step).unwrap_or(STEPS.len());
     await_some(&format!("task {id} reaches {step}"), async || {
         let task = fetch(cluster, id).await?;
-        if place(&task.step) >= place(step) { Ok(()) } else { Err(format!("{task:?}")) }
+        if is_at(&task, step) { Ok(()) } else { Err(format!("{task:?}")) }
     })
     .await;
 }
 
-async fn end_of(cluster: &Cluster, id: u64) -> v1::TaskState {
+/// Whether a task has come to a step, or past it.
+pub fn is_at(task: &v1::Task, step: &str) -> bool {
+    let place = |step: &str| STEPS.iter().position(|known| *known == step).unwrap_or(STEPS.len());
+    place(&task.step) >= place(step)
+}
+
+pub async fn end_of(cluster: &Cluster, id: u64) -> v1::TaskState {
     await_some(&format!("task {id} is over"), async || {
         let task = fetch(cluster, id).await?;
         let state = v1::TaskState::try_from(task.state).unwrap();

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
+use super::addresses::free_addresses;
 pub use super::condition::await_some;
 use super::power::Disk;
 use super::process::{Process, tail};
@@ -275,6 +276,19 @@ impl Cluster {
         self.member(node).env = env;
     }
 
+    /// Has a node listen for its peers somewhere else from its next start on. It must not run.
+    pub fn relocate(&mut self, node: u64) {
+        assert!(self.proxies.is_none(), "a proxy would stay where it is");
+        let member = self.member(node);
+        assert!(member.process.is_none(), "node {node} runs");
+        [member.peer, ..] = free_addresses();
+    }
+
+    /// Where a node listens for its peers.
+    pub fn peer(&self, node: u64) -> SocketAddr {
+        self.members[&node].peer
+    }
+
     /// Removes everything that a node kept. It must not run.
     pub fn wipe(&mut self, node: u64) {
         assert!(self.members[&node].process.is_none(), "node {node} runs");
@@ -481,20 +495,4 @@ fn admin_at(endpoints: &str, args: &[&str]) -> std::process::Output {
     let mut command = statehouse();
     command.arg("admin").args(args).env("STATEHOUSE_ENDPOINT", endpoints);
     command.output().unwrap()
-}
-
-/// Addresses that nothing listens on. They lie below the range that outgoing connections take
-/// theirs from, so nothing takes them between two lives of a node.
-pub fn free_addresses() -> [SocketAddr; 3] {
-    use std::sync::atomic::{AtomicU16, Ordering};
-    const FIRST: u16 = 11_000;
-    const LAST: u16 = 31_000;
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let offset = (std::process::id() % 2_000) as u16 * 10;
-    let mut free = std::iter::repeat_with(|| {
-        let port = FIRST + (offset + NEXT.fetch_add(1, Ordering::Relaxed)) % (LAST - FIRST);
-        SocketAddr::from(([127, 0, 0, 1], port))
-    })
-    .filter(|address| std::net::TcpListener::bind(address).is_ok());
-    std::array::from_fn(|_| free.next().expect("the ports never end"))
 }

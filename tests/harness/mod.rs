@@ -2,16 +2,19 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod addresses;
 pub mod cluster;
 pub mod condition;
 pub mod counter;
 pub mod harm;
 pub mod history;
 pub mod ledger;
+pub mod orders;
 pub mod power;
 pub mod process;
 pub mod proxy;
 pub mod steps;
+pub mod untaken;
 pub mod wall_clock;
 pub mod workload;
 

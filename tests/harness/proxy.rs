@@ -3,21 +3,24 @@
 //!
 //! A cut holds bytes back instead of closing connections, as a network does that loses packets:
 //! who waits, waits, and what was sent may arrive after the cut is healed. Connections can be
-//! made across a cut, but nothing comes through them.
+//! made across a cut, but nothing comes through them. All links together can be slow, so that what
+//! nodes do one after the other takes long enough to be interrupted.
 //!
 //! All nodes have the same address, so who connects is found by the process that has the socket.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
-use super::cluster::free_addresses;
+use super::addresses::free_addresses;
 
 /// Bytes taken at a time.
 const PIECE_BYTES: usize = 64 << 10;
@@ -25,9 +28,17 @@ const PIECE_BYTES: usize = 64 << 10;
 /// From which node to which nothing flows.
 type Cuts = HashSet<(u64, u64)>;
 
+/// How the links are.
+#[derive(Clone)]
+struct Links {
+    cuts: watch::Sender<Cuts>,
+    /// How long each piece is on its way.
+    delay: watch::Sender<Duration>,
+}
+
 /// The proxies of a cluster.
 pub struct Proxies {
-    cuts: watch::Sender<Cuts>,
+    links: Links,
     /// Which node each process is.
     processes: Arc<Mutex<HashMap<u32, u64>>>,
     open: Mutex<HashMap<u64, (SocketAddr, JoinHandle<()>)>>,
@@ -35,8 +46,9 @@ pub struct Proxies {
 
 impl Default for Proxies {
     fn default() -> Self {
+        let cuts = watch::Sender::new(Cuts::new());
         Proxies {
-            cuts: watch::Sender::new(Cuts::new()),
+            links: Links { cuts, delay: watch::Sender::new(Duration::ZERO) },
             processes: Arc::default(),
             open: Mutex::default(),
         }
@@ -51,8 +63,8 @@ impl Proxies {
         }
         let [address, ..] = free_addresses();
         let listener = TcpListener::bind(address).await.unwrap();
-        let (cuts, processes) = (self.cuts.clone(), self.processes.clone());
-        let task = tokio::spawn(accept(listener, (node, target), cuts, processes));
+        let (links, processes) = (self.links.clone(), self.processes.clone());
+        let task = tokio::spawn(accept(listener, (node, target), links, processes));
         self.open.lock().unwrap().insert(node, (address, task));
         address
     }
@@ -64,9 +76,14 @@ impl Proxies {
 
     /// Nothing flows from one node to the other, until it's healed.
     pub fn cut_one_way(&self, from: u64, to: u64) {
-        self.cuts.send_modify(|cuts| {
+        self.links.cuts.send_modify(|cuts| {
             cuts.insert((from, to));
         });
+    }
+
+    /// Whatever flows between nodes is on its way for so long, from now on.
+    pub fn slow(&self, delay: Duration) {
+        self.links.delay.send_replace(delay);
     }
 
     /// Nothing flows between two nodes.
@@ -77,7 +94,7 @@ impl Proxies {
 
     /// Everything flows again.
     pub fn heal(&self) {
-        self.cuts.send_modify(HashSet::clear);
+        self.links.cuts.send_modify(HashSet::clear);
     }
 }
 
@@ -92,13 +109,13 @@ impl Drop for Proxies {
 async fn accept(
     listener: TcpListener,
     (to, target): (u64, SocketAddr),
-    cuts: watch::Sender<Cuts>,
+    links: Links,
     processes: Arc<Mutex<HashMap<u32, u64>>>,
 ) {
     let here = listener.local_addr().unwrap();
     loop {
         let Ok((from_there, address)) = listener.accept().await else { continue };
-        let (cuts, processes) = (cuts.clone(), processes.clone());
+        let (links, processes) = (links.clone(), processes.clone());
         tokio::spawn(async move {
             let known = processes.lock().unwrap().clone();
             let ports = (address.port(), here.port());
@@ -113,23 +130,23 @@ async fn accept(
             let (there_in, there_out) = from_there.into_split();
             let (here_in, here_out) = to_here.into_split();
             tokio::select! {
-                () = pump(there_in, here_out, (from, to), cuts.subscribe()) => {}
-                () = pump(here_in, there_out, (to, from), cuts.subscribe()) => {}
+                () = pump(there_in, here_out, (from, to), &links) => {}
+                () = pump(here_in, there_out, (to, from), &links) => {}
             }
         });
     }
 }
 
 /// Carries bytes one way until either side ends.
-async fn pump(
-    mut source: OwnedReadHalf,
-    mut sink: OwnedWriteHalf,
-    way: (u64, u64),
-    mut cuts: watch::Receiver<Cuts>,
-) {
+async fn pump(mut source: OwnedReadHalf, mut sink: OwnedWriteHalf, way: (u64, u64), links: &Links) {
+    let mut cuts = links.cuts.subscribe();
     let mut piece = vec![0; PIECE_BYTES];
     loop {
         let Ok(read @ 1..) = source.read(&mut piece).await else { return };
+        let delay = *links.delay.borrow();
+        if !delay.is_zero() {
+            sleep_until(Instant::now() + delay).await;
+        }
         if cuts.wait_for(|cuts| !cuts.contains(&way)).await.is_err() {
             return;
         }

@@ -1,6 +1,6 @@
 """Models that load, and have no result for some rows: an index past its table by any way, a division
 by zero, an empty sequence. A test sends such rows beside right ones. Also models that made-up trial
-rows don't suit.
+rows don't suit, or whose rows grow while they are scored.
 """
 
 import numpy as np
@@ -8,7 +8,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from .case import ML
 
-F32, I64 = TensorProto.FLOAT, TensorProto.INT64
+F32, F64, I64 = TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT64
 
 
 def model(name, nodes, inputs, outputs, consts=None):
@@ -105,6 +105,12 @@ def lengths():
     ends = {"one": [1], "zero": [0], "end": [1 << 40], "last": [-1]}
     nodes = [late, early, differ, largest]
     yield model("largest_step", nodes, {"x": (F32, ["batch", "time"])}, {"y": (F32, ["batch"])}, ends)
+    down = node("Unsqueeze", ["x", "two"], ["down"], "down")
+    across = node("Unsqueeze", ["x", "one"], ["across"], "across")
+    pair = node("Mul", ["down", "across"], ["pairs"], "pair")
+    largest = node("ReduceMax", ["pairs"], ["y"], "largest", axes=[1, 2], keepdims=0)
+    nodes, axes = [down, across, pair, largest], {"one": [1], "two": [2]}
+    yield model("pairs", nodes, {"x": (F32, ["batch", "time"])}, {"y": (F32, ["batch"])}, axes)
 
 
 def states():
@@ -124,6 +130,10 @@ def states():
         inputs = {"item": (kind, shape), "last": (kind, shape)}
         outputs = {"score": (F32, shape), "last_out": (kind, shape)}
         yield model(f"since_last_{name}", [differ, real, keep], inputs, outputs)
+    wide = (F64, ["batch", 1])
+    differ = node("Sub", ["item", "last"], ["score"], "differ")
+    inputs, outputs = {"item": wide, "last": wide}, {"score": wide, "last_out": wide}
+    yield model("since_last_f64_row", [differ, keep], inputs, outputs)
     names = {"onnx::Flatten_0": (F32, ["batch", 2]), "x=y": (F32, ["batch", 2])}
     add = node("Add", list(names), ["out:0"], "add")
     yield model("odd_names", [add], names, {"out:0": (F32, ["batch", 2])})

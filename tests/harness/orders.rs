@@ -1,0 +1,79 @@
+//! Orders and questions as one node sends them to another, sent by a test: late, or for no reason.
+
+use bytes::Bytes;
+use statehouse_proto::v1;
+use statehouse_proto::v1::control_client::ControlClient;
+use statehouse_proto::v1::members_ask::Change;
+use tonic::transport::{Channel, Endpoint};
+
+use super::cluster::Cluster;
+
+/// The version of the peer protocol.
+const FORMAT: u32 = 1;
+
+/// Orders to one node.
+pub struct Orders {
+    control: ControlClient<Channel>,
+    hello: v1::PeerHello,
+}
+
+type Answer = Result<(), v1::PeerRefusal>;
+
+impl Orders {
+    /// Orders that say they are from another node.
+    pub async fn to(cluster: &Cluster, node: u64, from: u64) -> Orders {
+        let status = cluster.admin_json(&["status"]);
+        let id = status["cluster_id"].as_str().unwrap();
+        let byte = |at: usize| u8::from_str_radix(&id[at..at + 2], 16).unwrap();
+        let cluster_id: Bytes = (0..id.len()).step_by(2).map(byte).collect();
+        let hello = v1::PeerHello { format: FORMAT, cluster_id, from_node: from, to_node: node };
+        let endpoint = format!("http://{}", cluster.peer(node));
+        let channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
+        Orders { control: ControlClient::new(channel), hello }
+    }
+
+    fn replica(&self, shard: u32, replica: u64) -> v1::ReplicaAsk {
+        let hello = Some(self.hello.clone());
+        v1::ReplicaAsk { hello, shard, replica, membership_at: None }
+    }
+
+    /// Has it make an empty replica.
+    pub async fn create(&mut self, shard: u32, replica: u64) -> Answer {
+        let ask = self.replica(shard, replica);
+        done(self.control.create_replica(ask).await)
+    }
+
+    /// Has it end a replica that is no member as of a membership.
+    pub async fn destroy(
+        &mut self,
+        shard: u32,
+        replica: u64,
+        membership_at: Option<v1::LogPosition>,
+    ) -> Answer {
+        let ask = v1::ReplicaAsk { membership_at, ..self.replica(shard, replica) };
+        done(self.control.destroy_replica(ask).await)
+    }
+
+    /// Has it change the members of a shard that it leads.
+    pub async fn change(&mut self, shard: u32, change: Change) -> Answer {
+        let hello = Some(self.hello.clone());
+        let ask = v1::MembersAsk { hello, shard, change: Some(change) };
+        done(self.control.change_members(ask).await)
+    }
+
+    /// How it is.
+    pub async fn report(&mut self) -> v1::NodeReport {
+        let ask = v1::ReportAsk { hello: Some(self.hello.clone()), sizes: false };
+        self.control.report(ask).await.unwrap().into_inner()
+    }
+
+    /// How its replica of a shard is, if it has one.
+    pub async fn group(&mut self, shard: u32) -> Option<v1::GroupReport> {
+        self.report().await.groups.into_iter().find(|group| group.shard == shard)
+    }
+}
+
+fn done(answer: Result<tonic::Response<v1::ControlAnswer>, tonic::Status>) -> Answer {
+    let answer = answer.unwrap().into_inner();
+    answer.refusal.map_or(Ok(()), Err)
+}
