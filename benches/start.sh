@@ -31,7 +31,7 @@ start() { # prints milliseconds until ready and resident MiB then
 
 start "empty"
 states=$((gib * 4096))
-"$binary" bench --endpoint "$endpoint" --mix get --state-bytes 256KiB --keys "$states" --load \
+"$binary" bench --endpoint "$endpoint" --mix put --state-bytes 256KiB --keys "$states" --load \
     --in-flight 4 --connections 1 --duration 1s --warmup 0s >/dev/null
 echo "loaded $states states of 256 KiB: $(du -sh "$dir/data" | cut -f1) on disk"
 kill "$pid"

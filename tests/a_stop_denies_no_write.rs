@@ -36,7 +36,7 @@ const KEYS: usize = 6;
 /// How long a disk is held up at most once its node stops.
 const HELD_FOR: Duration = Duration::from_secs(10);
 
-/// Of a state that comes in parts.
+/// Bytes of a state that comes in parts.
 const LARGE_BYTES: usize = 3 << 20;
 
 const BROUGHT: &str = "statehouse_stream_bytes_total{call=\"write\"}";
@@ -128,7 +128,7 @@ struct HeldDisk {
 }
 
 impl HeldDisk {
-    /// Of the nodes of a house that start from now on.
+    /// Makes it the disk of the nodes of a house that start from now on.
     fn of(house: &mut House) -> HeldDisk {
         let (source, library) = (house.path("held.c"), house.path("libheld.so"));
         let hold = house.path("hold");

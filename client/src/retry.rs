@@ -114,8 +114,8 @@ impl Fate {
     }
 }
 
-/// What the attempts of one call came to so far: why one of them failed that may have had its
-/// effect, if one did.
+/// The error of that attempt of a call, of those so far, that may have had its effect; none if all
+/// of them certainly had none.
 #[derive(Debug, Clone)]
 pub struct Attempts<E>(Option<E>);
 
@@ -126,15 +126,15 @@ impl<E> Default for Attempts<E> {
 }
 
 impl<E> Attempts<E> {
-    /// Takes why an attempt failed that is followed by another one.
+    /// Takes the error of an attempt that is followed by another one.
     pub fn failed(&mut self, fate: Fate, effect: Effect, error: E) {
         if fate == Fate::Unknown && effect != Effect::None {
             self.0 = Some(error);
         }
     }
 
-    /// Why the call failed, after its last attempt. That one speaks for itself alone when it says
-    /// that nothing happened.
+    /// Returns the error of the call after its last attempt. Where that says that nothing happened,
+    /// it speaks for itself alone, and one that may have had its effect comes first.
     pub fn end(self, fate: Fate, last: E) -> E {
         match fate {
             Fate::Nothing | Fate::Refused => self.0.unwrap_or(last),

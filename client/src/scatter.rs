@@ -26,7 +26,7 @@ pub struct Scatter {
     parts: Vec<Part>,
     items: Vec<Tried>,
     lag_ms: u64,
-    /// What became of whole parts.
+    /// Failed attempts at whole parts.
     attempts: Attempts<Error>,
     /// Why a whole part was refused, if any was.
     refused: Option<Error>,
@@ -172,7 +172,7 @@ impl Scatter {
 }
 
 impl Tried {
-    /// Takes what an attempt came to. Answers whether the item goes again.
+    /// Takes the outcome of an attempt. Returns whether the item goes again.
     fn answered(&mut self, item: Item, effect: Effect, over: bool) -> bool {
         let Item::Error(error) = item else {
             self.item = Some(item);

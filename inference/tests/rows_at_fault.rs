@@ -187,7 +187,7 @@ fn an_empty_sequence_is_answered_or_the_callers_fault() {
     handle.shutdown();
 }
 
-/// What a processor traps at has no result either.
+/// A quotient that no number of its type can hold traps the processor, and is no result either.
 #[test]
 fn a_division_that_overflows_is_the_rows_fault() {
     let onnx = Bytes::from(std::fs::read("testdata/ops/div_int64.onnx").unwrap());

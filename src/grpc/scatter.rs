@@ -57,7 +57,7 @@ struct Scatter<'a> {
     /// How fresh a state must be that is read; of scores each says so itself.
     freshness: Option<Freshness>,
     routes: BTreeMap<ShardId, Route>,
-    /// Of the items that failed.
+    /// Failed attempts at each item, by its place in the batch.
     attempts: BTreeMap<usize, Attempts<Failure>>,
 }
 

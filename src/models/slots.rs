@@ -3,7 +3,8 @@
 //! A load is a task that ends by itself: what it has loaded belongs to its slot, whoever is still
 //! waiting. A slot that was cleared meanwhile keeps nothing, and what was loaded for it is let go.
 //! A load that failed for a reason of the node's (a damaged file, no room) is tried again by who
-//! asks later: the file may have been healed; one that failed for the model's own is not.
+//! asks later, since the file may have been healed. One that failed for a reason of the model's is
+//! not.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ type Slot<T> = Arc<OnceCell<Tried<T>>>;
 /// How long a load that failed is not tried again: it may read hundreds of MiB.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// What a load came to, and when.
+/// The outcome of a load, and the time of it.
 struct Tried<T> {
     result: Result<T, Failure>,
     at: Instant,
@@ -62,8 +63,8 @@ impl<T: Clone + Send + Sync + 'static> Slots<T> {
         Arc::new(Slots { slots: Mutex::default(), release, retry_after: RETRY_AFTER })
     }
 
-    /// What is in a slot. The first who asks fills it, or fills it again some time after a failure
-    /// of the node's; the load goes on if they give up.
+    /// Returns what is in a slot. The first who asks fills it, or fills it again some time after a
+    /// failure of the node's; the load goes on if they give up.
     pub async fn load<F>(self: &Arc<Self>, key: Key, load: F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, Failure>> + Send + 'static,
@@ -221,6 +222,7 @@ mod tests {
         slots.clear("m", Some(1));
         assert_eq!(released.load(Ordering::Relaxed), 1_010);
     }
+
     /// How often a load that ends as `failure` is begun by two asks, one after the other.
     async fn begun(failure: &Failure, retry_after: Duration) -> u32 {
         let (slots, begun) = (Mutex::default(), Arc::new(AtomicU32::new(0)));

@@ -140,8 +140,9 @@ impl Route {
         again
     }
 
-    /// The same for one of many calls that went the same way, each with attempts of its own. After
-    /// the first of them there's nothing more to learn, or to wait for.
+    /// Takes why one of many calls that went the same way was not served, as [`Route::failed`]
+    /// does; each has attempts of its own. After the first of them there's nothing more to learn,
+    /// or to wait for.
     pub fn failed_with(
         &mut self,
         failure: Failure,
@@ -157,7 +158,7 @@ impl Route {
         Ok(wait)
     }
 
-    /// Takes what a failure says of who leads. Answers how long to wait before the next attempt.
+    /// Takes what a failure says of who leads. Returns how long to wait before the next attempt.
     fn learn(&mut self, failure: &Failure) -> Duration {
         if std::mem::replace(&mut self.failed, true) {
             return Duration::ZERO;

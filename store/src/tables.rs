@@ -135,10 +135,9 @@ pub(crate) fn check_log(disk: &Disk, id: ReplicaId, family: &Family) -> Result<(
 pub(crate) fn damage_of_log(database: &Path, db: &Arc<Db>) -> Result<Option<Damage>, Error> {
     let missing = || Error::corrupt("database", "it has no family for the log");
     let log = db.family(keys::LOG_FAMILY).ok_or_else(missing)?;
-    let nobody = ReplicaId(u64::MAX);
-    let range = (keys::entry(nobody, 0), keys::entry(nobody, u64::MAX));
-    let all = Walk::Ahead { keep: false };
-    match db.walk(&log, range, all, &mut |_, _| Ok(ControlFlow::Continue(()))) {
+    // In front of all rows: what can't be read there is no replica's.
+    let range = (Vec::new(), vec![0]);
+    match db.walk(&log, range, Walk::Few, &mut |_, _| Ok(ControlFlow::Continue(()))) {
         Err(error @ Error::Corrupt { .. }) => {
             Ok(Some(Damage::of_node(database, &error.to_string())))
         }

@@ -11,7 +11,7 @@ use tonic::transport::Endpoint;
 use crate::harness::cluster::{Cluster, Shape, await_some};
 use crate::harness::{bank_model, bank_score, create, f32_field, get, http_get, push, put, report};
 
-/// In what a state may be asked for.
+/// Kind of call in which a state is asked for.
 #[derive(Clone, Copy, Debug)]
 enum Way {
     Get,
@@ -23,7 +23,7 @@ enum Way {
 
 const WAYS: [Way; 5] = [Way::Get, Way::Batch, Way::Stream, Way::Peek, Way::PeekBatch];
 
-/// Through the node that leads, and through another.
+/// Nodes that are asked: the one that leads, and another.
 const THROUGH: [u64; 2] = [ILL, 1];
 
 /// The node whose replicas are damaged, and which leads.
@@ -39,17 +39,26 @@ fn key_of(shard: u32) -> String {
     keys.find(|key| map.shard_of(key.as_bytes()) == ShardId(shard as u16)).unwrap()
 }
 
-fn cases() -> impl Iterator<Item = (u32, Way, u64)> {
+/// A way to ask one node for the state of a shard.
+#[derive(Debug)]
+struct Case {
+    shard: u32,
+    way: Way,
+    through: u64,
+}
+
+fn cases() -> impl Iterator<Item = Case> {
     let all = WAYS.into_iter().flat_map(|way| THROUGH.map(|through| (way, through)));
-    (1..).zip(all).map(|(shard, (way, through))| (shard, way, through))
+    (1..).zip(all).map(|(shard, (way, through))| Case { shard, way, through })
 }
 
 /// Asks one node for a state; it must be there. A client would go to whoever leads by itself.
-async fn ask(cluster: &Cluster, (way, through): (Way, u64), key: &str) {
-    let channel = Endpoint::from_shared(cluster.endpoint(through)).unwrap().connect_lazy();
+async fn ask(cluster: &Cluster, case: &Case) {
+    let key = &key_of(case.shard);
+    let channel = Endpoint::from_shared(cluster.endpoint(case.through)).unwrap().connect_lazy();
     let (mut states, mut scores) = (StateClient::new(channel.clone()), ScoreClient::new(channel));
     let peek = || bank_score(key, 700.0, v1::ScoreMode::Peek);
-    match way {
+    match case.way {
         Way::Get => {
             states.get(get("accounts", key)).await.unwrap();
         }
@@ -133,7 +142,7 @@ async fn a_state_that_a_leader_can_not_read_is_answered_by_another_in_every_way(
     let client = cluster.client(1).await;
     let collection = create(&client, "accounts").await.id;
     push(&client, &bank_model()).await.unwrap();
-    for (shard, ..) in cases() {
+    for Case { shard, .. } in cases() {
         let fields = vec![f32_field("h", &[64], &[0.5; 64])];
         client.put(put("accounts", &key_of(shard), fields)).await.unwrap();
     }
@@ -148,22 +157,22 @@ async fn a_state_that_a_leader_can_not_read_is_answered_by_another_in_every_way(
     damage(&cluster, collection, &replicas);
     cluster.start_node(ILL).await;
     cluster.whole().await;
-    for (shard, ..) in cases() {
+    for Case { shard, .. } in cases() {
         lead(&cluster, shard).await;
     }
     cluster.admin_json(&["pause"]);
-    for (shard, way, through) in cases() {
-        lead(&cluster, shard).await;
-        println!("shard {shard}: {way:?} through node {through}");
-        ask(&cluster, (way, through), &key_of(shard)).await;
+    for case in cases() {
+        lead(&cluster, case.shard).await;
+        println!("{case:?}");
+        ask(&cluster, &case).await;
     }
     is_told(&cluster).await;
     cluster.admin_json(&["resume"]);
     cluster.whole().await;
     let (_, metrics) = http_get(cluster.http(ILL), "/metrics");
     assert!(metrics.contains("statehouse_replicas_stopped 0\n"), "{metrics}");
-    for (shard, way, through) in cases() {
-        ask(&cluster, (way, through), &key_of(shard)).await;
+    for case in cases() {
+        ask(&cluster, &case).await;
     }
     report("damaged states are answered elsewhere", &format!("{SHARDS} shards"));
 }

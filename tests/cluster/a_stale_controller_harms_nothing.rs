@@ -1,5 +1,5 @@
-//! Whoever carried changes out and was out of touch for a while harms nothing when it is back:
-//! orders that come late destroy no member, learners that nobody brings up are let go, and what
+//! A controller that was out of touch for a while harms nothing when it is back: orders that come
+//! late destroy no member, learners that nobody brings up are let go, and what
 //! others have changed meanwhile stays as they left it.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -214,6 +214,7 @@ async fn round(
     cluster.proxies().slow(SLOW);
     let task = ask_to_move(cluster, shard, from, SPARE).await;
     seen_at(cluster, old, task, step).await;
+    // A moment that is drawn: there is nothing to wait for.
     sleep_until(Instant::now() + Duration::from_millis(still_ms)).await;
     cluster.pause(old);
     cluster.proxies().slow(Duration::ZERO);

@@ -284,7 +284,7 @@ impl Cluster {
         [member.peer, ..] = free_addresses();
     }
 
-    /// Where a node listens for its peers.
+    /// Address at which a node listens for its peers.
     pub fn peer(&self, node: u64) -> SocketAddr {
         self.members[&node].peer
     }

@@ -20,7 +20,7 @@ pub struct Orders {
 type Answer = Result<(), v1::PeerRefusal>;
 
 impl Orders {
-    /// Orders that say they are from another node.
+    /// Connects to a node, and says to be another one.
     pub async fn to(cluster: &Cluster, node: u64, from: u64) -> Orders {
         let status = cluster.admin_json(&["status"]);
         let id = status["cluster_id"].as_str().unwrap();
@@ -61,13 +61,13 @@ impl Orders {
         done(self.control.change_members(ask).await)
     }
 
-    /// How it is.
+    /// Returns what the node reports of itself.
     pub async fn report(&mut self) -> v1::NodeReport {
         let ask = v1::ReportAsk { hello: Some(self.hello.clone()), sizes: false };
         self.control.report(ask).await.unwrap().into_inner()
     }
 
-    /// How its replica of a shard is, if it has one.
+    /// Returns what it reports of its replica of a shard, if it has one.
     pub async fn group(&mut self, shard: u32) -> Option<v1::GroupReport> {
         self.report().await.groups.into_iter().find(|group| group.shard == shard)
     }

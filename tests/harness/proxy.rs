@@ -28,11 +28,11 @@ const PIECE_BYTES: usize = 64 << 10;
 /// From which node to which nothing flows.
 type Cuts = HashSet<(u64, u64)>;
 
-/// How the links are.
+/// State of the links between nodes.
 #[derive(Clone)]
 struct Links {
     cuts: watch::Sender<Cuts>,
-    /// How long each piece is on its way.
+    /// Time that each piece is on its way.
     delay: watch::Sender<Duration>,
 }
 

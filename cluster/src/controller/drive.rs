@@ -375,10 +375,12 @@ mod tests {
         }
     }
 
-    fn task(id: TaskId, (add, remove): (ReplicaId, ReplicaId), to: u64) -> Task {
-        let add = Side { replica: add.0, node: to };
-        let remove = Side { replica: remove.0, node: 5 - to };
+    fn exchange(id: TaskId, remove: Side, add: Side) -> Task {
         Task::new(id, 3, (Some(add), Some(remove)), Purpose::Asked, 100)
+    }
+
+    fn at(replica: ReplicaId, node: u64) -> Side {
+        Side { replica: replica.0, node }
     }
 
     #[test]
@@ -401,7 +403,7 @@ mod tests {
     fn a_change_that_another_controller_has_recorded_is_not_recorded_again_over_later_ones() {
         let others = [(ReplicaId(2), NodeId(1)), (ReplicaId(3), NodeId(4))];
         let row = PlacementRow::new([&[(OLD, NodeId(2))], &others[..]].concat());
-        let first = task(7, (NEW, OLD), 3);
+        let first = exchange(7, at(OLD, 2), at(NEW, 3));
         let claimed_row = claimed(row, Some(&first)).unwrap();
         let recorded_row = recorded(claimed_row, &first).unwrap();
         let placed = |row: &PlacementRow| row.replicas().map(|(id, _)| id).collect::<Vec<_>>();
@@ -411,7 +413,7 @@ mod tests {
 
         // The new replica goes again, by another task: the first one must neither bring it back
         // nor take the claim from the other.
-        let second = task(8, (ReplicaId(10), NEW), 2);
+        let second = exchange(8, at(NEW, 3), at(ReplicaId(10), 2));
         let claimed_row = claimed(recorded_row, Some(&second)).unwrap();
         assert_eq!(recorded(claimed_row.clone(), &first), None);
         let recorded_row = recorded(claimed_row, &second).unwrap();
@@ -422,7 +424,7 @@ mod tests {
     #[test]
     fn a_task_that_is_over_claims_nothing() {
         let free = PlacementRow::new(vec![(OLD, NodeId(2))]);
-        let mut task = task(7, (NEW, OLD), 3);
+        let mut task = exchange(7, at(OLD, 2), at(NEW, 3));
         let taken = claimed(free.clone(), Some(&task)).unwrap();
         assert_eq!(taken.task, Some(7));
         assert_eq!(claimed(taken, Some(&task)), None, "it has it already");

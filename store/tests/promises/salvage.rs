@@ -13,6 +13,7 @@ use crate::support::{USERS, pick, seed};
 
 /// Damaged places, each repaired and read; `SALVAGES` overrides it.
 const PLACES: usize = 12;
+
 /// How often as many places are tried at most, until a quarter as many could be salvaged.
 const DRAWS_MAX: usize = 10;
 
