@@ -5,9 +5,9 @@
 //! can't be read any more is left out and listed. A state is kept if its record and each of its
 //! chunks are whole. Counts and the expiry index are made anew from the states.
 //!
-//! Entries of the log that can't be read, and all behind them, are cut off, unless their changes
-//! are in the rows already. Nothing is made up: a replica that has lost the row that says what is
-//! applied stays as it is.
+//! Entries of the log that can't be read, or whose payloads can't, and all behind them, are cut
+//! off, unless their changes are in the rows already: a start purges the log of those. Nothing is
+//! made up: a replica that has lost the row that says what is applied stays as it is.
 
 mod gap;
 
@@ -28,7 +28,7 @@ use crate::extent::chunks_of;
 use crate::ids::{CollectionId, ReplicaId};
 use crate::keys;
 use crate::opening::diagnose;
-use crate::proof::{Depth, Held};
+use crate::proof::{Depth, Held, entry_problem};
 use crate::record::Record;
 use crate::repair::flush_all;
 use crate::witness::Witness;
@@ -201,7 +201,8 @@ fn replace(
         lost: Vec::new(),
     };
     // Not `L`, `T` and `X`: they follow from the states.
-    for (start, end) in [(b'A', b'E'), (b'G', b'H'), (b'S', b'T'), (b'U', b'V'), (b'W', b'X')] {
+    let kept = [(b'A', b'D'), (b'D', b'E'), (b'G', b'H'), (b'S', b'T'), (b'U', b'V'), (b'W', b'X')];
+    for (start, end) in kept {
         copy.range(vec![start], &[end])?;
     }
     copy.write()?;
@@ -294,8 +295,8 @@ impl Copy<'_> {
                 self.lose(LostRows::States { after, before });
             }
             b'U' => self.lose(LostRows::Uploads),
+            b'D' => self.lose(LostRows::Requests),
             // Chunks are missed with the states that need them, garbage is missed by nobody.
-            b'A' => self.lose(LostRows::Requests),
             _ => {}
         }
     }
@@ -317,11 +318,14 @@ fn cut_log(
     let applied = decode_applied(db.fetch(&family, keys::APPLIED)?)?.id.index;
     let (mut next, all) = (applied + 1, Walk::Ahead { keep: false });
     let range = (keys::entry(id, next), keys::entry(id, u64::MAX));
-    let read = db.walk(log, range.clone(), all, &mut |key, _| {
-        match keys::index_of_entry(key) == Some(next) {
-            true => next += 1,
-            false => return Err(Error::corrupt("log", format!("entry {next} is missing"))),
+    let read = db.walk(log, range.clone(), all, &mut |key, row| {
+        if keys::index_of_entry(key) != Some(next) {
+            return Err(Error::corrupt("log", format!("entry {next} is missing")));
         }
+        if let Some(problem) = entry_problem(db, &family, Bytes::copy_from_slice(row), true)? {
+            return Err(Error::corrupt("log", problem));
+        }
+        next += 1;
         Ok(ControlFlow::Continue(()))
     });
     match read {

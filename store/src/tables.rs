@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::files::{self, LiveFile, Manifest};
 use crate::ids::{EntryId, ReplicaId};
 use crate::keys;
+use crate::proof::entry_problem;
 
 /// Bytes of an entry's row that are enough to say which entry it is.
 const HEAD_BYTES: usize = 64;
@@ -91,7 +92,8 @@ pub(crate) fn whose(database: &Path, damages: &[Damage]) -> Vec<Damage> {
 
 /// Checks that a replica's log can be read from its first entry to its last, without gaps, and that
 /// it meets what is applied: a list of files cut short, or a row that came back from an older
-/// table, would leave a gap. Reads the log, without payloads.
+/// table, would leave a gap. Reads the log, and the payloads that a start needs: those of entries
+/// that are not applied, and of the first one, which Raft reads to learn its term.
 ///
 /// Entries that can't be read and whose changes are in files are needed by nobody here: the log is
 /// purged of them, and other replicas that lack them get all rows instead.
@@ -105,11 +107,12 @@ pub(crate) fn check_log(disk: &Disk, id: ReplicaId, family: &Family) -> Result<(
         let detail = format!("its rows end at entry {applied}, its log is purged through {purged}");
         return Err(Error::corrupt("replica", detail));
     }
-    let broken = match walk_log(disk, id, purged.index + 1) {
+    let log = StoredLog { disk, family, id, applied: applied.index };
+    let broken = match log.walk(purged.index + 1) {
         Ok(()) => return Ok(()),
         Err(broken) => broken,
     };
-    if applied.index == purged.index || walk_log(disk, id, applied.index + 1).is_err() {
+    if applied.index == purged.index || log.walk(applied.index + 1).is_err() {
         return Err(broken);
     }
     disk.commit.write_and_wait(vec![
@@ -145,21 +148,43 @@ pub(crate) fn damage_of_log(database: &Path, db: &Arc<Db>) -> Result<Option<Dama
     }
 }
 
-/// Reads the entries from an index on: each there, and each with a head that makes sense.
-fn walk_log(disk: &Disk, id: ReplicaId, first: u64) -> Result<(), Error> {
-    let range = (keys::entry(id, first), keys::entry(id, u64::MAX));
-    let (mut next, all) = (first, Walk::Ahead { keep: false });
-    disk.db.walk(&disk.log, range, all, &mut |key, row| {
-        if keys::index_of_entry(key) != Some(next) {
-            return Err(Error::corrupt("log", format!("entry {next} is missing")));
-        }
-        let head = Bytes::copy_from_slice(&row[..row.len().min(HEAD_BYTES)]);
-        let found = id_of_row(&head).map_err(|error| Error::corrupt("log row", error))?;
-        if found.index != next {
-            let detail = format!("entry {} lies in the place of entry {next}", found.index);
-            return Err(Error::corrupt("log row", detail));
-        }
-        next += 1;
-        Ok(ControlFlow::Continue(()))
-    })
+/// One replica's log on disk.
+struct StoredLog<'a> {
+    disk: &'a Disk,
+    /// The family that the payloads lie in.
+    family: &'a Family,
+    id: ReplicaId,
+    /// The index of the last entry applied.
+    applied: u64,
+}
+
+impl StoredLog<'_> {
+    /// Reads the entries from an index on: each there, each with a head that makes sense, and with
+    /// the payloads that a start needs.
+    fn walk(&self, first: u64) -> Result<(), Error> {
+        let range = (keys::entry(self.id, first), keys::entry(self.id, u64::MAX));
+        let (mut next, all) = (first, Walk::Ahead { keep: false });
+        self.disk.db.walk(&self.disk.log, range, all, &mut |key, row| {
+            if keys::index_of_entry(key) != Some(next) {
+                return Err(Error::corrupt("log", format!("entry {next} is missing")));
+            }
+            let head = Bytes::copy_from_slice(&row[..row.len().min(HEAD_BYTES)]);
+            let found = id_of_row(&head).map_err(|error| Error::corrupt("log row", error))?;
+            if found.index != next {
+                let detail = format!("entry {} lies in the place of entry {next}", found.index);
+                return Err(Error::corrupt("log row", detail));
+            }
+            if next == first || next > self.applied {
+                self.check_payloads(row)?;
+            }
+            next += 1;
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    fn check_payloads(&self, row: &[u8]) -> Result<(), Error> {
+        let row = Bytes::copy_from_slice(row);
+        let problem = entry_problem(&self.disk.db, self.family, row, true)?;
+        problem.map_or(Ok(()), |problem| Err(Error::corrupt("log", problem)))
+    }
 }

@@ -10,7 +10,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::ops::{Bound, RangeBounds};
+use std::ops::{Bound, RangeBounds, RangeInclusive};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,6 +151,19 @@ impl RaftLogReader<TypeConfig> for LogStorage {
         vote.map(|bytes| convert::vote_of_bytes(&bytes)).transpose().map_err(io::Error::other)
     }
 
+    /// Finds the last entry of each term, by heads alone: a start needs no payload of them, and one
+    /// that is damaged, though its changes are applied, must not keep it from starting.
+    async fn get_key_log_ids(
+        &mut self,
+        range: RangeInclusive<LogId>,
+    ) -> Result<Vec<LogId>, io::Error> {
+        let (first, last) = (types::entry_id(*range.start()), types::entry_id(*range.end()));
+        let log = self.log.clone();
+        let entry_id = move |index| log.entry_id(index).map_err(io::Error::other);
+        let ids = blocking(move || last_of_terms(first, last, entry_id)).await??;
+        Ok(ids.into_iter().filter_map(types::log_id).collect())
+    }
+
     async fn limited_get_log_entries(
         &mut self,
         start: u64,
@@ -260,6 +273,30 @@ impl RaftLogStorage<TypeConfig> for LogStorage {
     }
 }
 
+/// Returns the last entry of each term from a first entry to a last one, which is the last of its
+/// own. Terms never decrease along a log, so that each end is found by bisection.
+fn last_of_terms(
+    first: EntryId,
+    last: EntryId,
+    entry_id: impl Fn(u64) -> io::Result<Option<EntryId>>,
+) -> io::Result<Vec<EntryId>> {
+    let (mut found, mut begin) = (Vec::new(), first);
+    while begin.term < last.term {
+        // The last one known of this term, and the first one known of a later term.
+        let (mut of_term, mut later) = (begin, last);
+        while of_term.index + 1 < later.index {
+            let middle = (of_term.index + later.index) / 2;
+            let missing = || io::Error::other(format!("entry {middle} of the log is missing"));
+            let id = entry_id(middle)?.ok_or_else(missing)?;
+            if id.term == begin.term { of_term = id } else { later = id }
+        }
+        found.push(of_term);
+        begin = later;
+    }
+    found.push(last);
+    Ok(found)
+}
+
 /// About how many bytes an entry takes.
 fn bytes_of(entry: &store::Entry) -> u64 {
     match &entry.body {
@@ -276,5 +313,28 @@ fn reported(what: &'static str) -> impl FnOnce(Result<(), store::Error>) + Send 
         if let Err(error) = result {
             tracing::warn!(%error, "log not {what}");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_entry_of_each_term_is_found() {
+        for terms in [vec![1], vec![1, 1, 1], vec![1, 2], vec![1, 2, 3, 7], vec![2, 2, 5, 5, 5, 9]]
+        {
+            let log: Vec<_> = (11..).zip(&terms).map(|(index, term)| id(index, *term)).collect();
+            let last_of = |pair: &[EntryId]| (pair[0].term != pair[1].term).then_some(pair[0]);
+            let mut expected: Vec<_> = log.windows(2).filter_map(last_of).collect();
+            expected.extend(log.last());
+            let at = |index: u64| Ok(log.get(index as usize - 11).copied());
+            let found = last_of_terms(log[0], log[log.len() - 1], at).unwrap();
+            assert_eq!(found, expected, "{terms:?}");
+        }
+    }
+
+    fn id(index: u64, term: u64) -> EntryId {
+        EntryId { index, term }
     }
 }

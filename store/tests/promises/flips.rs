@@ -10,6 +10,7 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -28,6 +29,9 @@ pub const REPLICAS: [ReplicaId; 3] = [ReplicaId(1), ReplicaId(2), ReplicaId(5)];
 const FLIPS: usize = 500;
 const THREADS: usize = 2;
 const PART: usize = 100_000;
+
+/// How long a file that a compaction has replaced may stay.
+const REPLACED_FILE_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// One replica, driven as a node drives it.
 pub struct Driven {
@@ -290,8 +294,8 @@ fn flip(base: &Base, seed: u64, tally: &Tally) -> Option<String> {
                 false => &tally.harmless,
             };
             counted.fetch_add(1, Ordering::Relaxed);
-            // A compaction that did not need what is damaged may have replaced it.
-            if holds_rows(&victim) && victim.exists() && store.damages().is_empty() {
+            let seen = || !store.damages().is_empty();
+            if holds_rows(&victim) && !is_seen_or_goes(seen, &victim) {
                 wrong.push_str("; the scrub does not see it");
             }
             if reported && store.damages().is_empty() {
@@ -309,6 +313,19 @@ fn flip(base: &Base, seed: u64, tally: &Tally) -> Option<String> {
     }
     let place = if *from == base.crashed { "crashed" } else { "stopped" };
     (!wrong.is_empty()).then(|| format!("{place}, {done}{wrong}"))
+}
+
+/// Whether damage is reported, or the damaged file goes: a compaction that did not need what is
+/// damaged may have replaced it, and its file is deleted a moment later.
+fn is_seen_or_goes(seen: impl Fn() -> bool, victim: &Path) -> bool {
+    let started = Instant::now();
+    while !seen() && victim.exists() {
+        if started.elapsed() > REPLACED_FILE_WAIT_MAX {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+    true
 }
 
 /// Reads everything, and scrubs. Answers whether a read was refused as corrupt.
@@ -360,12 +377,14 @@ fn read_replica(driven: &Driven, model: &Model, wrong: &mut String) -> bool {
     if driven.log.vote().as_ref() != Some(vote) {
         write!(wrong, "; replica {id} has forgotten its vote").unwrap();
     }
-    let ends = (driven.log.last().map(|last| last.index), driven.log.purged().map(|id| id.index));
-    if ends != (Some(*last), Some(*purged)) {
-        write!(wrong, "; the log of replica {id} is {ends:?}").unwrap();
+    let end = driven.log.last().map(|last| last.index);
+    // A start purges a log of what it can't read and does not need.
+    let begin = driven.log.purged().map_or(0, |purged| purged.index);
+    if end != Some(*last) || begin < *purged || begin > driven.shard.applied().index {
+        write!(wrong, "; the log of replica {id} is {begin} to {end:?}").unwrap();
     }
-    match driven.log.read(*purged + 1..*last + 1, usize::MAX) {
-        Ok(entries) if entries.len() as u64 == last - purged => {}
+    match driven.log.read(begin + 1..*last + 1, usize::MAX) {
+        Ok(entries) if entries.len() as u64 == last - begin => {}
         Ok(entries) => write!(wrong, "; {} entries of replica {id}", entries.len()).unwrap(),
         Err(Error::Corrupt { .. }) => reported = true,
         Err(error) => write!(wrong, "; the log of replica {id}: {error}").unwrap(),
@@ -403,16 +422,9 @@ fn live_flip_is_seen(store: &Store, database: &Path, kind: &str, random: &mut St
     file.write_all_at(&[byte[0] ^ 4], at).unwrap();
     file.sync_all().unwrap();
     let scrubbed = store.scrub(&mut |_| std::ops::ControlFlow::Continue(())).unwrap();
-    let seen = |damage: &statehouse_store::Damage| damage.file.as_ref() == Some(victim);
-    if store.damages().iter().any(seen) {
-        return true;
-    }
-    let started = std::time::Instant::now();
-    while victim.exists() {
-        let damages = store.damages();
-        let waited = started.elapsed() > std::time::Duration::from_secs(20);
-        assert!(!waited, "{victim:?} at {at} is not seen: {scrubbed:?}, {damages:?}");
-        std::thread::yield_now();
-    }
-    false
+    let seen = || store.damages().iter().any(|damage| damage.file.as_ref() == Some(victim));
+    let explained = is_seen_or_goes(seen, victim);
+    let damages = store.damages();
+    assert!(explained, "{victim:?} at {at} is not seen: {scrubbed:?}, {damages:?}");
+    seen()
 }

@@ -3,12 +3,16 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
-use statehouse_store::{Body, CommandBatch, Config, Entry, Error, Log, ReplicaId, Store};
+use statehouse_store::{
+    Body, CommandBatch, Config, Entry, Error, Log, Lost, LostRows, ReplicaId, Store, salvage_tables,
+};
 use tempfile::TempDir;
 
-use crate::flips::copy;
-use crate::support::{Node, REPLICA, find, flip, noise, put, until, wait};
+use crate::flips::{copy, files};
+use crate::support::{Node, REPLICA, USERS, find, flip, noise, put, until, wait};
 
 const ONE: ReplicaId = ReplicaId(1);
 const OTHER: ReplicaId = ReplicaId(2);
@@ -101,6 +105,47 @@ fn a_table_of_the_log_that_no_compaction_can_read_is_told_as_the_nodes_and_costs
     store.close().unwrap();
 }
 
+/// Tables from which on RocksDB lets nobody write until some are compacted, and some more.
+const TABLES: usize = 36 + 12;
+
+/// How long a write may wait for flushes.
+const WRITE_WAIT_MAX: Duration = Duration::from_secs(60);
+
+fn tables(dir: &Path) -> usize {
+    let mut found = Vec::new();
+    files(dir, &mut found);
+    found.iter().filter(|path| path.extension().is_some_and(|it| it == "sst")).count()
+}
+
+#[test]
+fn a_log_that_no_compaction_can_read_takes_every_write() {
+    let (dir, table) = closed();
+    let config = Config { log_tail_bytes_max: 0, memtable_bytes_max: 1 << 20, ..Config::default() };
+    let store = Store::open(dir.path(), config).unwrap();
+    let (_, at) = found(dir.path(), ONE, MIDDLE);
+    flip(&table, at);
+    store.drop_replica(ONE).unwrap();
+    let log = store.log(OTHER).unwrap();
+    let append_some = || {
+        let first = log.last().unwrap().index + 1;
+        let entries = (first..first + 1_000).map(|index| entry(OTHER, index)).collect();
+        let (sender, receiver) = mpsc::channel();
+        log.append(entries, Box::new(move |result| drop(sender.send(result)))).unwrap();
+        let written = receiver.recv_timeout(WRITE_WAIT_MAX);
+        written.expect("writes are not stopped").unwrap();
+    };
+    until("a compaction meets it", || {
+        append_some();
+        store.damages().iter().any(|damage| damage.file.as_ref() == Some(&table))
+    });
+    let before = tables(dir.path());
+    while tables(dir.path()) < before + TABLES {
+        append_some();
+    }
+    assert_eq!(store.failure().map(|error| error.to_string()), None);
+    store.close().unwrap();
+}
+
 /// A store as a kill leaves it: a table has all entries but one, and the write-ahead log that one.
 fn killed(fill: impl Fn(&mut Node)) -> TempDir {
     let (dir, to) = (TempDir::new().unwrap(), TempDir::new().unwrap());
@@ -155,6 +200,83 @@ fn a_log_that_is_damaged_where_its_changes_are_nowhere_else_is_missed_by_a_start
     let store = Store::open(dir.path(), Config::default()).unwrap();
     assert_eq!(store.quarantined(), [REPLICA]);
     store.close().unwrap();
+}
+
+/// A payload of many rows, in a blob file.
+const LARGE: usize = 300 << 10;
+
+fn large_entry(node: &Node) -> Entry {
+    let index = node.next_index();
+    let commands = vec![put("large", noise(seed_of(REPLICA, index), LARGE))];
+    Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1_000, commands }))
+}
+
+/// Damages the payload of a large entry.
+fn flip_payload(dir: &Path, index: u64) {
+    let bytes = noise(seed_of(REPLICA, index), LARGE);
+    let (file, at) = find(dir, "blob", &bytes[LARGE / 2..][..NEEDLE]).expect("it was flushed");
+    flip(&file, at);
+}
+
+#[test]
+fn a_payload_that_is_damaged_after_its_change_is_in_files_keeps_no_start_from_reading_the_log() {
+    const FIRST: u64 = 1;
+    let dir = killed(|node| {
+        let next = if node.next_index() == FIRST { large_entry(node) } else { next_entry(node) };
+        node.append(vec![next]);
+        node.catch_up();
+    });
+    flip_payload(dir.path(), FIRST);
+    for start in 0..3 {
+        let node = Node::open(dir.path());
+        assert_eq!(node.store.damages(), [], "start {start}");
+        let purged = node.log.purged().map_or(0, |purged| purged.index);
+        assert!(purged >= FIRST, "start {start}");
+        let last = node.log.last().unwrap().index;
+        assert_eq!(last, ENTRIES + 1, "start {start}");
+        node.log.read(purged + 1..last + 1, usize::MAX).unwrap();
+        assert_eq!(node.field("k", "f"), noise(seed_of(REPLICA, last), 1_000), "start {start}");
+        node.store.close().unwrap();
+    }
+}
+
+#[test]
+fn a_payload_that_is_damaged_before_it_is_applied_is_missed_by_a_start_and_cut_off_by_a_salvage() {
+    let dir = killed(|node| {
+        let next = if node.next_index() == MIDDLE { large_entry(node) } else { next_entry(node) };
+        node.append(vec![next]);
+    });
+    flip_payload(dir.path(), MIDDLE);
+    let refused = Store::open(dir.path(), Config::default()).err().unwrap();
+    let Error::Damaged { damages } = &refused else { panic!("{refused}") };
+    assert!(damages.iter().all(|damage| damage.replica == Some(REPLICA)), "{refused}");
+
+    let lost = salvage_tables(dir.path()).unwrap();
+    let expected = Lost { replica: REPLICA, rows: LostRows::EntriesFrom(MIDDLE) };
+    assert_eq!(lost, [expected]);
+    let node = Node::open(dir.path());
+    assert_eq!(node.log.last().unwrap().index, MIDDLE - 1);
+    assert_eq!(node.field("k", "f"), noise(seed_of(REPLICA, MIDDLE - 1), 1_000));
+    node.store.close().unwrap();
+}
+
+#[test]
+fn a_state_that_a_salvage_leaves_out_keeps_no_log_from_being_read() {
+    const FIRST: u64 = 1;
+    let dir = killed(|node| {
+        let next = if node.next_index() == FIRST { large_entry(node) } else { next_entry(node) };
+        node.append(vec![next]);
+        node.catch_up();
+    });
+    flip_payload(dir.path(), FIRST);
+    let lost = salvage_tables(dir.path()).unwrap();
+    let state = LostRows::State(USERS, "large".into());
+    assert_eq!(lost, [Lost { replica: REPLICA, rows: state }]);
+    let node = Node::open(dir.path());
+    let (purged, last) = (node.log.purged().unwrap().index, node.log.last().unwrap().index);
+    node.log.read(purged + 1..last + 1, usize::MAX).unwrap();
+    assert_eq!(node.field("k", "f"), noise(seed_of(REPLICA, last), 1_000));
+    node.store.close().unwrap();
 }
 
 #[test]
