@@ -254,3 +254,23 @@ pub fn failure_of(error: &inference::Error) -> Failure {
         Error::Internal { .. } => Failure::new(Reason::Internal, message),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use statehouse_inference::onnx::fault::Fault;
+    use statehouse_inference::{Error, InputError};
+
+    #[test]
+    fn a_row_that_does_not_fit_is_the_callers_fault_and_a_failed_device_is_not() {
+        let (name, shape) = ("x".to_owned(), vec![3]);
+        let unfit = InputError::Unfit { name, shape, reason: "too long".to_owned() };
+        let told = failure_of(&Error::Input(unfit));
+        assert_eq!((told.reason, told.value("input")), (Reason::InvalidInput, Some("x")));
+        let fault = Fault::Shape("too long".to_owned());
+        let run = Error::Run { step: "node 'n'".to_owned(), fault, inputs: Vec::new() };
+        assert_eq!(failure_of(&run).reason, Reason::InvalidInput);
+        let lost = Error::Internal { reason: "the device is lost".to_owned() };
+        assert_eq!(failure_of(&lost).reason, Reason::Internal);
+    }
+}

@@ -5,48 +5,24 @@
 
 mod harness;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use bytes::Bytes;
+use harness::small_disk::SmallDisk;
 use harness::{House, bytes_field, create, field_bytes, get, put, reason};
 use statehouse_client::{Source, WriteError, v1};
-
-/// A small file system of memory; needs root.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, mib: u32) -> Option<Self> {
-        std::fs::create_dir_all(at).unwrap();
-        let size = format!("size={mib}m");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at);
-        let mounted = mount.output().is_ok_and(|out| out.status.success());
-        mounted.then(|| SmallDisk(at.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily, as the node may be on its way out.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
 
 #[tokio::test]
 async fn a_disk_that_fills_up() {
     let mut house = House::new();
     let Some(disk) = SmallDisk::mount(&house.path("disk"), 256) else {
-        println!("skipped: mounting a small file system needs root");
         return;
     };
     house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (64u64 << 20).to_string()));
-    let data = disk.0.join("data");
+    let data = disk.path().join("data");
     let node = house.try_start_at("127.0.0.1:0", &data).unwrap();
     let client = node.client().await;
     create(&client, "c").await;
     // Something else fills the disk meanwhile, as it does.
-    let ballast = disk.0.join("ballast");
+    let ballast = disk.path().join("ballast");
     std::fs::write(&ballast, vec![0u8; 80 << 20]).unwrap();
     let mut written = 0;
     let refused = loop {
@@ -85,21 +61,16 @@ async fn a_disk_that_fills_up() {
 async fn an_upload_that_finds_the_disk_full_is_given_up_and_its_space_comes_back() {
     let mut house = House::new();
     let Some(disk) = SmallDisk::mount(&house.path("disk"), 512) else {
-        println!("skipped: mounting a small file system needs root");
         return;
     };
     house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (128u64 << 20).to_string()));
     // The write-ahead log holds up to twice as much.
     house.env.push(("STATEHOUSE_MEMTABLE_BYTES_MAX".into(), (16u64 << 20).to_string()));
-    let node = house.try_start_at("127.0.0.1:0", &disk.0.join("data")).unwrap();
+    let node = house.try_start_at("127.0.0.1:0", &disk.path().join("data")).unwrap();
     let client = node.client().await;
     create(&client, "c").await;
     client.put(put("c", "kept", vec![bytes_field("v", vec![1; 1 << 20])])).await.unwrap();
-    let free = || {
-        let disk = rustix::fs::statvfs(&disk.0).unwrap();
-        disk.f_bavail * disk.f_frsize
-    };
-    let before = free();
+    let before = disk.free();
     let bytes = 600u64 << 20;
     let header = v1::WriteHeader {
         collection: "c".into(),
@@ -117,13 +88,13 @@ async fn an_upload_that_finds_the_disk_full_is_given_up_and_its_space_comes_back
     assert_eq!(client.error(&gone).reason(), Some("UPLOAD_NOT_FOUND"), "{gone}");
     assert_eq!(field_bytes(&client.get(get("c", "kept")).await.unwrap(), "v").len(), 1 << 20);
     let back = async {
-        while free() + (64 << 20) < before {
+        while disk.free() + (64 << 20) < before {
             tokio::task::yield_now().await;
         }
     };
     // At once while the disk is short; once it is not, what was applied is flushed within a minute.
     let came_back = tokio::time::timeout(3 * harness::PATIENCE, back).await;
-    let missing = before.saturating_sub(free()) >> 20;
+    let missing = before.saturating_sub(disk.free()) >> 20;
     assert!(came_back.is_ok(), "{missing} MiB of the upload are still taken");
     client.put(put("c", "next", vec![bytes_field("v", "taken again")])).await.unwrap();
 }
@@ -140,11 +111,10 @@ enum Freeing {
 async fn frees(how: Freeing) {
     let mut house = House::new();
     let Some(disk) = SmallDisk::mount(&house.path("disk"), 512) else {
-        println!("skipped: mounting a small file system needs root");
         return;
     };
     house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), (160u64 << 20).to_string()));
-    let node = house.try_start_at("127.0.0.1:0", &disk.0.join("data")).unwrap();
+    let node = house.try_start_at("127.0.0.1:0", &disk.path().join("data")).unwrap();
     let client = node.client().await;
     create(&client, "c").await;
     create(&client, "other").await;

@@ -142,6 +142,17 @@ fn loaded(node: &Node) -> usize {
     metrics.lines().filter(|line| line.starts_with("statehouse_model_rows_total{")).count()
 }
 
+#[tokio::test]
+async fn a_model_for_which_the_disk_has_no_room_is_not_left_on_the_device() {
+    let mut house = House::new();
+    assert_eq!(house.start().stop().0, Some(0));
+    house.env.push(("STATEHOUSE_DISK_RESERVE_BYTES".into(), i64::MAX.to_string()));
+    let node = house.start();
+    let client = node.client().await;
+    assert_eq!(reason(push(&client, &bank_model()).await), "DISK_FULL");
+    assert_eq!(loaded(&node), 0);
+}
+
 /// Waits until exactly the versions that are listed are loaded.
 async fn all_are_known(node: &Node, client: &Client) {
     await_some("what is loaded is what is listed", async || {

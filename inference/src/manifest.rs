@@ -360,4 +360,17 @@ mod tests {
         let text = format!("name = \"a\"\nformat = \"onnx\"\n{}{}", state("o"), state("p"));
         assert!(refusal(&text).contains("input 'i' is bound to two states"));
     }
+
+    #[test]
+    fn no_two_states_have_a_field_or_an_output_in_common() {
+        let state = |[field, input, output]: [&str; 3]| {
+            format!("[[state]]\nfield = \"{field}\"\ninput = \"{input}\"\noutput = \"{output}\"\n")
+        };
+        let both = |second: [&str; 3]| {
+            let states = state(["f", "i", "o"]) + &state(second);
+            refusal(&format!("name = \"a\"\nformat = \"onnx\"\n{states}"))
+        };
+        assert!(both(["f", "j", "p"]).contains("field 'f' is bound to two states"));
+        assert!(both(["g", "j", "o"]).contains("output 'o' is bound to two states"));
+    }
 }

@@ -1,11 +1,16 @@
-//! A state that grows by a row per step, in a graph written here: rows of equal lengths share
-//! batches, others run apart.
+//! Axes of any length, in graphs written here. A state that grows by a row per step: rows of equal
+//! lengths share batches, others run apart. Lengths that don't fit are told by the caller's input.
 
 #![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
 
+mod rows;
+
 use bytes::Bytes;
 use prost::Message;
-use statehouse_inference::{Answer, Config, Model, Request, Tensor, Worker, flex};
+use rows::{Answers, submit};
+use statehouse_inference::{
+    Answer, Config, Error, Handle, InputError, LoadedModel, Model, Request, Tensor, Worker, flex,
+};
 use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 
@@ -112,8 +117,21 @@ fn int(name: &str, int: i64) -> Attribute {
     Attribute { name: name.into(), int, ints: Vec::new(), kind: 2 }
 }
 
+const SEEN: &str = "[[state]]\nfield = \"seen\"\ninput = \"seen\"\noutput = \"seen_out\"\n";
+
+/// A model of a graph, whose manifest says this besides.
+fn model(graph: Graph, manifest: &str) -> Model {
+    let file = File { graph: Some(graph), opsets: vec![Opset { version: 11 }] };
+    let manifest = format!("name = \"m\"\nformat = \"onnx\"\n{manifest}");
+    Model::from_files(&BTreeMap::from([
+        ("model.toml".to_string(), Bytes::from(manifest)),
+        ("model.onnx".to_string(), Bytes::from(file.encode_to_vec())),
+    ]))
+    .unwrap()
+}
+
 /// `seen_out = concat(seen, x)`, `sum = sum(seen_out)`.
-fn model() -> Model {
+fn growing() -> Model {
     let axes = Attribute { name: "axes".into(), int: 0, ints: vec![1], kind: 7 };
     let graph = Graph {
         nodes: vec![
@@ -123,20 +141,86 @@ fn model() -> Model {
         inputs: vec![port("x", &["batch", "1"]), port("seen", &["batch", "length"])],
         outputs: vec![port("sum", &["batch"]), port("seen_out", &["batch", "longer"])],
     };
-    let file = File { graph: Some(graph), opsets: vec![Opset { version: 11 }] };
-    let manifest = "name = \"sum\"\nformat = \"onnx\"\n[[state]]\nfield = \"seen\"\n\
-                    input = \"seen\"\noutput = \"seen_out\"\nshape = [0]\n";
-    Model::from_files(&BTreeMap::from([
-        ("model.toml".to_string(), Bytes::from(manifest)),
-        ("model.onnx".to_string(), Bytes::from(file.encode_to_vec())),
-    ]))
-    .unwrap()
+    model(graph, &format!("{SEEN}shape = [0]\n"))
+}
+
+fn floats(values: &[f32]) -> Tensor {
+    Tensor::from_f32(vec![values.len()], values).unwrap()
+}
+
+/// What one row comes to.
+fn score(
+    handle: &Handle,
+    model: &LoadedModel,
+    x: Tensor,
+    states: Vec<Tensor>,
+) -> Result<Answer, Error> {
+    let (sender, answers): (_, Answers) = channel();
+    submit(handle, model, (vec![x], states), None, (0, &sender)).unwrap();
+    answers.recv().unwrap().1
+}
+
+/// The name and the shape of the input that a row was refused for.
+fn blamed(refused: Result<Answer, Error>) -> (String, Vec<usize>) {
+    match refused.unwrap_err() {
+        Error::Input(InputError::Unfit { name, shape, .. }) => (name, shape),
+        other => panic!("expected an input's fault, got {other}"),
+    }
+}
+
+#[test]
+fn an_axis_that_may_have_any_length_is_tried_with_several() {
+    // Two numbers have a result, and no others do.
+    let parts = Attribute { name: "split".into(), int: 0, ints: vec![1, 1], kind: 7 };
+    let mut split = node("Split", &["x"], "left", vec![int("axis", 1), parts]);
+    split.outputs.push("right".into());
+    let graph = Graph {
+        nodes: vec![split, node("Add", &["left", "right"], "sum", vec![])],
+        inputs: vec![port("x", &["batch", "time"])],
+        outputs: vec![port("sum", &["batch", "1"])],
+    };
+    let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
+    let model = handle.load(model(graph, "")).unwrap();
+    let answer = score(&handle, &model, floats(&[1.0, 2.0]), vec![]).unwrap();
+    assert_eq!(answer.outputs[0].to_f32().unwrap(), [3.0]);
+    handle.shutdown();
+}
+
+#[test]
+fn of_an_input_and_a_state_that_do_not_fit_the_caller_is_told_the_input() {
+    let graph = Graph {
+        nodes: vec![node("Add", &["x", "seen"], "seen_out", vec![])],
+        inputs: vec![port("x", &["batch", "time"]), port("seen", &["batch", "length"])],
+        outputs: vec![port("seen_out", &["batch", "longer"])],
+    };
+    let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
+    let model = handle.load(model(graph, &format!("{SEEN}shape = [1]\n"))).unwrap();
+    let refused = score(&handle, &model, floats(&[1.0; 3]), vec![floats(&[1.0; 2])]);
+    assert_eq!(blamed(refused), ("x".to_string(), vec![3]));
+    handle.shutdown();
+}
+
+#[test]
+fn an_input_that_makes_a_state_of_another_shape_is_the_callers_fault() {
+    let graph = Graph {
+        nodes: vec![node("Identity", &["x"], "seen_out", vec![])],
+        inputs: vec![port("x", &["batch", "time"]), port("seen", &["batch", "2"])],
+        outputs: vec![port("seen_out", &["batch", "time"])],
+    };
+    let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
+    let model = handle.load(model(graph, SEEN)).unwrap();
+    let seen = || vec![model.states()[0].initial.clone()];
+    let answer = score(&handle, &model, floats(&[1.0, 2.0]), seen()).unwrap();
+    assert_eq!(answer.states[0].to_f32().unwrap(), [1.0, 2.0]);
+    let refused = score(&handle, &model, floats(&[1.0; 3]), seen());
+    assert_eq!(blamed(refused), ("x".to_string(), vec![3]));
+    handle.shutdown();
 }
 
 #[test]
 fn a_state_may_grow_from_nothing() {
     let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
-    let model = handle.load(model()).unwrap();
+    let model = handle.load(growing()).unwrap();
     assert_eq!(model.states()[0].row_shape, [None]);
     assert_eq!(model.states()[0].initial.shape, [0]);
     let (sender, answers) = channel();

@@ -166,6 +166,21 @@ fn a_manifest_must_agree_with_its_graph() {
     assert_eq!(missing.to_string(), "model.toml: expected a file model.toml");
 }
 
+#[test]
+fn a_state_is_an_input_and_an_output_of_one_type() {
+    let refusal = |state: &str, file: &str| model(state, read(file)).unwrap_err().to_string();
+    let wrong_output = STATE.replace("h_out", "h_outt");
+    assert_eq!(
+        refusal(&wrong_output, "models/torch_gru_cell_step_script.onnx"),
+        "model.toml: the graph has no output 'h_outt', nearest is 'h_out'"
+    );
+    let two_types = STATE.replace("h_in", "last").replace("h_out", "score");
+    assert_eq!(
+        refusal(&two_types, "rows/since_last_i64.onnx"),
+        "model.toml: state 0 'h': input 'last' and output 'score' have different types"
+    );
+}
+
 /// The two layers of a GRU step have the batch on axis 1: on axis 0 rows would be mixed up.
 #[test]
 fn a_wrong_batch_axis_is_found_at_load() {

@@ -222,6 +222,25 @@ fn wrong_inputs_say_what_was_expected() {
 }
 
 #[test]
+fn a_row_that_is_not_as_declared_is_refused_before_it_is_queued() {
+    let handle = Worker::start(flex().unwrap(), Config::default()).unwrap();
+    let model = handle.load(model(CELL_STATE, CELL)).unwrap();
+    let floats = |width| Tensor::zeros(DType::F32, vec![width]).unwrap();
+    let doubles = |width| Tensor::zeros(DType::F64, vec![width]).unwrap();
+    let (sender, _answers): (_, Answers) = channel();
+    let refusal = |x: Tensor, h: Tensor| {
+        let refused = submit(&handle, &model, (vec![x], vec![h]), None, (0, &sender));
+        refused.unwrap_err().to_string()
+    };
+    assert_eq!(refusal(floats(7), floats(16)), "input 'x': expected shape [6], got [7]");
+    assert_eq!(refusal(doubles(6), floats(16)), "input 'x': expected f32, got f64");
+    // A state goes by the name of its input.
+    assert_eq!(refusal(floats(6), floats(17)), "input 'h_in': expected shape [16], got [17]");
+    assert_eq!(refusal(floats(6), doubles(16)), "input 'h_in': expected f32, got f64");
+    handle.shutdown();
+}
+
+#[test]
 fn an_index_outside_its_table_is_refused_before_it_is_queued() {
     let model = model("", "models/torch_attention_script.onnx");
     let spec = model.inputs().iter().find(|spec| spec.index_limit.is_some()).unwrap();

@@ -159,6 +159,36 @@ fn batches_have_the_rows_whose_needs_fit() {
 }
 
 #[test]
+fn rows_of_different_lengths_share_no_batch() {
+    let gate = Arc::new(Gate::default());
+    let handle = Worker::start(Box::new(Gated { gate: gate.clone() }), Config::default()).unwrap();
+    let onnx = std::fs::read("testdata/rows/four_places.onnx").unwrap();
+    let files = BTreeMap::from([
+        ("model.toml".to_string(), Bytes::from("name = \"m\"\nformat = \"onnx\"\n")),
+        ("model.onnx".to_string(), Bytes::from(onnx)),
+    ]);
+    let model = handle.load(Model::from_files(&files).unwrap()).unwrap();
+    let (sender, answers): (_, Answers) = channel();
+    gate.set(true);
+    submit(&handle, &model, number(0.0), None, (0, &sender)).unwrap();
+    gate.wait_for_arrivals(1);
+    let rows = [(1, 1), (2, 2), (3, 1), (4, 2)];
+    for (at, length) in rows {
+        let row = Tensor::from_f32(vec![length], &vec![at as f32; length]).unwrap();
+        submit(&handle, &model, (vec![row], vec![]), None, (at, &sender)).unwrap();
+    }
+    gate.set(false);
+    let mut found: BTreeMap<usize, Result<Answer, Error>> =
+        (0..=4).map(|_| answers.recv().unwrap()).collect();
+    for (at, length) in rows {
+        let answer = found.remove(&at).unwrap().unwrap();
+        assert_eq!(answer.batch_rows, 2, "those of its length and no others");
+        assert_eq!(answer.outputs[0].to_f32().unwrap(), vec![at as f32 + 1.0; length]);
+    }
+    handle.shutdown();
+}
+
+#[test]
 fn the_earliest_deadline_runs_first() {
     let (gate, handle, model) = gated(Config::default(), "[batch]\nrows_max = 1\n");
     let (sender, answers): (_, Answers) = channel();

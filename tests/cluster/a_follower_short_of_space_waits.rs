@@ -1,56 +1,9 @@
 //! A follower whose disk is nearly full takes no large entries, though its leader has them: it
 //! stays up, says so, and has everything once there is space.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use crate::harness::cluster::{Cluster, await_some};
+use crate::harness::small_disk::SmallDisk;
 use crate::harness::{bytes_field, create_with, field_bytes, get, http_get, put};
-
-/// A small file system of memory; needs root.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// Puts what a directory has on a file system of its own.
-    fn under(dir: &Path, mib: u32) -> Option<Self> {
-        let aside = dir.with_extension("aside");
-        std::fs::rename(dir, &aside).unwrap();
-        std::fs::create_dir(dir).unwrap();
-        let size = format!("size={mib}m");
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(dir);
-        let mounted = mount.output().is_ok_and(|out| out.status.success());
-        if !mounted {
-            std::fs::remove_dir(dir).unwrap();
-            std::fs::rename(&aside, dir).unwrap();
-            return None;
-        }
-        let copied = Command::new("cp").arg("-a").arg(aside.join(".")).arg(dir).status().unwrap();
-        assert!(copied.success());
-        std::fs::remove_dir_all(aside).unwrap();
-        Some(SmallDisk(dir.to_owned()))
-    }
-
-    fn free(&self) -> u64 {
-        let disk = rustix::fs::statvfs(&self.0).unwrap();
-        disk.f_bavail * disk.f_frsize
-    }
-
-    /// Fills the disk with something else until so many bytes are free.
-    fn fill(&self, free: u64) -> PathBuf {
-        let ballast = self.0.join("ballast");
-        let bytes = self.free().saturating_sub(free);
-        std::fs::write(&ballast, vec![1; bytes as usize]).unwrap();
-        ballast
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily, as the node may be on its way out.
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
-    }
-}
 
 const RESERVE: u64 = 64 << 20;
 const STATE_BYTES: usize = 8 << 20;
@@ -71,7 +24,6 @@ async fn a_follower_below_its_reserve_takes_no_large_entries_and_catches_up() {
     let full = 3;
     cluster.stop(full).await;
     let Some(disk) = SmallDisk::under(&cluster.data(full), 320) else {
-        println!("skipped: mounting a small file system needs root");
         return;
     };
     let setting = |name: &str, value: u64| (name.to_owned(), value.to_string());

@@ -34,6 +34,15 @@ async fn a_node_short_of_disk_space_gives_its_leads_away() {
     let after = load.errors().get("DISK_FULL").copied().unwrap_or(0);
     assert_eq!(before, after, "others lead, and have space");
     cluster.stop(full).await;
+    let last_heard = format!("node {full} is silent, and was short of disk space");
+    await_some("the others say how they heard it last", async || {
+        let status = cluster.admin_json(&["status"]);
+        match status["disk_ills"].to_string().contains(&last_heard) {
+            true => Ok(()),
+            false => Err(status.to_string()),
+        }
+    })
+    .await;
     cluster.set_env(full, Vec::new());
     cluster.start_node(full).await;
     until_it(&cluster, full, |node| node["leaders"].as_u64() > Some(0)).await;

@@ -1,7 +1,8 @@
 //! Where most disks of a shard are nearly full, what adds to it is refused and what frees space
 //! goes through: nothing that waits for space keeps a delete from making some.
 
-use statehouse_client::{Client, v1};
+use bytes::Bytes;
+use statehouse_client::{Client, WriteError, v1};
 
 use crate::harness::cluster::{Cluster, await_some};
 use crate::harness::{bytes_field, create, get, put, reason};
@@ -37,6 +38,34 @@ async fn until_refused(client: &Client, key: &str) {
     .await;
 }
 
+/// An upload is refused as well, though the node that leads has room itself.
+async fn upload_is_refused(cluster: &Cluster, client: &Client) {
+    await_some("node 1 leads all", async || {
+        let nodes = cluster.admin_json(&["nodes"]);
+        let lead = |node: &serde_json::Value| node["id"] != 1 && node["leaders"] != 0;
+        match nodes.as_array().unwrap().iter().any(lead) {
+            false => Ok(()),
+            true => Err(nodes.to_string()),
+        }
+    })
+    .await;
+    const BYTES: usize = 4 << 20;
+    let header = v1::WriteHeader {
+        collection: "c".into(),
+        key: "large".into(),
+        fields: vec![v1::FieldHeader {
+            name: "f".into(),
+            bytes: BYTES as u64,
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let mut source = Bytes::from(vec![1; BYTES]);
+    let refused = client.write(header, &mut source, |_| {}).await.unwrap_err();
+    let WriteError::Refused(refused) = &refused else { panic!("{refused}") };
+    assert_eq!(refused.reason(), Some("DISK_FULL"), "{refused}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn with_most_disks_full_deletes_go_through_and_nothing_is_added() {
     let mut cluster = Cluster::start(3).await;
@@ -53,6 +82,7 @@ async fn with_most_disks_full_deletes_go_through_and_nothing_is_added() {
         cluster.whole().await;
     }
     until_refused(&client, "more").await;
+    upload_is_refused(&cluster, &client).await;
     for n in 0..4 {
         delete(&client, &format!("{n}")).await;
         assert_eq!(reason(client.get(get("c", &format!("{n}"))).await), "STATE_NOT_FOUND");

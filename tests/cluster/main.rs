@@ -13,6 +13,7 @@ mod a_cluster_is_looked_after;
 mod a_damaged_state_is_answered_elsewhere;
 mod a_dead_node_costs_the_others_little;
 mod a_dropped_collection_stays_gone;
+mod a_failed_disk_is_told;
 mod a_failed_replica_is_replaced;
 mod a_follower_short_of_space_waits;
 mod a_full_disk_leads_nothing;

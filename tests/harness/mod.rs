@@ -13,6 +13,7 @@ pub mod orders;
 pub mod power;
 pub mod process;
 pub mod proxy;
+pub mod small_disk;
 pub mod steps;
 pub mod untaken;
 pub mod wall_clock;

@@ -28,6 +28,9 @@ const ASKS_IN_FLIGHT_MAX: usize = 4_096;
 /// quicker.
 const PART_WAIT_MAX: Duration = Duration::from_secs(30);
 
+/// How long a node that stops because its disk has failed tries to tell a peer so.
+const LAST_WORD_WAIT_MAX: Duration = Duration::from_millis(200);
+
 /// Answers to appends that wait to be written to a connection.
 const ANSWERS_WAITING_MAX: usize = 1_024;
 
@@ -144,7 +147,15 @@ async fn talk(
     let mut working: FuturesUnordered<BoxFuture<'static, v1::PeerAnswer>> = FuturesUnordered::new();
     loop {
         tokio::select! {
-            () = told(&mut stopping) => return,
+            () = told(&mut stopping) => {
+                let last = answered(&groups, Vec::new());
+                if !last.disk_failed.is_empty() && !groups.peers().is_cut(from) {
+                    // Nobody could tell the others later why this node is silent. Who reads nothing
+                    // is not waited for.
+                    let _ = answers.send_timeout(Ok(last), LAST_WORD_WAIT_MAX).await;
+                }
+                return;
+            }
             received = asks.message(), if working.len() < ASKS_IN_FLIGHT_MAX => {
                 let Ok(Some(message)) = received else { return };
                 if groups.peers().is_cut(from) {
@@ -162,15 +173,21 @@ async fn talk(
                 if groups.peers().is_cut(from) {
                     continue;
                 }
-                let disk_short = groups.store().check_space().is_err();
-                let failed = groups.store().failure();
-                let disk_failed = failed.map_or(String::new(), |failed| failed.to_string());
-                let done = v1::PeerAnswers { answers: done, disk_short, disk_failed };
-                if answers.send(Ok(done)).await.is_err() {
+                if answers.send(Ok(answered(&groups, done))).await.is_err() {
                     return;
                 }
             }
         }
+    }
+}
+
+/// A message of answers, with what there is to say of this node's disk.
+fn answered(groups: &Groups, answers: Vec<v1::PeerAnswer>) -> v1::PeerAnswers {
+    let failed = groups.store().failure();
+    v1::PeerAnswers {
+        answers,
+        disk_short: groups.store().check_space().is_err(),
+        disk_failed: failed.map_or(String::new(), |failed| failed.to_string()),
     }
 }
 

@@ -116,7 +116,7 @@ async fn a_leader_without_a_quorum_refuses_what_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_lost_what_it_acknowledged_is_noticed_and_not_counted() {
-    let mut cluster = Cluster::of_three().await;
+    let mut cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     let others: Vec<NodeId> = node_ids(3).into_iter().filter(|node| *node != leader).collect();
     let (forgets, third) = (others[0], others[1]);

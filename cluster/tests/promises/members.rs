@@ -1,16 +1,15 @@
 //! Learners, changes of voters, hand-over of the lead.
 
-use statehouse_cluster::raft::Config;
 use statehouse_cluster::{Error, MembersProblem, NodeId};
 use statehouse_store::ReplicaId;
 
 use crate::support::{
-    Cluster, SHARD, get, node_ids, put, replica_of, until, until_caught_up, until_leads,
+    Cluster, SHARD, get, node_ids, put, replica_of, steady, until, until_caught_up, until_leads,
 };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lead_is_handed_over_and_writes_go_on() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     for round in 0..6 {
         let from = cluster.leader(SHARD).await;
         let to = NodeId(from.0 % 3 + 1);
@@ -25,7 +24,7 @@ async fn the_lead_is_handed_over_and_writes_go_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_lead_goes_to_voters_of_the_group_alone() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     let stranger = ReplicaId(99);
     let error = cluster.node(leader).group(SHARD).transfer_leader(stranger).await.unwrap_err();
@@ -39,7 +38,7 @@ async fn the_lead_goes_to_voters_of_the_group_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_moves_to_another_node_under_writes() {
-    let mut cluster = Cluster::of(4, Config::default()).await;
+    let mut cluster = Cluster::of(4, steady()).await;
     let leader = cluster.form(SHARD, &node_ids(3)).await;
     for n in 0..50 {
         cluster.put(SHARD, &format!("key-{n}"), "before").await;
@@ -78,7 +77,7 @@ async fn a_replica_moves_to_another_node_under_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_voted_out_steps_down() {
-    let mut cluster = Cluster::of(4, Config::default()).await;
+    let mut cluster = Cluster::of(4, steady()).await;
     let leader = cluster.form(SHARD, &node_ids(3)).await;
     let (new, to) = (replica_of(SHARD, NodeId(4)), NodeId(4));
     let group = cluster.node(leader).group(SHARD);
@@ -97,7 +96,7 @@ async fn a_leader_that_is_voted_out_steps_down() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_is_let_go_and_a_voter_is_not() {
-    let mut cluster = Cluster::of(4, Config::default()).await;
+    let mut cluster = Cluster::of(4, steady()).await;
     let leader = cluster.form(SHARD, &node_ids(3)).await;
     let new = replica_of(SHARD, NodeId(4));
     let group = cluster.node(leader).group(SHARD);

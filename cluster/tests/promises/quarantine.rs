@@ -8,7 +8,7 @@ use statehouse_store::{ReplicaId, Tamper};
 use tokio::time::timeout;
 
 use crate::support::{
-    Cluster, PATIENCE, SHARD, USERS, eventually, get, node_ids, put, replica_of, until,
+    Cluster, PATIENCE, SHARD, USERS, eventually, get, node_ids, put, replica_of, steady, until,
     until_caught_up,
 };
 
@@ -71,7 +71,7 @@ async fn a_replica_whose_database_is_lost_is_never_made_again_under_its_id() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_replica_makes_room_for_a_new_one_on_its_node() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     cluster.put(SHARD, "key", "before").await;
     let leader = cluster.leader(SHARD).await;
     let ill = NodeId(leader.0 % 3 + 1);
@@ -172,7 +172,7 @@ async fn an_entry_that_can_not_be_applied_stops_one_replica_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stale_order_to_destroy_is_refused_by_a_member() {
-    let mut cluster = Cluster::of(4, Config::default()).await;
+    let mut cluster = Cluster::of(4, steady()).await;
     let leader = cluster.form(SHARD, &node_ids(3)).await;
     let group = cluster.node(leader).group(SHARD);
     // What a controller knew that was paused then: the new replica is no member.

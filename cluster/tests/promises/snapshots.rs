@@ -6,7 +6,7 @@ use statehouse_cluster::raft::{Config, Direction};
 use statehouse_cluster::{CheckpointLimits, NodeId};
 
 use crate::support::{
-    Cluster, SHARD, eventually, get, node_ids, put, replica_of, until, until_caught_up,
+    Cluster, SHARD, eventually, get, node_ids, put, replica_of, steady, until, until_caught_up,
 };
 
 /// Purges whatever it may, soon.
@@ -19,7 +19,7 @@ fn forgetful() -> Config {
         purge_interval: Duration::from_millis(50),
         log_entries_kept: 4,
         follower_away_max: Duration::from_millis(300),
-        ..Config::default()
+        ..steady()
     }
 }
 

@@ -94,7 +94,7 @@ fn position(at: EntryId) -> Option<v1::LogPosition> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_make_no_sense_are_refused_and_stop_no_group() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     for n in 0..20 {
         cluster.put(SHARD, &format!("key-{n}"), "value").await;

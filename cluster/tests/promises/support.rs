@@ -15,6 +15,7 @@ use statehouse_store::{
 };
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -83,6 +84,15 @@ pub fn node_ids(count: u64) -> Vec<NodeId> {
     (1..=count).map(NodeId).collect()
 }
 
+/// Timings under which a busy machine unseats no leader: for tests in which none is to go.
+pub fn steady() -> Config {
+    Config {
+        election_timeout_min: Duration::from_millis(2_500),
+        election_timeout_max: Duration::from_millis(3_000),
+        ..Config::default()
+    }
+}
+
 impl Cluster {
     /// Nodes that know each other and hold nothing.
     pub async fn of(count: u64, config: Config) -> Cluster {
@@ -96,7 +106,16 @@ impl Cluster {
 
     /// Three nodes with a replica each of one shard, and a leader.
     pub async fn of_three() -> Cluster {
-        let mut cluster = Cluster::of(3, Config::default()).await;
+        Cluster::formed(Config::default()).await
+    }
+
+    /// The same, with a leader that stays.
+    pub async fn steady_three() -> Cluster {
+        Cluster::formed(steady()).await
+    }
+
+    async fn formed(config: Config) -> Cluster {
+        let mut cluster = Cluster::of(3, config).await;
         cluster.form(SHARD, &node_ids(3)).await;
         cluster
     }
@@ -189,6 +208,16 @@ impl Cluster {
             }
         };
         timeout(PATIENCE, write).await.expect("writes go on")
+    }
+}
+
+impl Drop for Cluster {
+    /// Stops what still runs: a database that is at work while the process exits may abort it.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let stop = || Handle::current().block_on(self.stop_all());
+            tokio::task::block_in_place(stop);
+        }
     }
 }
 

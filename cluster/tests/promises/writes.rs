@@ -14,7 +14,7 @@ use crate::support::{
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_at_the_leader_is_applied_on_every_replica() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     for n in 0..100 {
         let reply = cluster.put(SHARD, &format!("key-{n}"), &format!("value-{n}")).await;
@@ -36,7 +36,7 @@ async fn a_write_at_the_leader_is_applied_on_every_replica() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_refuses_writes_and_reads_and_says_who_leads() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     for node in cluster.nodes().filter(|node| node.id != leader) {
         let group = node.group(SHARD);
@@ -53,7 +53,7 @@ async fn a_follower_refuses_writes_and_reads_and_says_who_leads() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_serves_linearizable_reads_behind_the_leaders_read_index() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     for round in 0..50 {
         let value = format!("value-{round}");
@@ -69,7 +69,7 @@ async fn a_follower_serves_linearizable_reads_behind_the_leaders_read_index() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writes_at_once_ride_in_few_entries_and_keep_their_order() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     let group = cluster.node(leader).group(SHARD);
     let before = group.status().last_index;
@@ -120,7 +120,7 @@ async fn a_cluster_that_stopped_goes_on_where_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_away_catches_up() {
-    let mut cluster = Cluster::of_three().await;
+    let mut cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     let away = *node_ids(3).iter().find(|node| **node != leader).unwrap();
     cluster.stop(away).await;
@@ -137,7 +137,7 @@ async fn a_follower_that_was_away_catches_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_knows_how_old_its_state_is() {
-    let cluster = Cluster::of_three().await;
+    let cluster = Cluster::steady_three().await;
     let leader = cluster.leader(SHARD).await;
     cluster.put(SHARD, "key", "value").await;
     // A leader counts from when its voters last confirmed it, as for this read.

@@ -269,3 +269,65 @@ fn answer(callback: impl FnOnce()) {
         tracing::error!("an answer's callback panicked");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Reason;
+    use crate::cost::Cost;
+    use crate::device::flex;
+    use crate::queue::Row;
+    use crate::tensor::Tensor;
+    use crate::worker::Config;
+    use bytes::Bytes;
+    use parking_lot::{Condvar, Mutex};
+    use std::collections::BTreeMap;
+
+    const MODEL: ModelId = 1;
+
+    /// A thread that isn't started, with a model that divides a hundred by each of two numbers.
+    fn with_a_model() -> Thread {
+        let onnx = std::fs::read("testdata/rows/hundred_by.onnx").unwrap();
+        let files = BTreeMap::from([
+            ("model.toml".to_string(), Bytes::from("name = \"m\"\nformat = \"onnx\"\n")),
+            ("model.onnx".to_string(), Bytes::from(onnx)),
+        ]);
+        let model = Model::from_files(&files).unwrap();
+        let mut device = flex().unwrap();
+        let runner = device.load(model.program().clone()).unwrap();
+        let entry = Entry { model: model.clone(), cost: Cost::default(), stats: Stats::default() };
+        let state = State { models: HashMap::from([(MODEL, entry)]), ..State::default() };
+        let shared = Arc::new(Shared {
+            device_name: device.name(),
+            config: Config::default(),
+            state: Mutex::new(state),
+            wake: Condvar::new(),
+            thread: Mutex::new(None),
+        });
+        let ready = HashMap::from([(MODEL, Ready { model, runner })]);
+        Thread { shared, device, ready, loading: VecDeque::new() }
+    }
+
+    fn row(numbers: [i64; 2]) -> Row {
+        Row {
+            inputs: vec![Tensor::from_i64(vec![2], &numbers).unwrap()],
+            states: vec![],
+            deadline: None,
+            arrived: Instant::now(),
+            done: Box::new(|_| ()),
+        }
+    }
+
+    #[test]
+    fn a_batch_that_was_halved_says_nothing_of_what_its_rows_cost_together() {
+        let mut thread = with_a_model();
+        let mut cost_after = |rows: [[i64; 2]; 2]| {
+            let rows = rows.map(row).into();
+            let key = LaneKey { model: MODEL, free_axes: vec![] };
+            thread.batch(&key, Taken { dropped: vec![], rows, reason: Reason::Free });
+            thread.shared.state.lock().models[&MODEL].cost.estimate(2)
+        };
+        assert_eq!(cost_after([[3, 7], [0, 7]]), Duration::ZERO, "nothing was measured");
+        assert!(cost_after([[3, 7], [1, 7]]) > Duration::ZERO);
+    }
+}
