@@ -47,11 +47,8 @@ impl Watch {
 fn watch(db: &Arc<Db>, failure: &Failure, ended: &Receiver<()>) {
     while let Err(RecvTimeoutError::Timeout) = ended.recv_timeout(LOOK_EVERY) {
         db.report_spoiled();
-        if db.background_failures() > 0 {
-            failure.raise(&Error::io(
-                "flush or compact",
-                "RocksDB failed in the background; the file LOG in its directory says why",
-            ));
+        if let Some(why) = db.background_failure() {
+            failure.raise(&Error::io("flush or compact", why));
             return db.fail_waiting_writes();
         }
     }

@@ -2,6 +2,7 @@
 //! when it is started again and there is space.
 
 use crate::harness::cluster::{Cluster, await_some};
+use crate::harness::orders::Orders;
 use crate::harness::small_disk::SmallDisk;
 use crate::harness::{bytes_field, create_with, field_bytes, get, put};
 
@@ -28,6 +29,7 @@ async fn a_node_whose_disk_is_full_to_the_last_byte_says_so_before_it_stops() {
     let client = cluster.client(1).await;
     create_with(&client, "c", Default::default()).await;
     cluster.level().await;
+    let unasked = Orders::to(&cluster, FULL, 1).await.listen().await;
     let ballast = disk.fill(0);
     let (mut written, mut tried) = (0, 0);
     while !cluster.has_ended(FULL) {
@@ -40,6 +42,8 @@ async fn a_node_whose_disk_is_full_to_the_last_byte_says_so_before_it_stops() {
         assert!(tried < TRIES_MAX, "the node is up, with {} bytes free", disk.free());
     }
     cluster.kill(FULL);
+    let last = unasked.last().await.expect("it says something unasked");
+    assert!(last.disk_failed.contains("No space left"), "{last:?}");
     for node in [1, 2] {
         await_some("the others say why it is silent", async || {
             let status = cluster.admin_of(node, &["status"]);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use statehouse_client::{Client, WriteError, v1};
 
 use crate::harness::cluster::{Cluster, await_some};
-use crate::harness::{bytes_field, create, get, put, reason};
+use crate::harness::{bytes_field, create, get, http_get, put, reason};
 
 /// Every disk is short of that much.
 fn short() -> Vec<(String, String)> {
@@ -38,7 +38,16 @@ async fn until_refused(client: &Client, key: &str) {
     .await;
 }
 
-/// An upload is refused as well, though the node that leads has room itself.
+/// Bytes of fields that a node has applied.
+fn applied(cluster: &Cluster, node: u64) -> usize {
+    let (_, metrics) = http_get(cluster.http(node), "/metrics");
+    let name = "statehouse_payload_applied_bytes_total ";
+    let figure = metrics.lines().find_map(|line| line.strip_prefix(name));
+    figure.expect("it is exported").parse().expect("a number")
+}
+
+/// An upload is refused as well before any of it is taken, though the node that leads has room
+/// itself.
 async fn upload_is_refused(cluster: &Cluster, client: &Client) {
     await_some("node 1 leads all", async || {
         let nodes = cluster.admin_json(&["nodes"]);
@@ -61,9 +70,12 @@ async fn upload_is_refused(cluster: &Cluster, client: &Client) {
         ..Default::default()
     };
     let mut source = Bytes::from(vec![1; BYTES]);
+    let before = applied(cluster, 1);
     let refused = client.write(header, &mut source, |_| {}).await.unwrap_err();
     let WriteError::Refused(refused) = &refused else { panic!("{refused}") };
     assert_eq!(refused.reason(), Some("DISK_FULL"), "{refused}");
+    let taken = applied(cluster, 1) - before;
+    assert!(taken < BYTES / 4, "{taken} bytes of it were taken");
 }
 
 #[tokio::test(flavor = "multi_thread")]

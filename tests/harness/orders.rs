@@ -4,6 +4,10 @@ use bytes::Bytes;
 use statehouse_proto::v1;
 use statehouse_proto::v1::control_client::ControlClient;
 use statehouse_proto::v1::members_ask::Change;
+use statehouse_proto::v1::peer_client::PeerClient;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
 
 use super::cluster::Cluster;
@@ -14,7 +18,26 @@ const FORMAT: u32 = 1;
 /// Orders to one node.
 pub struct Orders {
     control: ControlClient<Channel>,
+    peer: PeerClient<Channel>,
     hello: v1::PeerHello,
+}
+
+/// A stream on which nothing was asked.
+pub struct Unasked {
+    answers: Streaming<v1::PeerAnswers>,
+    /// The stream ends with it.
+    _asks: mpsc::Sender<v1::PeerAsks>,
+}
+
+impl Unasked {
+    /// Waits until the node has gone. Returns what it said last.
+    pub async fn last(mut self) -> Option<v1::PeerAnswers> {
+        let mut last = None;
+        while let Ok(Some(answers)) = self.answers.message().await {
+            last = Some(answers);
+        }
+        last
+    }
 }
 
 type Answer = Result<(), v1::PeerRefusal>;
@@ -29,7 +52,17 @@ impl Orders {
         let hello = v1::PeerHello { format: FORMAT, cluster_id, from_node: from, to_node: node };
         let endpoint = format!("http://{}", cluster.peer(node));
         let channel = Endpoint::from_shared(endpoint).unwrap().connect().await.unwrap();
-        Orders { control: ControlClient::new(channel), hello }
+        let peer = PeerClient::new(channel.clone());
+        Orders { control: ControlClient::new(channel), peer, hello }
+    }
+
+    /// Opens a stream for questions, and asks none.
+    pub async fn listen(&mut self) -> Unasked {
+        let (asks, outgoing) = mpsc::channel(1);
+        let hello = Some(self.hello.clone());
+        asks.send(v1::PeerAsks { hello, asks: Vec::new() }).await.unwrap();
+        let answers = self.peer.talk(ReceiverStream::new(outgoing)).await.unwrap().into_inner();
+        Unasked { answers, _asks: asks }
     }
 
     fn replica(&self, shard: u32, replica: u64) -> v1::ReplicaAsk {

@@ -7,18 +7,22 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::RangeBounds;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
-use futures::Stream;
+use bytes::Bytes;
+use futures::{Stream, TryFutureExt as _};
 use openraft::entry::RaftEntry;
 use openraft::storage::{
-    EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftStateMachine,
+    EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftLogStorageExt,
+    RaftStateMachine,
 };
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, StorageError};
 use statehouse_store::{Config, ReplicaId, Store};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
 
 use super::landed::Landed;
 use super::log_storage::LogStorage;
@@ -30,6 +34,10 @@ use crate::applier::Applier;
 
 const REPLICA: ReplicaId = ReplicaId(1);
 
+/// Long enough for a refusal to come.
+const TRIED: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(20);
+
 type Machine = Arc<Mutex<StateMachine>>;
 
 #[test]
@@ -39,11 +47,50 @@ fn the_log_and_the_state_machine_do_what_openraft_expects() {
 }
 
 #[test]
-fn a_full_commit_queue_is_waited_for_and_changes_nothing() {
+fn what_a_full_commit_queue_does_not_take_waits_until_it_does() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    // With one job in it the queue is full.
-    let config = Config { commit_queue_entries_max: 1, ..Config::default() };
-    runtime.block_on(Suite::test_all(Builder { config })).unwrap();
+    runtime.block_on(async {
+        // With one job in it the queue is full.
+        let config = Config { commit_queue_entries_max: 1, ..Config::default() };
+        let (built, filling, _machine) = Builder { config }.build().await.unwrap();
+        let (store, mut log) = (&built.store, filling.log.clone());
+        let entries: Vec<_> = (0..4).map(|index| blank(1, index)).collect();
+        let appended = log.blocking_append(entries.clone());
+        waits(store, appended.map_err(io::Error::other)).await;
+        waits(store, log.truncate_after(Some(entries[1].log_id()))).await;
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(entries[1].log_id()));
+        apply_all(&filling.machine, entries[..2].to_vec()).await.unwrap();
+        store.flush(&[REPLICA]).unwrap();
+        waits(store, log.purge(entries[1].log_id())).await;
+        let purged = log.get_log_state().await.unwrap().last_purged_log_id;
+        assert_eq!(purged, Some(entries[1].log_id()));
+    });
+}
+
+/// Asserts that something is neither refused nor done while the commit queue is full, and done once
+/// it is not.
+async fn waits(store: &Store, job: impl Future<Output = io::Result<()>>) {
+    let full = fill_queue(store);
+    let mut job = std::pin::pin!(job);
+    let early = timeout(TRIED, &mut job).await;
+    assert!(early.is_err(), "with a full queue: {early:?}");
+    drop(full);
+    timeout(PATIENCE, job).await.expect("it is done in the end").unwrap();
+}
+
+/// Holds up the commit thread and fills its queue until the answer is dropped.
+fn fill_queue(store: &Store) -> mpsc::Sender<()> {
+    let (hold, held) = mpsc::channel();
+    let (begin, begun) = mpsc::channel();
+    let holding = move |_| {
+        begin.send(()).unwrap();
+        // An error means that it was held for long enough.
+        let _ = held.recv();
+    };
+    store.meta_put("held", Bytes::new(), Box::new(holding)).unwrap();
+    begun.recv().unwrap();
+    while store.meta_put("filled", Bytes::new(), Box::new(|_| ())).is_ok() {}
+    hold
 }
 
 struct Builder {

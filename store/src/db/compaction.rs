@@ -21,7 +21,7 @@ pub(crate) struct OnDisk {
 impl Db {
     /// Compacts the rows of a range down to the last level: what is deleted there goes from disk.
     /// Blocks. Ends early when background work is stopped; a failure of the disk is one of those
-    /// that [`Db::background_failures`] counts.
+    /// that [`Db::background_failure`] tells.
     pub fn compact(&self, family: &Family, (start, end): (&[u8], &[u8])) {
         let mut how = CompactOptions::default();
         // Automatic compactions go on beside it.

@@ -7,8 +7,8 @@
 //! Part of the door in `db.rs`.
 
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use librocksdb_sys as sys;
 use parking_lot::Mutex;
@@ -24,6 +24,8 @@ const COMPACTION: u32 = 1;
 pub(crate) struct Heard {
     spoiled: Mutex<Vec<Spoiled>>,
     forgiven: AtomicU64,
+    /// The first failure that was not taken back, as RocksDB says it.
+    failure: OnceLock<String>,
 }
 
 /// A compaction that met lost rows.
@@ -36,6 +38,11 @@ impl Heard {
     /// Takes the compactions that failed since the last call.
     pub fn take_spoiled(&self) -> Vec<Spoiled> {
         std::mem::take(&mut *self.spoiled.lock())
+    }
+
+    /// Returns the first failure that was not taken back, as RocksDB says it.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.get().map(String::as_str)
     }
 
     /// Returns how many failures were taken back.
@@ -112,19 +119,18 @@ unsafe extern "C" fn failed(
     reason: u32,
     status: *mut sys::rocksdb_status_ptr_t,
 ) {
-    if reason != COMPACTION {
-        return;
-    }
     // SAFETY: the state lives as long as the listener, and the status as long as this call.
     let (heard, text) = unsafe {
         let mut text = std::ptr::null_mut();
         sys::rocksdb_status_ptr_get_error(status, &mut text);
         (&*state.cast::<Heard>(), take(text))
     };
-    if text.as_deref().and_then(message::lost).is_some() {
+    if reason == COMPACTION && text.as_deref().and_then(message::lost).is_some() {
         heard.forgiven.fetch_add(1, Ordering::AcqRel);
         // SAFETY: as above.
         unsafe { sys::rocksdb_reset_status(status) };
+    } else if let Some(text) = text {
+        heard.failure.get_or_init(|| text);
     }
 }
 

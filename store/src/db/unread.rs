@@ -16,13 +16,14 @@ use crate::ids::ReplicaId;
 use crate::keys;
 
 impl Db {
-    /// How many flushes and compactions have failed since the database was opened, but for those
-    /// that met lost rows.
-    pub fn background_failures(&self) -> u64 {
+    /// Returns why a flush or a compaction has failed since the database was opened, if one has; one
+    /// that met lost rows has not.
+    pub fn background_failure(&self) -> Option<&str> {
         // In this order: a failure is forgiven before it is counted.
         let count = self.rocks.property_int_value(properties::BACKGROUND_ERRORS);
         let count = count.ok().flatten().unwrap_or_default();
-        count.saturating_sub(self.heard.forgiven())
+        let unsaid = "RocksDB failed in the background; the file LOG in its directory says why";
+        (count > self.heard.forgiven()).then(|| self.heard.failure().unwrap_or(unsaid))
     }
 
     /// Reports what compactions have met since the last call, and has those families compact no
