@@ -16,8 +16,8 @@ use crate::ids::ReplicaId;
 use crate::keys;
 
 impl Db {
-    /// Returns why a flush or a compaction has failed since the database was opened, if one has; one
-    /// that met lost rows has not.
+    /// Returns why a flush or a compaction has failed since the database was opened, if one has;
+    /// one that met lost rows has not.
     pub fn background_failure(&self) -> Option<&str> {
         // In this order: a failure is forgiven before it is counted.
         let count = self.rocks.property_int_value(properties::BACKGROUND_ERRORS);
