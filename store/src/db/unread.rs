@@ -30,14 +30,16 @@ impl Db {
     /// more: they would fail for ever.
     pub fn report_spoiled(self: &Arc<Self>) {
         for spoiled in self.heard.take_spoiled() {
+            // First: until then tables pile up, and from some number on nobody may write.
+            if let Some(family) = self.family(&spoiled.family) {
+                let off = [("disable_auto_compactions", "true")];
+                if let Err(error) = self.rocks.set_options_cf(&family.0.handle, &off) {
+                    tracing::warn!(%error, family = spoiled.family, "compactions go on failing");
+                }
+            }
             match spoiled.family == keys::LOG_FAMILY {
                 true => self.blame_for_log(&spoiled.lost),
                 false => self.report(&spoiled.family, &[], &spoiled.lost),
-            }
-            let Some(family) = self.family(&spoiled.family) else { continue };
-            let off = [("disable_auto_compactions", "true")];
-            if let Err(error) = self.rocks.set_options_cf(&family.0.handle, &off) {
-                tracing::warn!(%error, family = spoiled.family, "compactions go on failing");
             }
         }
     }
