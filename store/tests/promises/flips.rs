@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use std::{fs, io};
 
 use bytes::Bytes;
 use rand::rngs::StdRng;
@@ -29,6 +29,9 @@ pub const REPLICAS: [ReplicaId; 3] = [ReplicaId(1), ReplicaId(2), ReplicaId(5)];
 const FLIPS: usize = 500;
 const THREADS: usize = 2;
 const PART: usize = 100_000;
+
+/// How often an open store is copied at most.
+const COPIES_MAX: usize = 100;
 
 /// How long a file that a compaction has replaced may stay.
 const REPLACED_FILE_WAIT_MAX: Duration = Duration::from_secs(20);
@@ -152,18 +155,32 @@ fn fill(store: &Store, id: ReplicaId, seed: u64, model: &mut Model) {
 }
 
 /// Copies a store's directory: files are shared, but for those that `own` names, or that are locks.
+/// Of an open store, which may delete what it does not need meanwhile, it is tried again.
 pub fn copy(from: &Path, to: &Path, own: impl Fn(&Path) -> bool + Copy) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let path = entry.unwrap().path();
+    for _ in 0..COPIES_MAX {
+        match try_copy(from, to, own) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => panic!("copy {from:?}: {error}"),
+        }
+        fs::remove_dir_all(to).unwrap();
+    }
+    panic!("files of {from:?} go faster than they are copied");
+}
+
+fn try_copy(from: &Path, to: &Path, own: impl Fn(&Path) -> bool + Copy) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let path = entry?.path();
         let name = path.file_name().unwrap();
         match path.is_dir() {
-            true => copy(&path, &to.join(name), own),
+            true => try_copy(&path, &to.join(name), own)?,
             false if name == "LOCK" => {}
-            false if own(&path) || is_log(&path) => drop(fs::copy(&path, to.join(name)).unwrap()),
-            false => fs::hard_link(&path, to.join(name)).unwrap(),
+            false if own(&path) || is_log(&path) => drop(fs::copy(&path, to.join(name))?),
+            false => fs::hard_link(&path, to.join(name))?,
         }
     }
+    Ok(())
 }
 
 /// Files that are written to at their end.
