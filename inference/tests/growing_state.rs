@@ -148,7 +148,7 @@ fn floats(values: &[f32]) -> Tensor {
     Tensor::from_f32(vec![values.len()], values).unwrap()
 }
 
-/// What one row comes to.
+/// Scores one row.
 fn score(
     handle: &Handle,
     model: &LoadedModel,

@@ -14,7 +14,7 @@ use statehouse_inference::{
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
-/// What a batch of numbers, one a row, comes to.
+/// A function of a batch: one number of each row in, one out.
 type Work = fn(&[f32]) -> Result<Vec<f32>, Error>;
 
 /// A device that does this work, and notes how many rows each batch had.

@@ -148,7 +148,7 @@ async fn talk(
     loop {
         tokio::select! {
             () = told(&mut stopping) => {
-                let last = answered(&groups, Vec::new());
+                let last = message_of(&groups, Vec::new());
                 if !last.disk_failed.is_empty() && !groups.peers().is_cut(from) {
                     // Nobody could tell the others later why this node is silent. Who reads nothing
                     // is not waited for.
@@ -173,7 +173,7 @@ async fn talk(
                 if groups.peers().is_cut(from) {
                     continue;
                 }
-                if answers.send(Ok(answered(&groups, done))).await.is_err() {
+                if answers.send(Ok(message_of(&groups, done))).await.is_err() {
                     return;
                 }
             }
@@ -181,8 +181,8 @@ async fn talk(
     }
 }
 
-/// A message of answers, with what there is to say of this node's disk.
-fn answered(groups: &Groups, answers: Vec<v1::PeerAnswer>) -> v1::PeerAnswers {
+/// Returns a message of answers, with what there is to say of this node's disk.
+fn message_of(groups: &Groups, answers: Vec<v1::PeerAnswer>) -> v1::PeerAnswers {
     let failed = groups.store().failure();
     v1::PeerAnswers {
         answers,

@@ -109,7 +109,7 @@ impl Cluster {
         Cluster::formed(Config::default()).await
     }
 
-    /// The same, with a leader that stays.
+    /// Starts three nodes with a replica each of one shard, and a leader that stays.
     pub async fn steady_three() -> Cluster {
         Cluster::formed(steady()).await
     }

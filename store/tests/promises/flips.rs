@@ -155,7 +155,7 @@ fn fill(store: &Store, id: ReplicaId, seed: u64, model: &mut Model) {
 }
 
 /// Copies a store's directory: files are shared, but for those that `own` names, or that are locks.
-/// Of an open store, which may delete what it does not need meanwhile, it is tried again.
+/// Begins anew if a file goes meanwhile: an open store deletes what it does not need any more.
 pub fn copy(from: &Path, to: &Path, own: impl Fn(&Path) -> bool + Copy) {
     for _ in 0..COPIES_MAX {
         match try_copy(from, to, own) {

@@ -211,6 +211,21 @@ fn large_entry(node: &Node) -> Entry {
     Entry::new(index, 1, Body::Commands(CommandBatch { time_ms: 1_000, commands }))
 }
 
+/// The index of the large entry of [`with_a_damaged_payload`].
+const LARGE_INDEX: u64 = 1;
+
+/// A store as a kill leaves it, with the payload of an applied entry damaged: the first one's.
+fn with_a_damaged_payload() -> TempDir {
+    let dir = killed(|node| {
+        let is_large = node.next_index() == LARGE_INDEX;
+        let next = if is_large { large_entry(node) } else { next_entry(node) };
+        node.append(vec![next]);
+        node.catch_up();
+    });
+    flip_payload(dir.path(), LARGE_INDEX);
+    dir
+}
+
 /// Damages the payload of a large entry.
 fn flip_payload(dir: &Path, index: u64) {
     let bytes = noise(seed_of(REPLICA, index), LARGE);
@@ -220,18 +235,12 @@ fn flip_payload(dir: &Path, index: u64) {
 
 #[test]
 fn a_payload_that_is_damaged_after_its_change_is_in_files_keeps_no_start_from_reading_the_log() {
-    const FIRST: u64 = 1;
-    let dir = killed(|node| {
-        let next = if node.next_index() == FIRST { large_entry(node) } else { next_entry(node) };
-        node.append(vec![next]);
-        node.catch_up();
-    });
-    flip_payload(dir.path(), FIRST);
+    let dir = with_a_damaged_payload();
     for start in 0..3 {
         let node = Node::open(dir.path());
         assert_eq!(node.store.damages(), [], "start {start}");
         let purged = node.log.purged().map_or(0, |purged| purged.index);
-        assert!(purged >= FIRST, "start {start}");
+        assert!(purged >= LARGE_INDEX, "start {start}");
         let last = node.log.last().unwrap().index;
         assert_eq!(last, ENTRIES + 1, "start {start}");
         node.log.read(purged + 1..last + 1, usize::MAX).unwrap();
@@ -262,13 +271,7 @@ fn a_payload_that_is_damaged_before_it_is_applied_is_missed_by_a_start_and_cut_o
 
 #[test]
 fn a_state_that_a_salvage_leaves_out_keeps_no_log_from_being_read() {
-    const FIRST: u64 = 1;
-    let dir = killed(|node| {
-        let next = if node.next_index() == FIRST { large_entry(node) } else { next_entry(node) };
-        node.append(vec![next]);
-        node.catch_up();
-    });
-    flip_payload(dir.path(), FIRST);
+    let dir = with_a_damaged_payload();
     let lost = salvage_tables(dir.path()).unwrap();
     let state = LostRows::State(USERS, "large".into());
     assert_eq!(lost, [Lost { replica: REPLICA, rows: state }]);
