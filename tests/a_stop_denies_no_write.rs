@@ -8,13 +8,13 @@ mod harness;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::channel::mpsc::{UnboundedSender, unbounded};
 use futures::future::join_all;
 use harness::cluster::await_some;
+use harness::preload::Preload;
 use harness::{
     House, bank_model, bank_score, bytes_field, create, field_bytes, get, http_get, push, put,
 };
@@ -130,7 +130,6 @@ struct HeldDisk {
 impl HeldDisk {
     /// Makes it the disk of the nodes of a house that start from now on.
     fn of(house: &mut House) -> HeldDisk {
-        let (source, library) = (house.path("held.c"), house.path("libheld.so"));
         let hold = house.path("hold");
         let code = format!(
             "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <unistd.h>\n\
@@ -141,12 +140,8 @@ impl HeldDisk {
              int fdatasync(int fd) {{ return held(\"fdatasync\", fd); }}\n",
             hold.display()
         );
-        std::fs::write(&source, code).unwrap();
-        let mut compile = Command::new("cc");
-        compile.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl");
-        let out = compile.output().unwrap();
-        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-        house.env.push(("LD_PRELOAD".into(), library.display().to_string()));
+        let library = Preload::compile(house.dir(), "held", &code);
+        house.env.push(library.env());
         HeldDisk { hold }
     }
 

@@ -116,6 +116,8 @@ fn parse_timeout(text: &str) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Waker};
+
     use super::*;
 
     #[tokio::test]
@@ -135,6 +137,21 @@ mod tests {
         caller.await.unwrap_err();
         go.send(()).unwrap();
         is_done.await.unwrap();
+    }
+
+    #[test]
+    fn what_becomes_of_a_change_that_a_stop_cuts_off_is_unknown() {
+        let node = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let mut answer = Box::pin(to_its_end::<()>(std::future::pending()));
+        {
+            // The first look begins the change, on the node's threads.
+            let _on_the_node = node.enter();
+            let mut look = Context::from_waker(Waker::noop());
+            assert!(answer.as_mut().poll(&mut look).is_pending());
+        }
+        node.shutdown_background();
+        let failed = futures::executor::block_on(answer).unwrap_err();
+        assert_eq!(failed.reason, Reason::OutcomeUnknown, "it may have had its effect");
     }
 
     #[test]

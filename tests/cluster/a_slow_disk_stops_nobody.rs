@@ -1,13 +1,13 @@
 //! A disk that takes long for every sync slows its own node down: the others go on, nothing is
 //! answered wrong, and the slow one keeps up.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::harness::cluster::Cluster;
+use crate::harness::preload::Preload;
 use crate::harness::workload::{Load, Workload};
 use crate::harness::{report, seed};
 
@@ -27,8 +27,7 @@ async fn a_node_whose_disk_is_slow_holds_up_nothing() {
     load.answers(100).await;
     let slow = random.random_range(1..=3);
     cluster.stop(slow).await;
-    let preload = ("LD_PRELOAD".to_owned(), library.display().to_string());
-    cluster.set_env(slow, vec![preload]);
+    cluster.set_env(slow, vec![library.env()]);
     cluster.start_node(slow).await;
     // It leads some shards again, or will.
     load.answers(ANSWERS).await;
@@ -39,8 +38,7 @@ async fn a_node_whose_disk_is_slow_holds_up_nothing() {
 }
 
 /// A library that makes the syncs of the program that loads it slow.
-fn slow_syncs(dir: &Path) -> PathBuf {
-    let (source, library) = (dir.join("slow.c"), dir.join("libslow.so"));
+fn slow_syncs(dir: &Path) -> Preload {
     let code = format!(
         "#define _GNU_SOURCE\n#include <dlfcn.h>\n#include <unistd.h>\n\
          static int slowly(const char *name, int fd) {{\n\
@@ -49,10 +47,5 @@ fn slow_syncs(dir: &Path) -> PathBuf {
          int fsync(int fd) {{ return slowly(\"fsync\", fd); }}\n\
          int fdatasync(int fd) {{ return slowly(\"fdatasync\", fd); }}\n"
     );
-    std::fs::write(&source, code).unwrap();
-    let mut compile = Command::new("cc");
-    compile.args(["-shared", "-fPIC", "-O1", "-o"]).arg(&library).arg(&source).arg("-ldl");
-    let out = compile.output().unwrap();
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    library
+    Preload::compile(dir, "slow", &code)
 }

@@ -11,6 +11,7 @@ pub mod history;
 pub mod ledger;
 pub mod orders;
 pub mod power;
+pub mod preload;
 pub mod process;
 pub mod proxy;
 pub mod small_disk;
@@ -63,6 +64,11 @@ impl House {
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("statehouse-test-").tempdir().unwrap();
         House { dir, flags: vec!["--shards".into(), "4".into()], env: Vec::new() }
+    }
+
+    /// The directory that everything of it is under.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     pub fn data(&self) -> PathBuf {

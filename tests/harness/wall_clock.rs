@@ -6,24 +6,19 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+
+use super::preload::Preload;
 
 /// A process's wall clock.
 pub struct WallClock {
-    library: PathBuf,
+    library: Preload,
     file: PathBuf,
 }
 
 impl WallClock {
     /// A clock that is right, kept in a directory.
     pub fn new(dir: &Path, name: &str) -> WallClock {
-        let library = dir.join(format!("{name}.so"));
-        let built = Command::new("cc")
-            .args(["-O1", "-shared", "-fPIC", "-o"])
-            .arg(&library)
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/harness/wall_clock.c"))
-            .status();
-        assert!(built.unwrap().success(), "the C compiler that builds RocksDB builds this too");
+        let library = Preload::compile(dir, name, include_str!("wall_clock.c"));
         let file = dir.join(format!("{name}.ahead"));
         File::create(&file).unwrap();
         let clock = WallClock { library, file };
@@ -33,11 +28,8 @@ impl WallClock {
 
     /// The environment of the process whose clock it is.
     pub fn env(&self) -> Vec<(String, String)> {
-        let text = |path: &Path| path.to_str().unwrap().to_owned();
-        vec![
-            ("LD_PRELOAD".into(), text(&self.library)),
-            ("WALL_CLOCK_FILE".into(), text(&self.file)),
-        ]
+        let file = self.file.to_str().unwrap().to_owned();
+        vec![self.library.env(), ("WALL_CLOCK_FILE".into(), file)]
     }
 
     /// Steps the clock so many milliseconds ahead of the right time.
