@@ -117,6 +117,8 @@ reasons! {
     NotLeader = "NOT_LEADER", Unavailable;
     /// The node is stopping or its disk failed: nothing happened.
     Unavailable = "UNAVAILABLE", Unavailable;
+    /// The call is for another cluster than the node's: nothing happened.
+    WrongCluster = "WRONG_CLUSTER", FailedPrecondition;
     /// What was read is not what was written.
     Corrupt = "CORRUPT", DataLoss;
     /// A fault of ours.

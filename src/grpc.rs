@@ -4,6 +4,7 @@
 //! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
 //! `routed.rs` and `scatter.rs` send what this node doesn't lead to those who do.
 
+mod addressed;
 mod admin;
 mod arriving;
 mod caller;
@@ -28,6 +29,7 @@ mod under_way;
 mod upload;
 mod write;
 
+pub use addressed::Addressed;
 pub use admin::AdminService;
 pub use arriving::Arriving;
 pub use calls::Calls;

@@ -18,13 +18,14 @@ use statehouse_store::{self as store, Store};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tonic::service::InterceptorLayer;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admission::Admission;
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    AdminService, Arriving, Calls, ClusterService, Leaving, ModelsService,
+    Addressed, AdminService, Arriving, Calls, ClusterService, Leaving, ModelsService,
     PIPELINE_REQUEST_BYTES_MAX, PipelineService, STREAMS_MAX, ScoreService, StateService,
     Transfers, UnderWay,
 };
@@ -397,6 +398,7 @@ async fn serve_grpc(
 ) -> anyhow::Result<JoinHandle<()>> {
     let Services { calls, router, admin, models, under_way, message_bytes_max: max } = services;
     let leaving = Leaving::new(&calls);
+    let addressed = Addressed::to(router.shards().cluster());
     let memory = (calls.admission().clone(), leaving);
     let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
         .max_decoding_message_size(max)
@@ -429,6 +431,7 @@ async fn serve_grpc(
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(InterceptorLayer::new(addressed))
         .add_service(under_way.counted(Arriving::new(state, memory.clone(), max)))
         .add_service(under_way.counted(Arriving::new(score, memory.clone(), max)))
         .add_service(under_way.counted(Arriving::new(pipeline, memory.clone(), max)))

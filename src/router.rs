@@ -68,7 +68,7 @@ impl Router {
     /// Over the shards as this node sees them.
     pub fn new(shards: Arc<Shards>, config: Config, counted: RoutingMetrics) -> Self {
         let heard = shards.map().all().map(|_| AtomicU64::new(0)).collect();
-        let links = Links::new(&config);
+        let links = Links::new(&config, shards.cluster());
         Router(Arc::new(Inner { shards, links, heard, config, counted }))
     }
 

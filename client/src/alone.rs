@@ -14,13 +14,11 @@ use statehouse_proto::v1::pipeline_response::Result as Answer;
 use statehouse_proto::v1::score_client::ScoreClient;
 use statehouse_proto::v1::state_client::StateClient;
 use tokio::sync::{Semaphore, oneshot};
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::Error;
-use crate::lanes::Config;
-use crate::pipeline::{Answered, HOP, Pending};
+use crate::call_metadata::Connection;
+use crate::pipeline::{Answered, Pending};
 
 /// Calls with larger requests go by themselves.
 const REQUEST_BYTES_MAX: usize = 256 << 10;
@@ -34,10 +32,8 @@ const ANSWER_TOO_LARGE: &str = "ANSWER_TOO_LARGE";
 /// The way for calls that go by themselves. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Alone {
-    channel: Channel,
+    connection: Connection,
     endpoint: Arc<str>,
-    /// The node must not pass the calls on.
-    hop: bool,
     message_bytes_max: usize,
     places: Arc<Semaphore>,
 }
@@ -87,12 +83,11 @@ impl Again {
 
 impl Alone {
     /// Over the connection for what is large.
-    pub fn new(channel: Channel, endpoint: &str, config: &Config) -> Self {
+    pub fn new(connection: Connection, endpoint: &str, message_bytes_max: usize) -> Self {
         Alone {
-            channel,
+            connection,
             endpoint: endpoint.into(),
-            hop: config.hop,
-            message_bytes_max: config.message_bytes_max,
+            message_bytes_max,
             places: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
         }
     }
@@ -135,13 +130,13 @@ impl Alone {
 
     async fn run(&self, call: Call, timeout: Option<Duration>) -> Result<Answer, Status> {
         let max = self.message_bytes_max;
-        let mut state = StateClient::new(self.channel.clone())
+        let mut state = StateClient::new(self.connection.clone())
             .max_decoding_message_size(max)
             .max_encoding_message_size(max);
-        let mut score = ScoreClient::new(self.channel.clone())
+        let mut score = ScoreClient::new(self.connection.clone())
             .max_decoding_message_size(max)
             .max_encoding_message_size(max);
-        let with = self.with(timeout);
+        let with = With { timeout };
         Ok(match call {
             Call::Get(get) => Answer::Get(state.get(with.request(get)).await?.into_inner()),
             Call::BatchGet(get) => {
@@ -167,16 +162,11 @@ impl Alone {
             Call::Upload(_) => return Err(Status::internal("a part of an upload is not large")),
         })
     }
-
-    fn with(&self, timeout: Option<Duration>) -> With {
-        With { hop: self.hop, timeout }
-    }
 }
 
 /// What goes along with a call.
 #[derive(Clone, Copy)]
 struct With {
-    hop: bool,
     timeout: Option<Duration>,
 }
 
@@ -185,9 +175,6 @@ impl With {
         let mut request = Request::new(message);
         if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
-        }
-        if self.hop {
-            request.metadata_mut().insert(HOP, MetadataValue::from_static("1"));
         }
         request
     }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use statehouse_proto::v1;
 use statehouse_proto::v1::models_client::ModelsClient;
 use statehouse_proto::v1::state_client::StateClient;
-use tonic::transport::Channel;
 
+use crate::call_metadata::Connection;
 use crate::retry::{Effect, Fate};
 use crate::{Client, Error};
 
@@ -14,16 +14,16 @@ const PUSH_PART_BYTES: usize = 256 << 10;
 
 impl Client {
     /// The unary service of states and collections, at the endpoint that answered last.
-    pub fn state(&self) -> StateClient<Channel> {
+    pub fn state(&self) -> StateClient<Connection> {
         let max = self.road.nodes.config.message_bytes_max;
-        StateClient::new(self.road.nodes.home().channel())
+        StateClient::new(self.road.nodes.home().connection())
             .max_decoding_message_size(max)
             .max_encoding_message_size(max)
     }
 
     /// The unary service of models, at the endpoint that answered last.
-    pub fn models(&self) -> ModelsClient<Channel> {
-        ModelsClient::new(self.road.nodes.home().channel())
+    pub fn models(&self) -> ModelsClient<Connection> {
+        ModelsClient::new(self.road.nodes.home().connection())
             .max_encoding_message_size(self.road.nodes.config.message_bytes_max)
     }
 
@@ -32,7 +32,7 @@ impl Client {
     pub fn error(&self, status: &tonic::Status) -> Error {
         let endpoint = self.road.nodes.home().endpoint();
         let error = Error::from_status(endpoint, status);
-        if matches!(error, Error::Unreachable { .. }) {
+        if error.node_is_away() {
             self.road.nodes.leave(endpoint);
         }
         error
@@ -51,7 +51,7 @@ impl Client {
                 Err(status) => self.error(&status),
             };
             left -= 1;
-            let away = matches!(error, Error::Unreachable { .. });
+            let away = error.node_is_away();
             if left == 0 || !away || !Fate::of(&error).allows(effect) {
                 return Err(error);
             }

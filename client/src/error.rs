@@ -7,6 +7,9 @@ use statehouse_proto::v1;
 use tonic::Code;
 use tonic_types::StatusExt;
 
+/// The reason with which a node refuses calls for another cluster.
+pub(crate) const WRONG_CLUSTER: &str = "WRONG_CLUSTER";
+
 /// Why a call has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -46,6 +49,12 @@ impl Error {
             Error::Refused { reason, .. } => Some(reason),
             Error::Unreachable { .. } | Error::Unexpected(_) => None,
         }
+    }
+
+    /// Whether the node that was asked is of no use now, for any call: it does not answer, or it
+    /// belongs to another cluster.
+    pub(crate) fn node_is_away(&self) -> bool {
+        matches!(self, Error::Unreachable { .. }) || self.reason() == Some(WRONG_CLUSTER)
     }
 
     /// The gRPC code; UNAVAILABLE when no node answered.

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use statehouse_proto::v1::pipeline_request::Call;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 use crate::alone::{Again, Alone, is_large};
+use crate::call_metadata::{CallMetadata, Connection};
 use crate::pipeline::Pending;
 use crate::{Error, Pipeline};
 
@@ -37,8 +38,8 @@ pub struct Config {
     pub keepalive: Duration,
     /// Bytes of one message.
     pub message_bytes_max: usize,
-    /// The calls come from another node: the one asked must not pass them on.
-    pub hop: bool,
+    /// What its requests say of themselves.
+    pub metadata: CallMetadata,
 }
 
 /// Streams to one node.
@@ -54,7 +55,7 @@ pub struct Lanes {
 }
 
 struct Lane {
-    channel: Channel,
+    connection: Connection,
     pipeline: Mutex<Option<Pipeline>>,
 }
 
@@ -71,10 +72,11 @@ impl Lanes {
             .max_frame_size(FRAME_BYTES_MAX)
             .http2_keep_alive_interval(config.keepalive)
             .keep_alive_timeout(config.keepalive);
-        let lane = |_| Lane { channel: made.connect_lazy(), pipeline: Mutex::new(None) };
+        let connection = || Connection::new(made.connect_lazy(), config.metadata.clone());
+        let lane = |_| Lane { connection: connection(), pipeline: Mutex::new(None) };
         let lanes = (0..config.streams.max(1)).map(lane).collect();
         let (endpoint, bulk) = (endpoint.to_owned(), lane(0));
-        let alone = Alone::new(bulk.channel.clone(), &endpoint, &config);
+        let alone = Alone::new(bulk.connection.clone(), &endpoint, config.message_bytes_max);
         let (made, down_until) = (Instant::now(), AtomicU64::new(0));
         Ok(Lanes { endpoint, config, lanes, bulk, alone, made, down_until })
     }
@@ -90,13 +92,13 @@ impl Lanes {
     }
 
     /// The connection of the first lane, for unary calls.
-    pub fn channel(&self) -> Channel {
-        self.lanes[0].channel.clone()
+    pub fn connection(&self) -> Connection {
+        self.lanes[0].connection.clone()
     }
 
     /// The connection for what is large.
-    pub fn bulk_channel(&self) -> Channel {
-        self.bulk.channel.clone()
+    pub fn bulk_connection(&self) -> Connection {
+        self.bulk.connection.clone()
     }
 
     /// How many streams there are at most, that for what is large apart.
@@ -132,8 +134,8 @@ impl Lanes {
             Some(open) if !open.is_broken() => open.clone(),
             _ => {
                 let max = self.config.message_bytes_max;
-                let (channel, hop) = (lane.channel.clone(), self.config.hop);
-                pipeline.insert(Pipeline::begin(channel, &self.endpoint, max, hop)).clone()
+                let connection = lane.connection.clone();
+                pipeline.insert(Pipeline::begin(connection, &self.endpoint, max)).clone()
             }
         }
     }

@@ -15,8 +15,8 @@ use statehouse_proto::v1::write_stream_request::Part;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
+use crate::call_metadata::Connection;
 use crate::nodes::Target;
 use crate::retry::{Attempts, Backoff, Effect, Fate};
 use crate::{Client, Error};
@@ -208,9 +208,9 @@ impl Client {
         }
     }
 
-    fn large(&self, target: &Target) -> StateClient<Channel> {
+    fn large(&self, target: &Target) -> StateClient<Connection> {
         let max = self.message_bytes_max();
-        StateClient::new(target.lanes.bulk_channel())
+        StateClient::new(target.lanes.bulk_connection())
             .max_decoding_message_size(max)
             .max_encoding_message_size(max)
     }

@@ -15,6 +15,7 @@
 //! | `nodes.rs` | the nodes there are, and whom to ask |
 //! | `map.rs` | key → slot → shard → nodes |
 //! | `lanes.rs`, `pipeline.rs` | streams to one node, and one of them |
+//! | `call_metadata.rs` | what each request says of itself |
 //! | `alone.rs` | calls too large for a stream that others share |
 //! | `retry.rs` *, `budget.rs` | what may be sent again, when, how often |
 //! | `batch.rs` * | batches taken apart and put together |
@@ -28,6 +29,7 @@
 mod alone;
 pub mod batch;
 mod budget;
+pub mod call_metadata;
 mod catalog;
 mod client;
 mod error;
@@ -41,9 +43,10 @@ pub mod retry;
 mod scatter;
 mod trip;
 
+pub use call_metadata::{CLUSTER, HOP};
 pub use client::{Client, Config};
 pub use error::Error;
 pub use large::{Source, StateStream, WriteError};
-pub use pipeline::{Answered, HOP, Pending, Pipeline};
+pub use pipeline::{Answered, Pending, Pipeline};
 /// The messages that calls take and answer.
 pub use statehouse_proto::v1;

@@ -141,6 +141,7 @@ mod tests {
             shards: vec![shard(1, 0, 8_191, leaders[0]), shard(2, 8_192, 16_383, leaders[1])],
             nodes: (1..=4).map(node).collect(),
             answered_by: 1,
+            cluster_id: String::new(),
         }
     }
 

@@ -15,6 +15,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::cluster_client::ClusterClient;
 use tonic::Code;
 
+use crate::call_metadata::CallMetadata;
 use crate::lanes::{self, Lanes};
 use crate::map::Map;
 use crate::{Config, Error};
@@ -54,12 +55,14 @@ pub struct Target {
 impl Nodes {
     /// Connects to the first endpoint that answers, and gets its map.
     pub async fn connect(config: Config) -> Result<Nodes, Error> {
+        // All connections share the pin: the first map that comes says which cluster it is.
+        let metadata = CallMetadata::default();
         let lanes_config = |streams| lanes::Config {
             streams,
             connect_timeout: config.connect_timeout,
             keepalive: KEEPALIVE,
             message_bytes_max: config.message_bytes_max,
-            hop: false,
+            metadata: metadata.clone(),
         };
         let seeds = config
             .endpoints
@@ -154,18 +157,18 @@ impl Nodes {
     /// What an error tells of whom to ask next.
     pub async fn learn_from(self: &Arc<Self>, map: &Map, place: usize, error: &Error, at: &Target) {
         match error {
+            error if error.node_is_away() => {
+                at.lanes.mark_down();
+                self.leave(at.lanes.endpoint());
+                self.refresh(map.epoch()).await;
+            }
             Error::Refused { metadata, .. } => {
                 let leader = metadata.get(LEADER_NODE).and_then(|node| node.parse().ok());
                 if let Some(leader) = leader {
                     self.learn(map, place, leader).await;
                 }
             }
-            Error::Unreachable { .. } => {
-                at.lanes.mark_down();
-                self.leave(at.lanes.endpoint());
-                self.refresh(map.epoch()).await;
-            }
-            Error::Unexpected(_) => {}
+            Error::Unreachable { .. } | Error::Unexpected(_) => {}
         }
     }
 
@@ -210,7 +213,8 @@ impl Nodes {
 
 /// Asks a node for its map. One that knows no maps stands alone.
 async fn fetch(lanes: &Lanes, patience: Duration) -> Result<Map, Error> {
-    let mut client = ClusterClient::new(lanes.channel());
+    let cluster = &lanes.config().metadata.cluster;
+    let mut client = ClusterClient::new(lanes.connection());
     let answer = tokio::time::timeout(patience, client.get_map(v1::GetMapRequest {})).await;
     let late = || Error::Unreachable {
         endpoint: lanes.endpoint().to_owned(),
@@ -218,6 +222,9 @@ async fn fetch(lanes: &Lanes, patience: Duration) -> Result<Map, Error> {
         reached: true,
     };
     match answer.map_err(|_| late())? {
+        Ok(map) if !cluster.holds(&map.get_ref().cluster_id) => {
+            Err(Error::Unexpected("the shard map of another cluster"))
+        }
         Ok(map) => Map::of(map.into_inner())
             .ok_or(Error::Unexpected("a shard map that does not cover every slot")),
         Err(status) if status.code() == Code::Unimplemented => Ok(Map::default()),

@@ -14,17 +14,14 @@ use statehouse_proto::v1::pipeline_client::PipelineClient;
 use statehouse_proto::v1::pipeline_request::Call;
 use statehouse_proto::v1::pipeline_response::Result as Answer;
 use tokio::sync::{mpsc, oneshot};
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use crate::Error;
 use crate::alone::Again;
+use crate::call_metadata::{CallMetadata, Connection};
 
 /// Calls that may lie between the caller and the connection.
 const QUEUE_MAX: usize = 1_024;
-
-/// The metadata that marks the calls of a stream as forwarded once: they go no further.
-pub const HOP: &str = "statehouse-hop";
 
 /// A stream of calls to one node. Cheap to clone; closed when the last clone is dropped.
 #[derive(Clone)]
@@ -94,28 +91,20 @@ impl Pipeline {
     ///
     /// Calls may be sent right away; if the node can't be reached, they learn so.
     pub fn open(channel: Channel, endpoint: &str, message_bytes_max: usize) -> Self {
-        Pipeline::begin(channel, endpoint, message_bytes_max, false)
+        let connection = Connection::new(channel, CallMetadata::default());
+        Pipeline::begin(connection, endpoint, message_bytes_max)
     }
 
-    /// `hop`: the node must not forward the calls.
-    pub(crate) fn begin(
-        channel: Channel,
-        endpoint: &str,
-        message_bytes_max: usize,
-        hop: bool,
-    ) -> Self {
+    pub(crate) fn begin(connection: Connection, endpoint: &str, message_bytes_max: usize) -> Self {
         let (calls, queue) = mpsc::channel(QUEUE_MAX);
         let waiting = Waiting { next_id: 1, answers: HashMap::new(), broken: None };
         let waiting = Arc::new(Mutex::new(waiting));
-        let client = PipelineClient::new(channel)
+        let client = PipelineClient::new(connection)
             .max_decoding_message_size(message_bytes_max)
             .max_encoding_message_size(message_bytes_max);
         let endpoint: Arc<str> = endpoint.into();
         let taken = Arc::new(AtomicU64::new(0));
-        let mut request = tonic::Request::new(Queue { queue, taken: taken.clone() });
-        if hop {
-            request.metadata_mut().insert(HOP, MetadataValue::from_static("1"));
-        }
+        let request = tonic::Request::new(Queue { queue, taken: taken.clone() });
         tokio::spawn(run(client, request, waiting.clone(), endpoint.clone(), taken));
         Pipeline { endpoint, calls, waiting }
     }
@@ -189,7 +178,7 @@ impl Stream for Queue {
 
 /// Opens the stream and hands out its answers until it ends.
 async fn run(
-    mut client: PipelineClient<Channel>,
+    mut client: PipelineClient<Connection>,
     request: tonic::Request<Queue>,
     waiting: Arc<Mutex<Waiting>>,
     endpoint: Arc<str>,

@@ -10,6 +10,7 @@ use statehouse_proto::v1;
 use statehouse_proto::v1::pipeline_request::Call;
 
 use crate::Error;
+use crate::error::WRONG_CLUSTER;
 
 /// The first wait between two attempts.
 const WAIT_FIRST: Duration = Duration::from_millis(2);
@@ -97,7 +98,7 @@ impl Fate {
     /// As the reason of a refusal tells.
     pub fn of_reason(reason: &str) -> Fate {
         match reason {
-            "NOT_LEADER" | "UNAVAILABLE" => Fate::Nothing,
+            "NOT_LEADER" | "UNAVAILABLE" | WRONG_CLUSTER => Fate::Nothing,
             "OVERLOADED" | "DISK_FULL" => Fate::Refused,
             "OUTCOME_UNKNOWN" => Fate::Unknown,
             _ => Fate::Settled,

@@ -42,6 +42,7 @@ impl ClusterService {
             shards: shards.map().all().filter(|shard| *shard != META_SHARD).map(shard).collect(),
             nodes,
             answered_by: me.0,
+            cluster_id: shards.cluster().to_string(),
         }
     }
 }

@@ -10,7 +10,6 @@ use std::task::{Poll, ready};
 use bytes::Bytes;
 use crc32fast::Hasher;
 use futures::{Stream, StreamExt as _};
-use statehouse_client::HOP;
 use statehouse_client::lanes::Lanes;
 use statehouse_client::retry::Effect;
 use statehouse_cluster::raft::Group;
@@ -20,7 +19,6 @@ use statehouse_proto::v1::state_client::StateClient;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
-use tonic::metadata::MetadataValue;
 
 use super::caller::Caller;
 use super::damaged::elsewhere;
@@ -87,9 +85,8 @@ async fn from_another(
     request: v1::GetRequest,
 ) -> Result<Chunks, Failure> {
     calls.router().counted().forwarded.inc();
-    let mut request = tonic::Request::new(request);
-    request.metadata_mut().insert(HOP, MetadataValue::from_static("1"));
-    let mut client = StateClient::new(lanes.bulk_channel())
+    let request = tonic::Request::new(request);
+    let mut client = StateClient::new(lanes.bulk_connection())
         .max_decoding_message_size(lanes.config().message_bytes_max);
     let refused = |status: Status| {
         let error = statehouse_client::Error::from_status(lanes.endpoint(), &status);

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use statehouse_client::call_metadata::{CallMetadata, ClusterPin};
 use statehouse_client::lanes::{self, Lanes};
-use statehouse_cluster::{NodeId, Topology};
+use statehouse_cluster::{ClusterId, NodeId, Topology};
 
 /// Streams to each node that was forwarded to.
 pub struct Links {
@@ -14,13 +15,15 @@ pub struct Links {
 }
 
 impl Links {
-    pub fn new(config: &super::Config) -> Self {
+    /// To nodes of a cluster.
+    pub fn new(config: &super::Config, cluster: ClusterId) -> Self {
+        let cluster = ClusterPin::to(&cluster.to_string());
         let config = lanes::Config {
             streams: config.streams_per_node,
             connect_timeout: config.connect_timeout,
             keepalive: config.keepalive,
             message_bytes_max: config.message_bytes_max,
-            hop: true,
+            metadata: CallMetadata { hop: true, cluster },
         };
         Links { config, nodes: Mutex::default() }
     }
