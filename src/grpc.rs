@@ -4,12 +4,12 @@
 //! only unwraps, calls and wraps; `pipeline.rs` runs the same calls multiplexed on one stream.
 //! `routed.rs` and `scatter.rs` send what this node doesn't lead to those who do.
 
-mod addressed;
 mod admin;
 mod arriving;
 mod caller;
 mod calls;
 mod cluster;
+mod cluster_check;
 mod convert;
 mod damaged;
 mod leaving;
@@ -29,11 +29,11 @@ mod under_way;
 mod upload;
 mod write;
 
-pub use addressed::Addressed;
 pub use admin::AdminService;
 pub use arriving::Arriving;
 pub use calls::Calls;
 pub use cluster::ClusterService;
+pub use cluster_check::ClusterCheck;
 pub use leaving::Leaving;
 pub use models::ModelsService;
 pub use pipeline::{CALLS_IN_FLIGHT_MAX_DEFAULT, PIPELINE_REQUEST_BYTES_MAX, PipelineService};

@@ -25,7 +25,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::admission::Admission;
 use crate::config::{Config, DeviceChoice, advertised};
 use crate::grpc::{
-    Addressed, AdminService, Arriving, Calls, ClusterService, Leaving, ModelsService,
+    AdminService, Arriving, Calls, ClusterCheck, ClusterService, Leaving, ModelsService,
     PIPELINE_REQUEST_BYTES_MAX, PipelineService, STREAMS_MAX, ScoreService, StateService,
     Transfers, UnderWay,
 };
@@ -398,7 +398,7 @@ async fn serve_grpc(
 ) -> anyhow::Result<JoinHandle<()>> {
     let Services { calls, router, admin, models, under_way, message_bytes_max: max } = services;
     let leaving = Leaving::new(&calls);
-    let addressed = Addressed::to(router.shards().cluster());
+    let cluster_check = ClusterCheck::new(router.shards().cluster());
     let memory = (calls.admission().clone(), leaving);
     let state = v1::state_server::StateServer::new(StateService::new(calls.clone()))
         .max_decoding_message_size(max)
@@ -431,7 +431,7 @@ async fn serve_grpc(
         .max_concurrent_streams(config.streams_per_connection_max)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(InterceptorLayer::new(addressed))
+        .layer(InterceptorLayer::new(cluster_check))
         .add_service(under_way.counted(Arriving::new(state, memory.clone(), max)))
         .add_service(under_way.counted(Arriving::new(score, memory.clone(), max)))
         .add_service(under_way.counted(Arriving::new(pipeline, memory.clone(), max)))

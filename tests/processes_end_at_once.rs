@@ -10,10 +10,10 @@ use std::process::{Command, Output, Stdio};
 use harness::preload::Preload;
 use harness::{House, create, statehouse};
 
-/// Said by the destructor of a library.
+/// Text that the library's destructor writes.
 const DESTROYED: &str = "destructors have run";
 
-/// A library whose destructor says that it runs.
+/// Compiles a library whose destructor says that it runs.
 fn destructor(house: &House) -> Preload {
     let length = DESTROYED.len();
     let code = format!(
@@ -48,7 +48,7 @@ fn a_start_that_fails_half_way_runs_no_destructors_and_closes_its_database() {
     let house = House::new();
     let preload = destructor(&house);
     let mut serve = statehouse();
-    // No machine has that many: its database is open when the device is looked for.
+    // No machine has that many devices: the database is open when the device is looked for.
     serve
         .args(["serve", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
         .args(["--shards", "4", "--device", "cuda", "--data"])

@@ -136,48 +136,40 @@ impl Alone {
         let mut score = ScoreClient::new(self.connection.clone())
             .max_decoding_message_size(max)
             .max_encoding_message_size(max);
-        let with = With { timeout };
         Ok(match call {
-            Call::Get(get) => Answer::Get(state.get(with.request(get)).await?.into_inner()),
+            Call::Get(get) => Answer::Get(state.get(timed(get, timeout)).await?.into_inner()),
             Call::BatchGet(get) => {
-                Answer::BatchGet(state.batch_get(with.request(get)).await?.into_inner())
+                Answer::BatchGet(state.batch_get(timed(get, timeout)).await?.into_inner())
             }
             Call::Prefetch(keys) => {
-                Answer::Prefetch(state.prefetch(with.request(keys)).await?.into_inner())
+                Answer::Prefetch(state.prefetch(timed(keys, timeout)).await?.into_inner())
             }
-            Call::Put(put) => Answer::Write(state.put(with.request(put)).await?.into_inner()),
+            Call::Put(put) => Answer::Write(state.put(timed(put, timeout)).await?.into_inner()),
             Call::BatchPut(puts) => {
-                Answer::BatchPut(state.batch_put(with.request(puts)).await?.into_inner())
+                Answer::BatchPut(state.batch_put(timed(puts, timeout)).await?.into_inner())
             }
             Call::Patch(patch) => {
-                Answer::Write(state.patch(with.request(patch)).await?.into_inner())
+                Answer::Write(state.patch(timed(patch, timeout)).await?.into_inner())
             }
             Call::Delete(delete) => {
-                Answer::Delete(state.delete(with.request(delete)).await?.into_inner())
+                Answer::Delete(state.delete(timed(delete, timeout)).await?.into_inner())
             }
-            Call::Score(one) => Answer::Score(score.score(with.request(one)).await?.into_inner()),
+            Call::Score(one) => Answer::Score(score.score(timed(one, timeout)).await?.into_inner()),
             Call::ScoreBatch(many) => {
-                Answer::ScoreBatch(score.score_batch(with.request(many)).await?.into_inner())
+                Answer::ScoreBatch(score.score_batch(timed(many, timeout)).await?.into_inner())
             }
             Call::Upload(_) => return Err(Status::internal("a part of an upload is not large")),
         })
     }
 }
 
-/// What goes along with a call.
-#[derive(Clone, Copy)]
-struct With {
-    timeout: Option<Duration>,
-}
-
-impl With {
-    fn request<T>(self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
-        }
-        request
+/// Makes a request that has to be answered in time.
+fn timed<T>(message: T, timeout: Option<Duration>) -> Request<T> {
+    let mut request = Request::new(message);
+    if let Some(timeout) = timeout {
+        request.set_timeout(timeout);
     }
+    request
 }
 
 fn deadline_exceeded() -> Error {

@@ -38,7 +38,7 @@ pub struct Config {
     pub keepalive: Duration,
     /// Bytes of one message.
     pub message_bytes_max: usize,
-    /// What its requests say of themselves.
+    /// Metadata that goes with each request.
     pub metadata: CallMetadata,
 }
 

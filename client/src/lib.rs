@@ -15,7 +15,7 @@
 //! | `nodes.rs` | the nodes there are, and whom to ask |
 //! | `map.rs` | key → slot → shard → nodes |
 //! | `lanes.rs`, `pipeline.rs` | streams to one node, and one of them |
-//! | `call_metadata.rs` | what each request says of itself |
+//! | `call_metadata.rs` | metadata that goes with each request |
 //! | `alone.rs` | calls too large for a stream that others share |
 //! | `retry.rs` *, `budget.rs` | what may be sent again, when, how often |
 //! | `batch.rs` * | batches taken apart and put together |

@@ -222,7 +222,7 @@ async fn fetch(lanes: &Lanes, patience: Duration) -> Result<Map, Error> {
         reached: true,
     };
     match answer.map_err(|_| late())? {
-        Ok(map) if !cluster.holds(&map.get_ref().cluster_id) => {
+        Ok(map) if !cluster.pin_or_check(&map.get_ref().cluster_id) => {
             Err(Error::Unexpected("the shard map of another cluster"))
         }
         Ok(map) => Map::of(map.into_inner())

@@ -85,7 +85,6 @@ async fn from_another(
     request: v1::GetRequest,
 ) -> Result<Chunks, Failure> {
     calls.router().counted().forwarded.inc();
-    let request = tonic::Request::new(request);
     let mut client = StateClient::new(lanes.bulk_connection())
         .max_decoding_message_size(lanes.config().message_bytes_max);
     let refused = |status: Status| {

@@ -15,9 +15,9 @@ pub struct Links {
 }
 
 impl Links {
-    /// To nodes of a cluster.
+    /// Creates the links of a node of this cluster. None is connected yet.
     pub fn new(config: &super::Config, cluster: ClusterId) -> Self {
-        let cluster = ClusterPin::to(&cluster.to_string());
+        let cluster = ClusterPin::new(&cluster.to_string());
         let config = lanes::Config {
             streams: config.streams_per_node,
             connect_timeout: config.connect_timeout,

@@ -61,7 +61,7 @@ fn keys() -> impl Iterator<Item = String> {
     (0..KEYS).map(|number| format!("key-{number}"))
 }
 
-/// A put and a get through a node that forwards them.
+/// Puts and gets a key through a node that forwards the calls. Returns the errors.
 async fn through(mut node: StateClient<Channel>, key: String, value: &str) -> [Option<Error>; 2] {
     let mut write = tonic::Request::new(put("c", &key, vec![bytes_field("v", value.to_owned())]));
     write.set_timeout(TRIED_FOR);
@@ -73,7 +73,7 @@ async fn through(mut node: StateClient<Channel>, key: String, value: &str) -> [O
     [written.err().map(error), read.err().map(error)]
 }
 
-/// The same by a client that knows the map.
+/// Puts and gets a key by a client that sends calls to who leads. Returns the errors.
 async fn by(client: &Client, key: String, value: &str) -> [Option<Error>; 2] {
     let written = client.put(put("c", &key, vec![bytes_field("v", value.to_owned())])).await;
     [written.err(), client.get(get("c", &key)).await.err()]

@@ -13,21 +13,21 @@ use super::caller::is_hop;
 use super::status::status;
 use crate::failure::{Failure, Reason};
 
-/// Lets those calls pass that name the node's cluster, or none.
+/// Interceptor that lets calls pass that name the node's cluster, or none.
 #[derive(Clone)]
-pub struct Addressed {
+pub struct ClusterCheck {
     /// The cluster's id in hexadecimal digits.
     cluster: String,
 }
 
-impl Addressed {
-    /// To nodes of this cluster.
-    pub fn to(cluster: ClusterId) -> Self {
-        Addressed { cluster: cluster.to_string() }
+impl ClusterCheck {
+    /// Creates the check of a node that belongs to this cluster.
+    pub fn new(cluster: ClusterId) -> Self {
+        ClusterCheck { cluster: cluster.to_string() }
     }
 }
 
-impl Interceptor for Addressed {
+impl Interceptor for ClusterCheck {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
         let metadata = request.metadata();
         match metadata.get(CLUSTER) {
@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// The reason with which a call is refused that names a cluster.
+    /// Returns the reason with which a call is refused that names a cluster.
     fn refused(named: Option<&'static str>, hop: bool) -> Option<String> {
         let mut request = Request::new(());
         if let Some(named) = named {
@@ -65,7 +65,7 @@ mod tests {
         if hop {
             request.metadata_mut().insert(HOP, "1".parse().unwrap());
         }
-        let passed = Addressed::to(ClusterId([0xab; 16])).call(request);
+        let passed = ClusterCheck::new(ClusterId([0xab; 16])).call(request);
         let error = statehouse_client::Error::from_status("", &passed.err()?);
         error.reason().map(str::to_owned)
     }
