@@ -19,7 +19,7 @@ use openraft::storage::{
 };
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, StorageError};
-use statehouse_store::{Config, ReplicaId, Store};
+use statehouse_store::{Config, Error, ReplicaId, Store};
 use tempfile::TempDir;
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
@@ -81,13 +81,21 @@ async fn waits(store: &Store, job: impl Future<Output = io::Result<()>>) {
 /// Holds up the commit thread and fills its queue until the answer is dropped.
 fn fill_queue(store: &Store) -> mpsc::Sender<()> {
     let (hold, held) = mpsc::channel();
+    let held = Arc::new(std::sync::Mutex::new(held));
     let (begin, begun) = mpsc::channel();
-    let holding = move |_| {
-        begin.send(()).unwrap();
-        // An error means that it was held for long enough.
-        let _ = held.recv();
+    let holding = || {
+        let (begin, held) = (begin.clone(), held.clone());
+        Box::new(move |_| {
+            begin.send(()).unwrap();
+            // An error means that it was held for long enough.
+            let _ = held.lock().unwrap().recv();
+        })
     };
-    store.meta_put("held", Bytes::new(), Box::new(holding)).unwrap();
+    // A job that nobody waits for, such as a truncation, may still be in the queue.
+    while let Err(error) = store.meta_put("held", Bytes::new(), holding()) {
+        assert!(matches!(error, Error::Overloaded { .. }), "{error}");
+        std::thread::yield_now();
+    }
     begun.recv().unwrap();
     while store.meta_put("filled", Bytes::new(), Box::new(|_| ())).is_ok() {}
     hold
