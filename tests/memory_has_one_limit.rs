@@ -72,6 +72,12 @@ async fn until_nothing_is_held(node: &Node) {
     until(node, "statehouse_memory_part_bytes{part=\"request\"}", 0).await;
 }
 
+/// Whether a call was refused for want of room, or its answer dropped since room was short and the
+/// client slow to read, as it may be on a busy machine.
+fn is_shed(error: &Error) -> bool {
+    matches!(error.reason(), Some("OVERLOADED" | "STREAM_STALLED"))
+}
+
 /// How calls ended.
 #[derive(Default)]
 struct Ends {
@@ -86,7 +92,7 @@ impl Ends {
                 self.done.fetch_add(1, Ordering::Relaxed);
                 Some(answer)
             }
-            Err(error) if error.reason() == Some("OVERLOADED") => {
+            Err(error) if is_shed(&error) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
                 None
             }
@@ -193,9 +199,10 @@ async fn what_finds_no_room_is_refused_with_a_time_to_try_again() {
             }
             Err(status) => {
                 let error = client.error(&status);
-                assert_eq!(error.reason(), Some("OVERLOADED"), "{error}");
-                assert!(status.get_details_retry_info().is_some(), "{error}");
-                refused += 1;
+                assert!(is_shed(&error), "{error}");
+                let overloaded = error.reason() == Some("OVERLOADED");
+                assert!(!overloaded || status.get_details_retry_info().is_some(), "{error}");
+                refused += usize::from(overloaded);
             }
         }
     }
