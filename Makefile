@@ -57,8 +57,8 @@ bench: needs
 
 # The promises of a cluster, for long: kill -9, power losses (as root, with loop devices), damaged
 # files, clock steps, pauses, cuts, moves, restarts, repeated requests. Runs what `make unit` builds.
-# Writes benches/results/soak.md. SEED=N repeats a run's choices. Tests of a cluster mostly wait: three
-# run at a time, and damage to the files of a store fills what is left of the processors.
+# Writes benches/results/soak.md. SEED=N repeats a run's choices. A cluster mostly waits, so three tests
+# of one run at a time, and damage to the files of a store fills what is left of the processors.
 SOAK_RESULTS := $(CURDIR)/benches/results/soak.md
 SOAK := KILLS=100 ALL_KILLS=60 PAUSES=40 CONTROLLER_PAUSES=15 CATALOG_PAUSES=15 ROUNDS=12 MOVES=40 \
   UPLOADS=40 POWER_LOSSES=60 CLOCK_STEPS=20 DAMAGED_FILES=40 FLIPS=10000 SALVAGES=100
@@ -71,5 +71,7 @@ soak: needs
 	export $(SOAK) SOAK_RESULTS=$(SOAK_RESULTS); failed=0; \
 	nice cargo test $(CARGO_FLAGS) --workspace --test promises -- \
 	  damage_in_any_file salvage_keeps --nocapture & \
-	cargo test $(CARGO_FLAGS) --workspace --test cluster -- --nocapture --test-threads 3 || failed=1; \
+	cargo test $(CARGO_FLAGS) --workspace --test cluster -- --list | sed -n 's/: test$$//p' | \
+	  xargs -P 3 -I TEST cargo test --quiet $(CARGO_FLAGS) --workspace --test cluster -- \
+	    --exact TEST --nocapture || failed=1; \
 	wait $$! || failed=1; exit $$failed
