@@ -104,6 +104,26 @@ fn a_calm_history_is_fine() {
 }
 
 #[test]
+fn a_patch_that_nobody_saw_may_go_on_from_a_put_that_nobody_saw() {
+    let hidden = |action| {
+        let put = told().put(1, (0, 2), 10).delete(2, (3, 4), 10);
+        let unknown = put.write(3, action, 5, Outcome::Unknown);
+        unknown.patch(4, (6, 7), 13).put(5, (8, 9), 14).get((10, 11), 14, &[5])
+    };
+    let fine = hidden(Action::Put(Any));
+    fine.fine();
+    assert_eq!(fine.0.search(Search::Bare), Some(true));
+    let wrong = hidden(Action::Patch(Any));
+    wrong.wrong();
+    assert_eq!(wrong.0.search(Search::Bare), Some(false));
+    // What held only where the hidden put was can't be searched for.
+    let needs = Action::Put(Version(12));
+    let needing = told().write(1, Action::Put(Any), 0, Outcome::Unknown);
+    let needing = needing.write(2, needs, 3, Outcome::Done { versions: vec![13], at: 4 });
+    assert_eq!(needing.get((5, 6), 13, &[2]).0.search(Search::Bare), None);
+}
+
+#[test]
 fn a_version_belongs_to_one_write_and_a_write_has_one() {
     let shared = told().put(1, (1, 2), 10).put(2, (3, 4), 10);
     assert_eq!(shared.wrong(), Violation::SharedVersion { version: 10, first: 1, second: 2 });

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use porcupine_rs::{CheckResult, Model, Operation, check_operations_timeout};
 
-use super::{Action, Condition, History, NEVER, Outcome, Seen};
+use super::{Action, Condition, History, NEVER, Outcome, Seen, Write};
 
 /// How long a search may take: of a key with much of unknown outcome it may take for ever.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -82,14 +82,15 @@ impl Model for Key {
 pub enum Search {
     /// All, in the order of versions: as `History::check`.
     Versioned,
-    /// Only those that somebody saw, as each of the others doubles the search; versions only
-    /// name writes.
+    /// Only those that somebody saw, and puts that an unseen patch may have gone on from, as each
+    /// of the others doubles the search; versions only name writes.
     Bare,
 }
 
 impl History {
     /// Whether some order of the operations explains the answers; `None`: the search took too
-    /// long. Bounded looks, and looks at versions that no write is known to have, are left out.
+    /// long, or an acknowledged write needed a version that no write is known to have. Bounded
+    /// looks, and looks at such versions, are left out.
     pub fn search(&self, search: Search) -> Option<bool> {
         let mut ids = HashMap::new();
         let mut seen = HashSet::new();
@@ -104,18 +105,29 @@ impl History {
                 seen.extend(trail.iter().copied());
             }
         }
+        let unseen_patch = |write: &Write| {
+            matches!((write.action, &write.outcome), (Action::Patch(_), Outcome::Done { .. }))
+                && !seen.contains(&write.id)
+        };
+        let hidden_puts = self.writes.iter().any(unseen_patch);
         let own: HashMap<u64, u64> = ids.iter().map(|(version, id)| (*id, *version)).collect();
         let mut operations = Vec::new();
         for write in &self.writes {
             let unseen = write.outcome == Outcome::Unknown && !seen.contains(&write.id);
-            let delete = matches!(write.action, Action::Delete(_));
-            if write.outcome == Outcome::Nothing || search == Search::Bare && unseen && !delete {
+            let needed = match write.action {
+                Action::Put(_) => hidden_puts,
+                Action::Patch(_) => false,
+                Action::Delete(_) => true,
+            };
+            if write.outcome == Outcome::Nothing || search == Search::Bare && unseen && !needed {
                 continue;
             }
             let version = own.get(&write.id).copied().filter(|_| search == Search::Versioned);
             let sure = matches!(write.outcome, Outcome::Done { .. });
-            if let Some(step) = step_of(write.id, write.action, (version, sure), &ids) {
-                operations.push(operation(write.sent, write.done_at(), step));
+            match step_of(write.id, write.action, (version, sure), &ids) {
+                Some(step) => operations.push(operation(write.sent, write.done_at(), step)),
+                None if sure => return None,
+                None => {}
             }
         }
         for look in self.looks.iter().filter(|look| look.lag.is_none()) {
