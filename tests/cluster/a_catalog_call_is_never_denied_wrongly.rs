@@ -10,7 +10,7 @@ use crate::harness::cluster::{Cluster, Shape, await_some};
 use crate::harness::{PATIENCE, scale, seed};
 
 /// Times that most of the cluster stands still in a short run; `CATALOG_PAUSES` overrides it.
-const PAUSES: u64 = 2;
+const CATALOG_PAUSES: u64 = 2;
 
 /// Calls made before, one after the other, so that one of them is under way at the pause.
 const CALLS: std::ops::Range<u64> = 3..20;
@@ -26,7 +26,7 @@ async fn what_a_catalog_call_says_did_not_happen_never_does() {
     let mut cluster = Cluster::of(Shape { shards: 1, ..Shape::default() }).await;
     let mut denied = Vec::new();
     let mut unknown = Vec::new();
-    for pause in 0..scale("CATALOG_PAUSES", PAUSES) {
+    for pause in 0..scale("CATALOG_PAUSES", CATALOG_PAUSES) {
         let leader = cluster.leader(0).await;
         let through = leader % 3 + 1;
         let config = Config { timeout: Some(PATIENCE), ..Config::new(cluster.endpoint(through)) };

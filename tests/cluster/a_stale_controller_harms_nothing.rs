@@ -23,7 +23,7 @@ use crate::harness::{PATIENCE, bytes_field, create, put, report, scale, seed};
 use crate::shards_move_under_load::{STEPS, ask_to_move, controller, end_of, fetch, is_at};
 
 /// Pauses of a short run; `CONTROLLER_PAUSES` overrides it.
-const PAUSES: u64 = 6;
+const CONTROLLER_PAUSES: u64 = 6;
 
 /// The node that replicas come to and leave again.
 const SPARE: u64 = 4;
@@ -165,7 +165,7 @@ async fn a_controller_that_stood_still_in_the_middle_of_a_move_undoes_nothing() 
     let mut steps = STEPS;
     steps.shuffle(&mut random);
     let mut ends = BTreeMap::new();
-    let pauses = scale("CONTROLLER_PAUSES", PAUSES);
+    let pauses = scale("CONTROLLER_PAUSES", CONTROLLER_PAUSES);
     // A long run comes to every step often.
     for step in steps.into_iter().cycle().take(pauses as usize) {
         load.answers(50).await;

@@ -21,7 +21,7 @@ use crate::harness::{bytes_field, create, field_bytes, get, put, report, scale, 
 const PAUSES: u64 = 12;
 
 /// Kills of all nodes in a short run; `ALL_KILLS` overrides it.
-const KILLS: u64 = 4;
+const ALL_KILLS: u64 = 4;
 
 /// How long a follower stands still: longer than it takes its leader to suspect it.
 const STILL: Duration = Duration::from_millis(1_300);
@@ -197,7 +197,7 @@ async fn bounded_reads_right_after_all_nodes_were_killed_keep_their_bound() {
     // Few keys, written all the time: much lies behind what is flushed, and is replayed.
     let load = Load { keys: 8, ..Load::default() };
     let load = Workload::start(&cluster, load, random.random()).await;
-    let kills = scale("ALL_KILLS", KILLS);
+    let kills = scale("ALL_KILLS", ALL_KILLS);
     for _ in 0..kills {
         load.answers(random.random_range(300..900)).await;
         for node in 1..=3 {
