@@ -234,9 +234,10 @@ impl Group {
         Some(Leader { replica: ReplicaId(replica), node: NodeId(member.node) })
     }
 
-    /// Whether this replica leads, as far as it knows.
+    /// Whether this replica leads, as far as it knows. By what `leader` goes by as well: the two
+    /// never disagree.
     pub fn leads(&self) -> bool {
-        !self.has_failed() && self.raft.is_leader()
+        self.leading_term().is_some()
     }
 
     /// How old what is applied here may be, on this node's clock: everything acknowledged longer
